@@ -1,0 +1,131 @@
+"""The schema of a run: enumerations, dataclasses and the checks between fields. No behaviour.
+
+The same dataclasses are Hydra's structured config (run.py) and the arguments of the core functions (a notebook).
+Every default equals the default of the command line; conf/ documents each field where it is set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from resnet8_quant.errors import ExperimentError
+
+
+class NumberType(Enum):
+    """Number formats of tensors; the member's name is the word in the config and the CSV."""
+
+    float32 = "float32"
+    int8 = "int8"
+    uint8 = "uint8"
+    int16 = "int16"
+    uint16 = "uint16"
+    int4 = "int4"
+    uint4 = "uint4"
+
+    @property
+    def bits(self) -> int:
+        """Width in bits."""
+        return int(self.name.lstrip("uintflo"))
+
+
+class Format(Enum):
+    """How quantization is written in the graph: Q/DQ pairs around float operators, or integer operators."""
+
+    QDQ = "QDQ"
+    QOperator = "QOperator"
+
+
+class Method(Enum):
+    """How the range of an activation is found."""
+
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+
+
+class ModelKind(Enum):
+    """Where the float model comes from."""
+
+    resnet8 = "resnet8"
+    mlperf_tiny = "mlperf_tiny"
+    onnx = "onnx"
+
+
+class DataKind(Enum):
+    """Where the images come from."""
+
+    cifar10 = "cifar10"
+    sample = "sample"
+    arrays = "arrays"
+
+
+class Layout(Enum):
+    """Order of the input's axes; auto reads it from the model's input shape."""
+
+    auto = "auto"
+    NHWC = "NHWC"
+    NCHW = "NCHW"
+
+
+@dataclass
+class QuantConfig:
+    name: str = "int8"
+    activation_type: NumberType = NumberType.int8
+    weight_type: NumberType = NumberType.int8
+    per_channel: bool = False
+    format: Format = Format.QDQ
+    activation_symmetric: bool = False
+    weight_symmetric: Optional[bool] = None
+    reduce_range: bool = False
+
+
+@dataclass
+class CalibrationConfig:
+    method: Method = Method.minmax
+    samples_per_class: int = 100
+    percentile: Optional[float] = None
+    bins: Optional[int] = None
+
+
+@dataclass
+class ModelConfig:
+    kind: ModelKind = ModelKind.resnet8
+    source: Optional[str] = None
+    path: Optional[str] = None
+    layout: Layout = Layout.auto
+    mean: Optional[list[float]] = None
+    std: Optional[list[float]] = None
+
+
+@dataclass
+class DataConfig:
+    kind: DataKind = DataKind.cifar10
+    root: Optional[str] = None
+    path: Optional[str] = None
+
+
+@dataclass
+class EvaluationConfig:
+    batch_size: int = 500
+    threads: int = 0
+
+
+@dataclass
+class LatencyConfig:
+    runs: int = 300
+    warmup: int = 50
+    threads: int = 1
+
+
+@dataclass
+class Config:
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    seed: int = 42
+    cache_dir: Optional[str] = None

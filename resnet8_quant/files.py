@@ -1,0 +1,103 @@
+"""Files that are whole or absent: atomic writes, locks, digests, and the per-user cache folder.
+
+In: paths. Out: files that appear under their name only when complete, so that a killed run leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resnet8_quant.errors import ExperimentError
+
+CACHE_VARIABLE = "RESNET8_QUANT_CACHE"
+
+
+def cache_folder(configured: str | None = None) -> Path:
+    """The cache folder, made if needed: ``configured``, else $RESNET8_QUANT_CACHE, else the user's cache folder.
+
+    Raises:
+        ExperimentError: the folder cannot be made or written to.
+    """
+    if configured or os.environ.get(CACHE_VARIABLE):
+        folder = Path(configured or os.environ[CACHE_VARIABLE]).expanduser()
+    else:
+        import platformdirs
+
+        folder = Path(platformdirs.user_cache_dir("resnet8_quant", appauthor=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("permission denied")
+    except OSError as error:
+        raise ExperimentError(
+            f"`cache_dir`: {folder} cannot be written to ({error.strerror or error})",
+            f"choose another folder: cache_dir=FOLDER, or export {CACHE_VARIABLE}=FOLDER",
+        ) from error
+    return folder
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(*parts: bytes | memoryview) -> str:
+    """SHA-256 of the concatenation of ``parts``, hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
+
+    Raises:
+        ExperimentError: the disk is full or the folder is read-only.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> ExperimentError:
+    """The error for a file that cannot be written: full disk, read-only folder, a file in the way."""
+    return ExperimentError(
+        f"cannot write {path}: {error.strerror or error}",
+        "free some space or choose a writable folder: hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir=FOLDER), "
+        "cache_dir=FOLDER",
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``: parallel processes that enter with the same path go one after the other."""
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path):
+        yield
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
