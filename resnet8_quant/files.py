@@ -6,6 +6,7 @@ In: paths. Out: files that appear under their name only when complete, so that a
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resnet8_quant.errors import ExperimentError
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "RESNET8_QUANT_CACHE"
 
@@ -89,12 +92,55 @@ def unwritable(path: Path, error: OSError) -> ExperimentError:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``: parallel processes that enter with the same path go one after the other."""
+    """Hold the lock file ``path``: parallel processes that enter with the same path go one after the other.
+
+    The operating system lets go of the lock when its holder dies, however it dies.
+
+    Raises:
+        ExperimentError: the lock file cannot be written.
+    """
     import filelock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path):
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("waiting for another process that holds %s", path)
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, made if needed, for one run: a second one that writes there at the same time is refused.
+
+    Raises:
+        ExperimentError: another process holds it, or it cannot be written to.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ExperimentError(
+            f"another run is writing to {folder}", "wait for it, or choose another folder: hydra.run.dir=FOLDER"
+        ) from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+        lock.release()
 
 
 def _umask() -> int:

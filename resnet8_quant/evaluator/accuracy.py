@@ -1,0 +1,167 @@
+"""What a model answers: the predicted class of every image, computed or taken from the cache.
+
+In: a serialized model, its input contract, uint8 images. Out: predicted classes and the number of ties.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.session import open_session, run_batch
+from resnet8_quant.files import locked, replacing, sha256_bytes
+from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.machine import cpu_description
+from resnet8_quant.progress import progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers of a model.
+
+    Attributes:
+        labels: int64 [N], the class with the largest output; of equal ones the first.
+        ties: number of images whose largest output is shared by several classes.
+    """
+
+    labels: np.ndarray
+    ties: int
+
+
+def predict(
+    model: bytes,
+    contract: InputContract,
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    threads: int,
+    description: str = "evaluating",
+) -> Predictions:
+    """Run a model on images.
+
+    Args:
+        model: serialized ModelProto; its first output is [N, classes].
+        contract: what the model expects at its input; a fixed batch there overrules ``batch_size``.
+        images: uint8 [N, H, W, C].
+        batch_size: images per call.
+        threads: 0: as many as there are cores.
+        description: shown beside the progress bar.
+
+    Raises:
+        ExperimentError: the model cannot be loaded or run, has another number of classes, or answers NaN.
+    """
+    session = open_session(model, threads)
+    size = contract.batch or batch_size
+    labels = np.empty(len(images), np.int64)
+    ties = 0
+    with progress(description, len(images), "images") as advance:
+        for start in range(0, len(images), size):
+            batch = contract.prepare(images[start : start + size])
+            count = len(batch)
+            if contract.batch is not None and count < size:
+                # Repeating an image leaves the range of the batch alone, which dynamic quantization looks at.
+                batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
+            output = run_batch(session, contract.name, batch)
+            if output.shape != (len(batch), contract.classes):
+                raise ExperimentError(
+                    f"the model's first output has shape {list(output.shape)} for a batch of {len(batch)}, "
+                    f"expected [{len(batch)}, {contract.classes}]",
+                    "choose a classifier with one output per class: model.path=MODEL.onnx",
+                )
+            output = output[:count]
+            bad = np.isnan(output).any(axis=1)
+            if bad.any():
+                raise ExperimentError(
+                    f"the model's output is NaN for image {start + int(bad.argmax())}",
+                    "check the weights and the input range: model.mean=[R,G,B] model.std=[R,G,B], in pixels 0..255",
+                )
+            labels[start : start + count] = output.argmax(axis=1)
+            ties += int(((output == output.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+            advance(count)
+    return Predictions(labels, ties)
+
+
+def cached_predictions(
+    model: bytes,
+    contract: InputContract,
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    threads: int,
+    cache: Path,
+    description: str = "evaluating",
+) -> tuple[Predictions, float]:
+    """``predict`` through a cache; of parallel jobs that ask the same, one computes and the others wait.
+
+    The key covers all that can move an answer: the bytes of the model and of the images, how they are fed, ONNX
+    Runtime, the CPU. An entry that is damaged or belongs to another key is computed anew and replaced.
+
+    Args:
+        cache: the cache folder; entries are ``predictions/<key>.npz`` in it.
+
+    Returns:
+        The predictions and the seconds spent on computing them: 0.0 when they came from the cache.
+
+    Raises:
+        ExperimentError: as ``predict``; or the cache cannot be written.
+    """
+    key = _key(model, contract, images, batch_size, threads)
+    path = cache / "predictions" / f"{key}.npz"
+    with locked(path.with_suffix(".lock")):
+        stored = _read_entry(path, key, len(images), contract.classes)
+        if stored is not None:
+            log.debug("predictions from the cache: %s", path)
+            return stored, 0.0
+        start = time.perf_counter()
+        predictions = predict(model, contract, images, batch_size=batch_size, threads=threads, description=description)
+        seconds = time.perf_counter() - start
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=np.array(key), labels=predictions.labels, ties=np.int64(predictions.ties))
+    return predictions, seconds
+
+
+def _key(model: bytes, contract: InputContract, images: np.ndarray, batch_size: int, threads: int) -> str:
+    import onnxruntime
+
+    facts = {
+        "entry": 1,  # count up when predict or the entry's content changes
+        "model": sha256_bytes(model),
+        "images": sha256_bytes(np.ascontiguousarray(images).reshape(-1).data),
+        "shape": images.shape,
+        "layout": contract.layout.value,
+        "mean": contract.mean,
+        "std": contract.std,
+        "classes": contract.classes,
+        "batch": contract.batch or batch_size,
+        "threads": threads,
+        "onnxruntime": onnxruntime.__version__,
+        "cpu": cpu_description(),
+    }
+    return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
+
+
+def _read_entry(path: Path, key: str, count: int, classes: int) -> Predictions | None:
+    """The entry at ``path``; None if there is none or it is not what ``cached_predictions`` wrote for ``key``."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            stored_key, labels, ties = entry["key"].item(), entry["labels"], int(entry["ties"])
+        if stored_key != key:
+            raise ValueError("it belongs to another key")
+        if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
+            raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
+        if count and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"labels outside 0..{classes - 1}")
+    except Exception as error:  # damage has many shapes, and the answer to each is to compute anew
+        log.warning("unusable cache entry is replaced: %s (%s)", path, error)
+        return None
+    return Predictions(labels, ties)

@@ -1,0 +1,61 @@
+"""Plain advice where a measurement calls for it: what an expert colleague would say on seeing the row.
+
+In: a `RunResult`. Out: sentences, most urgent first; none where all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from resnet8_quant.results import RunResult
+
+LARGE_LOSS = 0.05  # accuracy ratio
+NEAR_CHANCE = 2.0  # times the accuracy of guessing
+SLOWER = 1.05  # times the float model's median latency
+MANY_TIES = 0.001  # of the images
+CLASSES_OF_CHANCE = 10
+
+
+def _collapse(row: RunResult) -> str | None:
+    if row.accuracy is None or row.accuracy_delta is None:
+        return None
+    if row.accuracy <= NEAR_CHANCE / CLASSES_OF_CHANCE:
+        return (
+            f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
+            + ("Check the calibration and the types." if row.calibration_method else "Check the input range and layout.")
+        )
+    if row.accuracy_delta < -LARGE_LOSS:
+        narrow = row.weight_bits is not None and row.weight_bits < 8
+        hint = "quant.per_channel=true or 8-bit weights" if narrow else "quant=u8s8 or calibration=percentile"
+        return f"WARNING: top-1 fell by {-100 * row.accuracy_delta:.2f} points. Try {hint}."
+    return None
+
+
+def _slow(row: RunResult) -> str | None:
+    fast, slow = row.float_latency_us_median, row.latency_us_median
+    if not row.calibration_method or fast is None or slow is None or slow < SLOWER * fast:
+        return None
+    how = f"ran {slow / fast:.1f}x slower than float on this CPU"
+    if row.kernels == "simulated":
+        return f"{row.weight_type} weights {how}: only the file shrinks, all kernels compute in float."
+    if row.kernels == "mixed":
+        how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
+    return f"{row.activation_type} activations {how}; try quant=u8s8."
+
+
+def _ties(row: RunResult) -> str | None:
+    if row.ties is None or row.eval_images is None or row.ties <= MANY_TIES * row.eval_images:
+        return None
+    if row.float_ties is not None and row.ties <= row.float_ties:
+        return None
+    return (
+        f"{row.ties} images tie between classes after the quantized softmax (scale 1/256); the lowest class number wins."
+    )
+
+
+RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _slow, _ties)
+
+
+def advise(row: RunResult) -> list[str]:
+    """All sentences that apply to ``row``."""
+    return [sentence for rule in RULES if (sentence := rule(row)) is not None]

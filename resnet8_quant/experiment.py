@@ -1,0 +1,306 @@
+"""One run, the whole story: data, model, float baseline, calibration, quantization, comparison, latency, results.
+
+In: a `Config` and an output folder. Out: a `RunResult`, and in the folder results.csv, per_class.csv, predictions.npy,
+model.onnx and run.json. Nothing here knows Hydra: a notebook calls `run_experiment(Config(), Path("out"))`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet8_quant import __version__, results
+from resnet8_quant.config import Config, NumberType, check
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
+from resnet8_quant.evaluator.kernels import KernelReport, kernel_report
+from resnet8_quant.evaluator.latency import measure
+from resnet8_quant.evaluator.statistics import ClassRow, Comparison, compare
+from resnet8_quant.files import cache_folder, claimed, replacing, sha256_bytes
+from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
+from resnet8_quant.inputs.model import FloatModel, load_model
+from resnet8_quant.machine import cpu_description, peak_rss_mb
+from resnet8_quant.quantizer.sampling import draw_stratified, overlapping
+from resnet8_quant.results import RunResult
+
+log = logging.getLogger(__name__)
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from: dataset, float model, indices of the calibration images, cache folder."""
+
+    data: Dataset
+    model: FloatModel
+    chosen: NDArray[np.int64]
+    cache: Path
+
+
+def prepare(config: Config) -> Prepared:
+    """Everything that can be refused before the work begins; a sweep tries it before its first job.
+
+    Raises:
+        ExperimentError: the config, the data, the model or the number of calibration images.
+    """
+    check(config)
+    cache = cache_folder(config.cache_dir)
+    data = load_dataset(config.data, cache)
+    height, width, channels = data.test.images.shape[1:]
+    model = load_model(config.model, (height, width, channels), data.classes, cache)
+    chosen = np.empty(0, np.int64)
+    if config.quant.activation_type is not NumberType.float32:
+        chosen = draw_stratified(data.train.labels, config.calibration.samples_per_class, config.seed)
+    return Prepared(data, model, chosen, cache)
+
+
+def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResult:
+    """Run one experiment and write its results to ``folder``.
+
+    Args:
+        config: of the run; checked here.
+        folder: for the outputs; two runs never share one.
+        overrides: the command line's words, for the record.
+
+    Raises:
+        ExperimentError: anything that the user can fix.
+    """
+    started = datetime.now(UTC)
+    with claimed(folder):
+        prepared = prepare(config)
+        data, model, chosen = prepared.data, prepared.model, prepared.chosen
+        test, overlap = _evaluation_images(config, data, chosen)
+        threads, batch_size = config.evaluation.threads, config.evaluation.batch_size
+        float_predictions, float_seconds = cached_predictions(
+            model.serialized,
+            model.contract,
+            test.images,
+            batch_size=batch_size,
+            threads=threads,
+            cache=prepared.cache,
+            description="evaluating float",
+        )
+        float_accuracy = np.mean(float_predictions.labels == test.labels)
+        log.info("float model: %.2f %% top-1 on %d images", 100 * float_accuracy, len(test.labels))
+
+        row, details = _quantized(config, model, data.train.images[chosen], len(chosen))
+        serialized: bytes = details.pop("serialized")
+        clock = time.perf_counter()
+        predictions = float_predictions
+        if serialized is not model.serialized:
+            predictions = predict(
+                serialized,
+                model.contract,
+                test.images,
+                batch_size=batch_size,
+                threads=threads,
+                description="evaluating quantized",
+            )
+        evaluation_seconds = time.perf_counter() - clock
+        comparison = compare(predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model))
+        kernels = kernel_report(serialized, config.latency.threads)
+        latency = _latency(config, model, serialized, test.images)
+
+        result = RunResult(
+            **row,
+            **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
+            **latency,
+            quant_type=config.quant.name,
+            refine="none",
+            model=model.name,
+            data=data.name,
+            seed=config.seed,
+            calibration_overlap=overlap,
+            eval_images=len(test.labels),
+            model_bytes=len(serialized),
+            float_model_bytes=len(model.serialized),
+            kernels=kernels.kernels,
+            integer_kernels=kernels.integer,
+            compute_kernels=kernels.total,
+            evaluation_seconds=round(evaluation_seconds, 4),
+            float_evaluation_seconds=round(float_seconds, 4),
+            peak_rss_mb=peak_rss_mb(),
+            model_sha256=sha256_bytes(serialized),
+            float_model_sha256=model.digest,
+            data_sha256=data.digest,
+            onnxruntime_version=_version("onnxruntime"),
+            package_version=__version__,
+            cpu=cpu_description(),
+            overrides=overrides or None,
+            started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        details["calibration_indices_sha256"] = sha256_bytes(chosen.astype("<i8").tobytes())
+        _write(folder, config, result, comparison.per_class, predictions, serialized, kernels, details)
+    return result
+
+
+def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
+    """The row of a job that could not run: what was asked for, and why not."""
+    problem = error.problem if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
+    return RunResult(
+        status="failed",
+        error=" ".join(problem.split()),
+        quant_type=config.quant.name,
+        calibration_method=config.calibration.method.name,
+        samples_per_class=config.calibration.samples_per_class,
+        refine="none",
+        model=config.model.kind.name,
+        data=config.data.kind.name,
+        seed=config.seed,
+        onnxruntime_version=_version("onnxruntime"),
+        package_version=__version__,
+        cpu=cpu_description(),
+        overrides=overrides or None,
+        started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _evaluation_images(config: Config, data: Dataset, chosen: NDArray[np.int64]) -> tuple[Split, int | None]:
+    """The test split without images that calibration uses, and how many that left out."""
+    if not len(chosen):
+        return data.test, None
+    log.info("calibration: %d train images, seed %d", len(chosen), config.seed)
+    seen = overlapping(data.train.images[chosen], data.test.images)
+    overlap = int(seen.sum())
+    if overlap == 0:
+        return data.test, 0
+    if not config.calibration.allow_test_images:
+        raise ExperimentError(
+            f"`data`: {overlap} of {len(seen)} test images are also among the {len(chosen)} calibration images, which "
+            "would make the accuracy look better than it is",
+            "remove them from x_train, or leave them out of the evaluation: calibration.allow_test_images=true",
+        )
+    if overlap == len(seen):
+        raise ExperimentError("`data`: every test image is used for calibration", "give other test images")
+    log.warning("%d test images were used for calibration: the evaluation leaves them out", overlap)
+    return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
+
+
+def _quantized(config: Config, model: FloatModel, images: np.ndarray, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns that describe the quantization, and details for run.json with the model's bytes."""
+    from resnet8_quant.quantizer.contents import read_contents
+
+    row: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    if config.quant.activation_type is NumberType.float32:
+        contents, details["serialized"] = read_contents(model.proto()), model.serialized
+    else:
+        from resnet8_quant.quantizer.quantize import quantize
+
+        quantized = quantize(model, images, config.quant, config.calibration, threads=config.evaluation.threads)
+        contents, details["serialized"] = quantized.contents, quantized.serialized
+        details["ranges"] = {name: [float(low), float(high)] for name, (low, high) in quantized.ranges.items()}
+        row = {
+            "format": config.quant.format.name,
+            "per_channel": contents.per_channel,
+            "calibration_method": config.calibration.method.name,
+            "samples_per_class": config.calibration.samples_per_class,
+            "calibration_images": count,
+            "calibration_seconds": round(quantized.calibration_seconds, 4),
+            "quantization_seconds": round(quantized.quantization_seconds, 4),
+        }
+    details["operators"] = contents.operators
+    shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
+    row.update({name: getattr(contents, name) for name in shared})
+    row.update(activation_bits=_bits(contents.activation_type), weight_bits=_bits(contents.weight_type))
+    return row, details
+
+
+def _latency(config: Config, model: FloatModel, serialized: bytes, images: np.ndarray) -> dict[str, Any]:
+    """Columns of the interleaved latency measurement; none where latency.runs is 0."""
+    clock = time.perf_counter()
+    models = {"float": model.serialized, "quantized": serialized}
+    if serialized is model.serialized:
+        del models["quantized"]
+    measured = measure(
+        models,
+        model.contract,
+        images[: model.contract.batch or 1],
+        runs=config.latency.runs,
+        warmup=config.latency.warmup,
+        threads=config.latency.threads,
+    )
+    if not measured:
+        return {}
+    float_latency = measured["float"]
+    latency = measured.get("quantized", float_latency)
+    return {
+        "latency_us_median": round(latency.median_us, 2),
+        "latency_us_p95": round(latency.p95_us, 2),
+        "float_latency_us_median": round(float_latency.median_us, 2),
+        "float_latency_us_p95": round(float_latency.p95_us, 2),
+        "latency_batch": latency.batch,
+        "latency_threads": config.latency.threads,
+        "latency_seconds": round(time.perf_counter() - clock, 4),
+    }
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    result: RunResult,
+    per_class: tuple[ClassRow, ...],
+    predictions: Predictions,
+    serialized: bytes,
+    kernels: KernelReport,
+    details: dict[str, Any],
+) -> None:
+    """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it."""
+    import csv
+
+    (folder / results.FILE_NAME).unlink(missing_ok=True)  # of an earlier run in the same, explicitly chosen folder
+    with replacing(folder / "model.onnx") as temporary:
+        temporary.write_bytes(serialized)
+    with replacing(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, predictions.labels)
+    with replacing(folder / "per_class.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in per_class)
+    record = {
+        "result": dataclasses.asdict(result),
+        "config": dataclasses.asdict(config, dict_factory=_plain),
+        "versions": {name: _version(name) for name in ("onnxruntime", "onnx", "numpy", "hydra-core", "resnet8-quant")},
+        "runtime_operators": kernels.ops,
+        **details,
+    }
+    with replacing(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    results.write(result, folder)
+
+
+def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
+    if data.name in ("cifar10", "sample") and model.contract.classes == len(CIFAR10_CLASSES):
+        return CIFAR10_CLASSES
+    return tuple(str(label) for label in range(model.contract.classes))
+
+
+def _shared_fields(kind: type) -> list[str]:
+    """Fields that a dataclass shares with the row."""
+    return [field.name for field in dataclasses.fields(kind) if field.name in results.COLUMNS]
+
+
+def _bits(kinds: str) -> int:
+    """The widest of the types that were found, in bits: 8 for "int8+uint8"."""
+    return max(NumberType[kind].bits for kind in kinds.split("+"))
+
+
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.name if isinstance(value, Enum) else value for name, value in pairs}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

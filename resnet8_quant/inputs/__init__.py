@@ -1,0 +1,1 @@
+"""Everything that enters: datasets and float models, fetched, decoded, checked."""

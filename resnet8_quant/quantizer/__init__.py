@@ -1,0 +1,1 @@
+"""Float model + calibration images -> quantized model."""

@@ -1,0 +1,138 @@
+"""Float model + calibration images -> quantized model, through onnxruntime's quantize_static.
+
+In: a `FloatModel`, uint8 calibration images, the `quant` and `calibration` parts of the config. Out: a `QuantizedModel`
+with what was really quantized. The ranges are found by this package and handed to quantize_static as a calibration
+cache, its documented way in; quantize_static inserts the Q/DQ pairs or the integer operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from resnet8_quant.config import CalibrationConfig, NumberType, QuantConfig
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.quantizer.activations import ActivationStream, calibrated_tensors
+from resnet8_quant.quantizer.contents import GraphContents, read_contents
+from resnet8_quant.quantizer.ranges import Ranges, find_ranges
+from resnet8_quant.quantizer.reader import ImageReader
+
+log = logging.getLogger(__name__)
+
+# What quantize_static quantizes by default, in a fixed order: its own default is a set, whose order varies.
+OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
+QUANT_TYPES = {kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}") for kind in NumberType
+               if kind is not NumberType.float32}
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A quantized model and how it came about.
+
+    Attributes:
+        serialized: ONNX bytes.
+        contents: what was really quantized.
+        ranges: {tensor: (low, high)} that calibration chose.
+        calibration_seconds, quantization_seconds: wall time.
+    """
+
+    serialized: bytes
+    contents: GraphContents
+    ranges: Ranges
+    calibration_seconds: float
+    quantization_seconds: float
+
+
+def quantize(
+    model: FloatModel,
+    images: np.ndarray,
+    quant: QuantConfig,
+    calibration: CalibrationConfig,
+    *,
+    threads: int = 0,
+) -> QuantizedModel:
+    """Calibrate on ``images`` and quantize ``model``.
+
+    Args:
+        model: float, BatchNorm folded.
+        images: uint8 [N,H,W,C], calibration images from the training set.
+        quant: number types and format.
+        calibration: method and parameters.
+        threads: of ONNX Runtime during calibration; 0 for all cores.
+
+    Raises:
+        ExperimentError: NaN in an activation, or nothing in the graph could be quantized.
+    """
+    started = time.perf_counter()
+    reader = ImageReader(images, model.contract)
+    stream = ActivationStream(model, calibrated_tensors(model.proto(), OPERATORS), reader, threads)
+    ranges = find_ranges(stream, calibration, 2**quant.activation_type.bits, quant.activation_symmetric)
+    calibrated = time.perf_counter()
+    serialized = _insert(model, reader, ranges, quant)
+    contents = read_contents(onnx.load_from_string(serialized))
+    if contents.quantized_ops == 0:
+        raise ExperimentError(
+            f"`model`: none of its {contents.float_ops} operators could be quantized",
+            f"onnxruntime quantizes {', '.join(OPERATORS)}",
+        )
+    log.info(
+        "quantized with %s on %d images: %s activations, %s weights%s, %s; %d operators quantized, %d float",
+        calibration.method.name,
+        len(images),
+        contents.activation_type,
+        contents.weight_type,
+        " per channel" if contents.per_channel else "",
+        quant.format.name,
+        contents.quantized_ops,
+        contents.float_ops,
+    )
+    return QuantizedModel(
+        serialized, contents, ranges, calibrated - started, time.perf_counter() - calibrated
+    )
+
+
+def _insert(model: FloatModel, reader: ImageReader, ranges: Ranges, quant: QuantConfig) -> bytes:
+    """Run quantize_static with ``ranges``; return the checked model's bytes."""
+    proto = model.proto()
+    add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
+    options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
+    if quant.weight_symmetric is not None:
+        options["WeightSymmetric"] = quant.weight_symmetric
+    chatter = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder, contextlib.redirect_stdout(chatter):
+        cache, output = Path(folder) / "ranges.json", Path(folder) / "model.onnx"
+        # a calibration cache is tagged with a method's name; MinMax means "these are the ranges"
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, dict(ranges)), cache)
+        reader.rewind()
+        quantize_static(
+            proto,
+            output,
+            reader,
+            quant_format=QuantFormat[quant.format.name],
+            op_types_to_quantize=OPERATORS,
+            per_channel=quant.per_channel,
+            reduce_range=quant.reduce_range,
+            activation_type=QUANT_TYPES[quant.activation_type],
+            weight_type=QUANT_TYPES[quant.weight_type],
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options=options,
+            calibration_cache_path=cache,
+        )
+        serialized = output.read_bytes()
+    if chatter.getvalue():
+        log.debug("onnxruntime: %s", chatter.getvalue())
+    onnx.checker.check_model(serialized, full_check=False)
+    return serialized

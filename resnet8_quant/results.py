@@ -1,0 +1,139 @@
+"""The row of a run: the schema of results.csv, written atomically and read back with its types.
+
+In: measurements. Out: one CSV with a header and one row. Ratios are not percents; what does not apply is empty; a new
+column raises `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import replacing
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.csv"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run. The order of the fields is the order of the columns.
+
+    Units are in the names; sizes are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types
+    are what was found in the produced graph. ``calibration_overlap`` counts test images that calibration used and the
+    evaluation left out. ``ties`` counts images whose largest output is reached by more than one class.
+    ``evaluation_seconds`` is the quantized model's; ``float_evaluation_seconds`` is near zero where the baseline came
+    from the cache. ``peak_rss_mb`` is the process's so far: in a sweep it includes earlier jobs.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    status: str = "ok"
+    error: str | None = None
+    quant_type: str | None = None
+    activation_type: str | None = None
+    weight_type: str | None = None
+    activation_bits: int | None = None
+    weight_bits: int | None = None
+    per_channel: bool | None = None
+    format: str | None = None
+    calibration_method: str | None = None
+    samples_per_class: int | None = None
+    calibration_images: int | None = None
+    calibration_overlap: int | None = None
+    refine: str | None = None
+    model: str | None = None
+    data: str | None = None
+    seed: int | None = None
+    eval_images: int | None = None
+    accuracy: float | None = None
+    accuracy_ci_low: float | None = None
+    accuracy_ci_high: float | None = None
+    float_accuracy: float | None = None
+    accuracy_delta: float | None = None
+    changed_predictions: int | None = None
+    flips_to_wrong: int | None = None
+    flips_to_right: int | None = None
+    mcnemar_p: float | None = None
+    ties: int | None = None
+    float_ties: int | None = None
+    model_bytes: int | None = None
+    float_model_bytes: int | None = None
+    weight_payload_bytes: int | None = None
+    quantized_ops: int | None = None
+    float_ops: int | None = None
+    kernels: str | None = None
+    integer_kernels: int | None = None
+    compute_kernels: int | None = None
+    latency_us_median: float | None = None
+    latency_us_p95: float | None = None
+    float_latency_us_median: float | None = None
+    float_latency_us_p95: float | None = None
+    latency_batch: int | None = None
+    latency_threads: int | None = None
+    calibration_seconds: float | None = None
+    quantization_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    float_evaluation_seconds: float | None = None
+    latency_seconds: float | None = None
+    peak_rss_mb: float | None = None
+    model_sha256: str | None = None
+    float_model_sha256: str | None = None
+    data_sha256: str | None = None
+    onnxruntime_version: str | None = None
+    package_version: str | None = None
+    cpu: str | None = None
+    overrides: str | None = None
+    started_utc: str | None = None
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(RunResult))
+_TYPES = {
+    name: next(kind for kind in (bool, int, float, str) if hint in (kind, kind | None))
+    for name, hint in get_type_hints(RunResult).items()
+}
+
+
+def write(result: RunResult, folder: Path) -> Path:
+    """Write ``folder``/results.csv; it appears whole or not at all."""
+    path = folder / FILE_NAME
+    row = {name: "" if value is None else value for name, value in dataclasses.asdict(result).items()}
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+    return path
+
+
+def read(path: Path) -> RunResult:
+    """Read a results.csv that may have been damaged or come from elsewhere.
+
+    Raises:
+        ExperimentError: it is not a row of this schema.
+    """
+    remedy = "run that job again; a results.csv of another version is read with that version of resnet8-quant"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ExperimentError(f"{path} cannot be read: {error}", remedy) from error
+    if len(rows) != 1 or tuple(rows[0]) != COLUMNS:
+        raise ExperimentError(f"{path} is not one row of schema {SCHEMA_VERSION}", remedy)
+    values: dict[str, object] = {}
+    for name, text in rows[0].items():
+        kind = _TYPES[name]
+        try:
+            if not text:
+                values[name] = None
+            elif kind is bool:
+                values[name] = {"True": True, "False": False}[text]
+            else:
+                values[name] = kind(text)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExperimentError(f"{path}: column `{name}` holds {text!r}, not a {kind.__name__}", remedy) from error
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ExperimentError(f"{path} has schema_version {values['schema_version']}, not {SCHEMA_VERSION}", remedy)
+    return RunResult(**values)  # type: ignore[arg-type]

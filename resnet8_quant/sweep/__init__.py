@@ -1,0 +1,1 @@
+"""Many runs: the Hydra callback and the summary table."""

@@ -1,0 +1,133 @@
+"""Between Hydra and the dataclasses: resolvers, typed configs, the grid of a sweep, and errors in plain words.
+
+In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `ExperimentError`s. With callback.py the
+only module of the package that knows Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from resnet8_quant.config import Config
+from resnet8_quant.errors import ExperimentError
+
+HELP = "python run.py --help"
+
+
+def register() -> None:
+    """Tell Hydra the schema, and the resolvers that conf/config.yaml uses."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    # Cached within a config, as Hydra's own `now` is; microseconds, so that runs that start together do not meet.
+    OmegaConf.register_new_resolver(
+        "unique_time", lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), use_cache=True, replace=True
+    )
+    OmegaConf.register_new_resolver("short", _short, replace=True)
+
+
+def _short(name: str) -> str:
+    """A folder name of at most 100 characters that every file system takes."""
+    return re.sub(r"[^\w.=+-]+", "-", name)[:100].strip("-.") or "job"
+
+
+def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
+    """The dataclass of a composed config.
+
+    Raises:
+        ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type.
+    """
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in seen:
+            raise ExperimentError(
+                f"`{key}` is given twice: {seen[key]} and {override}", "give it once; a sweep takes -m and commas"
+            )
+        seen[key] = override
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise explain(error) or error from error
+    assert isinstance(result, Config)
+    _refuse_unknown(config, Config, "")
+    return result
+
+
+def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
+    """`+group.key=1` passes Hydra's schema; nothing would read it."""
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in config:
+        if key not in known:
+            raise _unknown_key(f"{prefix}{key}", schema)
+        child = config._get_node(key)
+        if isinstance(child, DictConfig):
+            _refuse_unknown(child, OmegaConf.get_type(child) or dict, f"{prefix}{key}.")
+
+
+def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:
+    prefix, _, key = full_key.rpartition(".")
+    known = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    where = f" in `{prefix}`" if prefix else ""
+    problem = f"`{full_key}` is not a field of the config" + (f"; the fields{where} are {', '.join(known)}" if known else "")
+    correct = f"{prefix}.{close[0]}" if prefix and close else close[0] if close else None
+    return ExperimentError(problem, f"did you mean {correct}=VALUE? See {HELP}" if correct else HELP)
+
+
+def explain(error: BaseException) -> ExperimentError | None:
+    """Hydra's or OmegaConf's complaint about the command line in our words; None if it is something else."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError) or type(cause).__name__ == "ConfigAttributeError":
+        return _unknown_key(cause.full_key or str(cause.key), cause.object_type)
+    if isinstance(cause, OmegaConfBaseException):
+        text = str(cause).splitlines()[0]
+        return ExperimentError(f"`{cause.full_key}`: {text[0].lower()}{text[1:]}", HELP)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        options = list(error.options)
+        close = difflib.get_close_matches(option, options, n=1, cutoff=0.3)
+        return ExperimentError(
+            f"`{group}` is {option}; valid are {', '.join(options)}",
+            f"python run.py {group}={close[0] if close else options[0]}",
+        )
+    if isinstance(error, OverrideParseException):
+        return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
+    if isinstance(error, ConfigCompositionException | HydraException):
+        return ExperimentError(" ".join(str(error).split()), HELP)
+    return None
+
+
+def grid(config: DictConfig) -> list[Config | ExperimentError] | None:
+    """What each job of a sweep will run, or why it cannot; None where the sweeper decides as it goes.
+
+    Args:
+        config: as ``on_multirun_start`` gets it, with the node `hydra`.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
+        return None
+    params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
+    words = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    jobs: list[Config | ExperimentError] = []
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+        composed = loader.load_sweep_config(config, list(job))
+        with_schema = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        try:
+            jobs.append(to_config(with_schema, job))
+        except ExperimentError as error:
+            jobs.append(error)
+    return jobs

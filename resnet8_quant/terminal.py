@@ -1,0 +1,117 @@
+"""The tables and sentences that a person reads at the end of a run or a sweep.
+
+In: `RunResult`s. Out: Markdown tables of at most 80 columns for ResNet8's numbers, the same in a window, a pipe and a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
+
+RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
+
+
+def percent(ratio: float | None) -> str:
+    """0.87194 -> "87.19 %"."""
+    return "" if ratio is None else f"{100 * ratio:.2f} %"
+
+
+def points(ratio: float | None) -> str:
+    """-0.0053 -> "-0.53", in percentage points; no sign at zero."""
+    return "" if ratio is None else "0.00" if ratio == 0 else f"{100 * ratio:+.2f}"
+
+
+def size(count: int | None) -> str:
+    """97455 -> "97,455 B"."""
+    return "" if count is None else f"{count:,} B"
+
+
+def microseconds(value: float | None) -> str:
+    """231.8 -> "232 us"."""
+    return "" if value is None else f"{value:.0f} us"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends in percent."""
+    return "" if low is None or high is None else f"{100 * low:.2f}-{100 * high:.2f}"
+
+
+def run_table(result: RunResult) -> str:
+    """FP32 first, then the quantized model; FP32 alone where nothing was quantized."""
+    from resnet8_quant.evaluator.statistics import wilson_interval
+
+    assert result.float_accuracy is not None
+    assert result.eval_images is not None
+    right = round(result.float_accuracy * result.eval_images)
+    baseline = (
+        "FP32",
+        percent(result.float_accuracy),
+        "",
+        interval(*wilson_interval(right, result.eval_images)),
+        size(result.float_model_bytes),
+        microseconds(result.float_latency_us_median),
+    )
+    rows = [baseline]
+    if result.calibration_method is not None:
+        rows.append(
+            (
+                result.quant_type or "",
+                percent(result.accuracy),
+                points(result.accuracy_delta),
+                interval(result.accuracy_ci_low, result.accuracy_ci_high),
+                size(result.model_bytes),
+                microseconds(result.latency_us_median),
+            )
+        )
+    return markdown(RUN_COLUMNS, rows)
+
+
+def comparison_line(result: RunResult) -> str | None:
+    """One sentence on whether the difference is real; None where there is nothing to compare."""
+    if result.calibration_method is None or result.mcnemar_p is None:
+        return None
+    verdict = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
+    return (
+        f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: McNemar p = "
+        f"{result.mcnemar_p:.3g}, {verdict}."
+    )
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right. No cell is ever cut or wrapped."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join(("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *(line(row) for row in cells[1:])])
+
+
+def show(text: str, *, error: bool = False) -> None:
+    """Write ``text`` and a newline to stdout, or to stderr."""
+    stream: TextIO = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def show_error(error: ExperimentError) -> None:
+    """The problem and the remedy, wrapped for the window."""
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 100
+
+    def wrapped(text: str, first: str, rest: str) -> str:
+        return textwrap.fill(
+            text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        )
+
+    show(wrapped(error.problem, "error: ", "       "), error=True)
+    show(wrapped(error.remedy, "  try: ", "       "), error=True)

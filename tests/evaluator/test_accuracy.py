@@ -1,0 +1,193 @@
+"""predict against NumPy, and what the cache does with entries that are not what it wrote."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+
+from resnet8_quant.config import Layout
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator import accuracy
+from resnet8_quant.evaluator.accuracy import cached_predictions, predict
+
+RUN = {"batch_size": 5, "threads": 1}
+
+
+def scores(images, weights):
+    return images.reshape(len(images), -1).astype(np.float64) @ weights
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+@pytest.mark.parametrize("batch", [None, 1, 7, 40])
+def test_equals_numpy_for_every_batch(classifier, images, weights, batch, batch_size):
+    model, contract = classifier(weights, batch)
+    predictions = predict(model, contract, images, batch_size=batch_size, threads=1)
+    assert predictions.labels.dtype == np.int64
+    np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
+
+
+def test_equals_numpy_in_nchw_with_normalisation(classifier, images, weights):
+    model, contract = classifier(weights, layout=Layout.NCHW, mean=(1.0, 2.0, 4.0), std=(1.0, 2.0, 0.5))
+    normalised = (images - np.array([1.0, 2.0, 4.0])) / np.array([1.0, 2.0, 0.5])
+    expected = scores(normalised.transpose(0, 3, 1, 2), weights).argmax(1)
+    np.testing.assert_array_equal(predict(model, contract, images, **RUN).labels, expected)
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_ties_are_counted_once_per_image_and_go_to_the_first_class(classifier, images, weights, batch):
+    twins = weights[:, [0, 0, 0, 1]]  # classes 0, 1 and 2 always agree
+    model, contract = classifier(twins, batch)
+    predictions = predict(model, contract, images, **RUN)
+    expected = scores(images, twins)
+    assert 0 < predictions.ties < len(images)
+    assert predictions.ties == int((expected[:, 0] >= expected[:, 3]).sum())
+    assert set(predictions.labels.tolist()) == {0, 3}
+
+
+def test_no_image_gives_no_prediction(classifier, images, weights):
+    predictions = predict(*classifier(weights), images[:0], **RUN)
+    assert predictions.labels.shape == (0,)
+    assert predictions.ties == 0
+
+
+def test_nan_is_refused_with_the_number_of_the_image(classifier, images, weights):
+    images[:13] = np.maximum(images[:13], 1)
+    images[13] = 0
+    weights[:] = np.inf  # inf * 0 is NaN, inf * pixel is not
+    with pytest.raises(ExperimentError, match="NaN for image 13"):
+        predict(*classifier(weights), images, **RUN)
+
+
+def test_infinity_is_an_answer(classifier, images, weights):
+    weights[:, 2] = np.inf
+    assert set(predict(*classifier(weights), np.maximum(images, 1), **RUN).labels.tolist()) == {2}
+
+
+def test_another_number_of_classes_is_refused(classifier, images, weights):
+    with pytest.raises(ExperimentError, match=r"shape \[5, 4\].*expected \[5, 10\]"):
+        predict(*classifier(weights, classes=10), images, **RUN)
+
+
+@pytest.mark.parametrize("model", [b"", b"not a model"])
+def test_a_model_that_cannot_be_loaded_is_a_user_error(classifier, images, weights, model, capfd):
+    _, contract = classifier(weights)
+    with pytest.raises(ExperimentError, match=r"cannot load the model: .*ONNXRuntimeError") as caught:
+        predict(model, contract, images, **RUN)
+    assert "\n" not in caught.value.problem
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_cannot_run_on_the_batch_is_a_user_error(classifier, images, weights, capfd):
+    model, _ = classifier(weights, batch=1)
+    _, contract = classifier(weights, batch=None)
+    with pytest.raises(ExperimentError, match=r"batch of shape \[5, 2, 2, 3\].*\n.*batch_size=1"):
+        predict(model, contract, images, **RUN)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts the calls of predict that get through the cache."""
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(accuracy, "predict", counting)
+    return calls
+
+
+def test_the_second_call_is_answered_by_the_cache(classifier, images, weights, computed, tmp_path):
+    model, contract = classifier(weights[:, [0, 0, 1]])
+    first, seconds = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    second, no_seconds = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    assert len(computed) == 1
+    assert seconds > 0
+    assert no_seconds == 0.0
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert first.ties == second.ties > 0
+    assert [path.suffix for path in (tmp_path / "predictions").glob("*.npz")] == [".npz"]
+    assert not list((tmp_path / "predictions").glob("*.part"))
+
+
+def test_whatever_moves_an_answer_has_an_entry_of_its_own(classifier, images, weights, computed, monkeypatch, tmp_path):
+    def ask(model_and_contract, some_images=images, **changed):
+        cached_predictions(*model_and_contract, some_images, **(RUN | changed), cache=tmp_path)
+        return len(computed)
+
+    assert ask(classifier(weights)) == 1
+    assert ask(classifier(weights + 1)) == 2
+    assert ask(classifier(weights, mean=(1.0, 2.0, 3.0))) == 3
+    assert ask(classifier(weights, std=(1.0, 2.0, 3.0))) == 4
+    assert ask(classifier(weights), images[:22]) == 5
+    assert ask(classifier(weights), images[1:]) == 6
+    assert ask(classifier(weights), batch_size=6) == 7
+    assert ask(classifier(weights), threads=2) == 8
+    monkeypatch.setattr(accuracy, "cpu_description", lambda: "another CPU")
+    assert ask(classifier(weights)) == 9
+    monkeypatch.undo()
+    assert len(list((tmp_path / "predictions").glob("*.npz"))) == 9
+
+
+def write(path, **changed):
+    entry = {"key": np.array(path.stem), "labels": np.zeros(23, np.int64), "ties": np.int64(0)} | changed
+    np.savez(path, **{name: value for name, value in entry.items() if value is not None})
+
+
+def plain_array():
+    file = io.BytesIO()
+    np.save(file, np.zeros(23, np.int64))
+    return file.getvalue()
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "flipped byte": lambda path: path.write_bytes(path.read_bytes().replace(b"labels", b"lapels")),
+    "text": lambda path: path.write_text("not an archive"),
+    "plain array": lambda path: path.write_bytes(plain_array()),
+    "pickle": lambda path: write(path, labels=np.array([None] * 23)),
+    "another key": lambda path: write(path, key=np.array("f" * 64)),
+    "no labels": lambda path: write(path, labels=None),
+    "too short": lambda path: write(path, labels=np.zeros(22, np.int64)),
+    "a table": lambda path: write(path, labels=np.zeros((23, 1), np.int64)),
+    "floats": lambda path: write(path, labels=np.zeros(23)),
+    "class too large": lambda path: write(path, labels=np.full(23, 4, np.int64)),
+    "class negative": lambda path: write(path, labels=np.full(23, -1, np.int64)),
+    "ties negative": lambda path: write(path, ties=np.int64(-1)),
+    "too many ties": lambda path: write(path, ties=np.int64(24)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_unusable_entry_is_computed_anew_and_replaced(classifier, images, weights, computed, tmp_path, damage):
+    model, contract = classifier(weights)
+    expected, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    (entry,) = (tmp_path / "predictions").glob("*.npz")
+    DAMAGE[damage](entry)
+    for _ in range(2):
+        predictions, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+        np.testing.assert_array_equal(predictions.labels, expected.labels)
+        assert predictions.ties == expected.ties
+    assert len(computed) == 2  # the first time and after the damage
+
+
+def test_an_entry_of_another_model_under_this_name_is_not_believed(classifier, images, weights, computed, tmp_path):
+    other = classifier(-weights)
+    cached_predictions(*other, images, **RUN, cache=tmp_path)
+    (foreign,) = (tmp_path / "predictions").glob("*.npz")
+    model, contract = classifier(weights)
+    cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    (entry,) = set((tmp_path / "predictions").glob("*.npz")) - {foreign}
+    shutil.copy(foreign, entry)
+    predictions, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
+
+
+def test_a_failure_leaves_no_entry(classifier, images, weights, tmp_path):
+    weights[:] = np.nan
+    with pytest.raises(ExperimentError, match="NaN"):
+        cached_predictions(*classifier(weights), images, **RUN, cache=tmp_path)
+    assert not list((tmp_path / "predictions").glob("*.npz"))

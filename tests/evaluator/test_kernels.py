@@ -1,0 +1,182 @@
+"""The kernel report against ONNX Runtime's profiler, an independent witness of what ran."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator import session
+from resnet8_quant.evaluator.kernels import kernel_report
+
+RNG = np.random.default_rng(0)
+CONV_NET_PRODUCTS = 3
+
+
+def conv_net() -> onnx.ModelProto:
+    """Two convolutions with Relu and a Gemm on [batch, 4, 8, 8]: three matrix products."""
+    arrays = {
+        "w1": RNG.normal(size=(8, 4, 3, 3)),
+        "b1": RNG.normal(size=8),
+        "w2": RNG.normal(size=(8, 8, 3, 3)),
+        "b2": RNG.normal(size=8),
+        "w3": RNG.normal(size=(512, 4)),
+        "b3": RNG.normal(size=4),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("Flatten", ["r2"], ["flat"], "flatten"),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], "gemm"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self):
+        self.batches = iter([{"image": RNG.normal(size=(4, 4, 8, 8)).astype(np.float32)}])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.fixture
+def quantized(tmp_path):
+    def make(activation: str, weight: str, **arguments) -> bytes:
+        path = tmp_path / "quantized.onnx"
+        quantize_static(
+            conv_net(),
+            path,
+            Reader(),
+            activation_type=QuantType.from_string(activation),
+            weight_type=QuantType.from_string(weight),
+            **({"quant_format": QuantFormat.QDQ} | arguments),
+        )
+        return path.read_bytes()
+
+    return make
+
+
+def executed(model: bytes, folder) -> Counter[str]:
+    """Operators that the profiler saw in one run."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.intra_op_num_threads = 1
+    options.log_severity_level = session.FATAL
+    profiled = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    profiled.run(None, {"image": np.zeros((1, 4, 8, 8), np.float32)})
+    with open(profiled.end_profiling(), encoding="utf-8") as file:
+        events = json.load(file)
+    return Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time"))
+
+
+def without_domains(ops: dict[str, int]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for name, count in ops.items():
+        counts[name.rpartition(".")[2]] += count
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight", "arguments"),
+    [
+        ("QUInt8", "QUInt8", {}),
+        ("QUInt8", "QInt8", {"per_channel": True}),
+        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QOperator}),
+        ("QInt8", "QInt8", {}),
+        ("QUInt8", "QInt4", {}),
+        ("QUInt16", "QInt8", {}),
+    ],
+)
+def test_the_report_agrees_with_the_profiler(quantized, tmp_path, activation, weight, arguments):
+    model = quantized(activation, weight, **arguments)
+    report = kernel_report(model, 1)
+    assert without_domains(report.ops) == executed(model, tmp_path)
+    assert report.total == CONV_NET_PRODUCTS
+    assert report.kernels == {0: "simulated", report.total: "integer"}.get(report.integer, "mixed")
+
+
+@pytest.mark.parametrize("quant_format", QuantFormat)
+def test_unsigned_activations_run_on_integer_kernels(quantized, quant_format):
+    report = kernel_report(quantized("QUInt8", "QInt8", quant_format=quant_format), 1)
+    assert (report.kernels, report.integer, report.total) == ("integer", 3, 3)
+
+
+def test_a_layer_left_float_makes_the_model_mixed(quantized):
+    report = kernel_report(quantized("QUInt8", "QInt8", nodes_to_exclude=["conv2"]), 1)
+    assert (report.kernels, report.integer, report.total) == ("mixed", 2, 3)
+
+
+def test_sixteen_bit_convolutions_are_simulated(quantized):
+    model = quantized("QInt16", "QInt16", op_types_to_quantize=["Conv"])
+    report = kernel_report(model, 1)
+    assert (report.kernels, report.integer, report.total) == ("simulated", 0, 3)
+
+
+def test_dynamic_quantization_is_seen(tmp_path):
+    quantize_dynamic(conv_net(), tmp_path / "dynamic.onnx", weight_type=QuantType.QUInt8)
+    report = kernel_report((tmp_path / "dynamic.onnx").read_bytes(), 1)
+    assert (report.kernels, report.integer, report.total) == ("integer", 3, 3)
+
+
+def test_a_float_model_is_float_in_whatever_layout_it_runs(tmp_path):
+    model = conv_net().SerializeToString()
+    report = kernel_report(model, 1)
+    assert (report.kernels, report.integer, report.total) == ("float", 0, CONV_NET_PRODUCTS)
+    assert without_domains(report.ops) == executed(model, tmp_path)
+
+
+@pytest.mark.parametrize(("level", "integer"), [(0, 0), (1, 0), (4, 1)])
+def test_4_bit_products_are_integer_only_with_integer_compute(level, integer):
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "MatMulNBits",
+                ["image", "w", "scale"],
+                ["scores"],
+                domain="com.microsoft",
+                **{"K": 32, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": level},
+            )
+        ],
+        "nbits",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 32])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4])],
+        [
+            numpy_helper.from_array(RNG.integers(0, 256, (4, 1, 16), dtype=np.uint8), "w"),
+            numpy_helper.from_array(np.ones(4, np.float32), "scale"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    report = kernel_report(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(), 1)
+    assert (report.integer, report.total) == (integer, 1)
+
+
+def test_nothing_is_printed_and_nothing_is_left_behind(quantized, tmp_path, monkeypatch, capfd):
+    model = quantized("QInt8", "QInt8")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    capfd.readouterr()
+    kernel_report(model, 1)
+    assert capfd.readouterr() == ("", "")
+    assert not list(temporary.iterdir())
+
+
+def test_a_model_that_cannot_be_loaded_is_a_user_error():
+    with pytest.raises(ExperimentError, match="cannot load the model"):
+        kernel_report(b"not a model", 1)
