@@ -17,7 +17,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -86,19 +87,10 @@ def fetch_official(folder: Path) -> Path:
         ExperimentError: ``folder`` cannot be written to.
     """
     partial = folder / "download.part"
-    try:
-        with (
-            urllib.request.urlopen(OFFICIAL_URL, timeout=TIMEOUT_SECONDS) as response,
-            _writing(partial) as file,
-        ):
-            digest = _copy(response, file, partial)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise FetchError(f"{OFFICIAL_URL} answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
-        raise FetchError(
-            f"{OFFICIAL_URL}: {getattr(error, 'reason', None) or error or type(error).__name__}"
-        ) from error
+    with _network():
+        response = urllib.request.urlopen(OFFICIAL_URL, timeout=TIMEOUT_SECONDS)
+    with response, _writing(partial) as file:
+        digest = _copy(response, file)
     if digest != OFFICIAL_MD5:
         raise FetchError(f"{OFFICIAL_URL} has MD5 {digest}, expected {OFFICIAL_MD5}")
     return partial.rename(folder / "cifar-10-binary.tar.gz")
@@ -143,30 +135,45 @@ def _decode(archive: Path, decode: Callable[[Source, Path], Arrays]) -> Arrays:
         raise FetchError(error.problem) from error
 
 
-def _writing(path: Path) -> IO[bytes]:
+@contextmanager
+def _network() -> Iterator[None]:
+    """Turn what goes wrong on the way to the official site into the reason why it does not deliver."""
     try:
-        return path.open("wb")
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise FetchError(f"{OFFICIAL_URL} answers {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise FetchError(f"{OFFICIAL_URL}: {reason}") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing; a full disk, which may show only when it is closed, is the user's to repair."""
+    try:
+        with path.open("wb") as file:
+            yield file
     except OSError as error:
         raise unwritable(path, error) from error
 
 
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], path: Path) -> str:
-    """Copy the response to ``file`` and return its MD5; a full disk is told apart from a failing network."""
+def _copy(response: http.client.HTTPResponse, file: IO[bytes]) -> str:
+    """Copy the response to ``file`` and return its MD5."""
     length = response.headers.get("Content-Length", "")
     digest, received = hashlib.md5(usedforsecurity=False), 0
     with progress("fetch CIFAR-10", int(length) if length.isdigit() else None, "bytes") as advance:
-        while chunk := response.read(CHUNK):
+        while True:
+            with _network():
+                chunk = response.read(CHUNK)
+            if not chunk:
+                return digest.hexdigest()
             received += len(chunk)
             if received > OFFICIAL_LIMIT:
                 raise FetchError(f"{OFFICIAL_URL} sends more than {OFFICIAL_LIMIT:,} bytes")
-            try:
-                file.write(chunk)
-                file.flush()
-            except OSError as error:
-                raise unwritable(path, error) from error
+            file.write(chunk)
             digest.update(chunk)
             advance(len(chunk))
-    return digest.hexdigest()
 
 
 def _watch(command: list[str], folder: Path, log_file: IO[bytes]) -> int:

@@ -7,12 +7,15 @@ that leads out, a link, a device or a size beyond its limit refuses the whole ar
 
 from __future__ import annotations
 
-import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from resnet8_quant.errors import ExperimentError
+
+if TYPE_CHECKING:
+    import tarfile
 
 # A compressed archive can claim any size: stop before a small file has kept the decompressor busy for hours.
 LARGEST_ARCHIVE = 1 << 30
@@ -52,6 +55,8 @@ def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator
     Raises:
         ExperimentError: a member is missing or dangerous, or the archive is damaged.
     """
+    import tarfile
+
     wanted = {f"{prefix}/{name}": name for name in limits}
     total = 0
     try:

@@ -1,0 +1,131 @@
+"""data=arrays: what is admitted, and how each refusal reads."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from resnet8_quant.config import DataConfig, DataKind
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.arrays import load_arrays
+from resnet8_quant.inputs.dataset import load_dataset
+
+
+def arrays(**changes: object) -> dict[str, object]:
+    base: dict[str, object] = {
+        "x_train": np.zeros((4, 8, 6, 3), np.uint8),
+        "y_train": np.array([0, 1, 2, 1], np.uint8),
+        "x_test": np.ones((2, 8, 6, 3), np.uint8),
+        "y_test": np.array([2, 0], np.int32),
+    }
+    return {key: value for key, value in (base | changes).items() if value is not None}
+
+
+def test_arrays_are_loaded(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **arrays(extra=np.zeros(2)))
+    dataset = load_dataset(DataConfig(kind=DataKind.arrays, path=str(tmp_path / "a.npz")), tmp_path)
+    assert (dataset.name, dataset.classes) == ("arrays", 3)
+    assert dataset.train.images.shape == (4, 8, 6, 3)
+    assert dataset.train.labels.dtype == dataset.test.labels.dtype == np.int64
+    assert dataset.test.labels.tolist() == [2, 0]
+
+
+def test_grey_images_are_admitted(tmp_path):
+    np.savez(
+        tmp_path / "a.npz",
+        **arrays(x_train=np.zeros((4, 8, 6, 1), np.uint8), x_test=np.zeros((2, 8, 6, 1), np.uint8)),
+    )
+    assert load_arrays(str(tmp_path / "a.npz")).test.images.shape == (2, 8, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, r"lacks y_test; it holds x_train, y_train, x_test$"),
+        ({"x_train": np.zeros((4, 8, 6, 3))}, r"x_train is float64 \[4, 8, 6, 3\], expected uint8 \[N, H, W, C\]"),
+        ({"x_test": np.zeros((2, 8, 6), np.uint8)}, r"x_test is uint8 \[2, 8, 6\], expected uint8 \[N, H, W, C\]"),
+        ({"x_test": np.zeros((0, 8, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test is empty"),
+        ({"x_test": np.zeros((2, 8, 6, 0), np.uint8)}, "x_test is empty"),
+        ({"x_test": np.zeros((2, 6, 8, 3), np.uint8)}, r"x_train are \[8, 6, 3\], of x_test \[6, 8, 3\]"),
+        ({"y_train": np.zeros((4, 3), int)}, r"y_train is int64 \[4, 3\], expected integers \[N\]"),
+        ({"y_train": np.zeros(4)}, r"y_train is float64 \[4\], expected integers"),
+        ({"y_train": np.zeros(4, bool)}, r"y_train is bool \[4\], expected integers"),
+        ({"y_train": np.zeros(5, int)}, "y_train has 5 labels, expected 4"),
+        ({"y_test": np.array([1, -1])}, "y_test holds -1, expected labels of at least 0"),
+        ({"y_test": np.array([1, 2**64 - 1], np.uint64)}, "y_test holds -1"),
+        ({"y_test": np.array([1, None])}, "y_test is not a plain array of numbers"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, changes, message):
+    np.savez(tmp_path / "a.npz", **arrays(**changes))
+    with pytest.raises(ExperimentError) as caught:
+        load_arrays(str(tmp_path / "a.npz"))
+    assert f"`data.path`: {tmp_path / 'a.npz'}" in caught.value.problem
+    assert "data.path=data.npz" in caught.value.remedy
+    assert re.search(message, caught.value.problem)
+
+
+def npy() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(3))
+    return stream.getvalue()
+
+
+def zipped(content: bytes, cut: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{name}.npy", content)
+    data = stream.getvalue()
+    return data[:cut] + b"\xff" * 8 + data[cut + 8 :] if cut else data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not an .npz file"),
+        (b"hello", "is not an .npz file"),
+        (npy(), "is not an .npz file"),
+        (pickle.dumps({"x_train": 1}), "is not an .npz file"),
+        (zipped(b"hello"), "x_train is not an array"),
+        (zipped(npy()[:40]), "x_train is not a plain array"),
+        (zipped(npy(), cut=60), "is damaged"),
+    ],
+)
+def test_files_that_are_no_npz_are_refused(tmp_path, content, message):
+    file = tmp_path / "a.npz"
+    file.write_bytes(content)
+    with pytest.raises(ExperimentError, match=message):
+        load_arrays(str(file))
+
+
+def test_pickles_inside_do_not_run(tmp_path):
+    witness = tmp_path / "witness"
+
+    class Exploit:
+        def __reduce__(self):
+            return (open, (str(witness), "w"))
+
+    np.savez(tmp_path / "a.npz", **arrays(x_train=np.array([Exploit()])))
+    with pytest.raises(ExperimentError, match="x_train is not a plain array of numbers"):
+        load_arrays(str(tmp_path / "a.npz"))
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_missing_path_names_the_field(path):
+    with pytest.raises(ExperimentError, match=r"`data.path` is not set") as caught:
+        load_arrays(path)
+    assert "data=arrays data.path=" in caught.value.remedy
+
+
+def test_absent_file_and_folder_are_named(tmp_path):
+    for path in (tmp_path / "absent.npz", tmp_path):
+        with pytest.raises(ExperimentError, match="is not a file") as caught:
+            load_arrays(str(path))
+        assert str(path) in caught.value.problem
