@@ -200,7 +200,11 @@ def _check_types(quant: QuantConfig) -> None:
     legal = LEGAL[form].get(activation, frozenset())
     if weight not in legal:
         reason = next(
-            (why for first, second, why in _REASONS if first in (activation, weight, form) and second in (None, weight)),
+            (
+                why
+                for first, second, why in _REASONS
+                if first in (activation, weight, form) and second in (None, weight)
+            ),
             "it is not in the table of legal combinations",
         )
         choices = sorted(f"{a.name}/{w.name}" for a, weights in LEGAL[form].items() for w in weights)

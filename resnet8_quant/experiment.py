@@ -108,7 +108,9 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
                 description="evaluating quantized",
             )
         evaluation_seconds = time.perf_counter() - clock
-        comparison = compare(predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model))
+        comparison = compare(
+            predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model)
+        )
         kernels = kernel_report(serialized, config.latency.threads)
         latency = _latency(config, model, serialized, test.images)
 
@@ -187,7 +189,9 @@ def _evaluation_images(config: Config, data: Dataset, chosen: NDArray[np.int64])
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _quantized(config: Config, model: FloatModel, images: np.ndarray, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _quantized(
+    config: Config, model: FloatModel, images: np.ndarray, count: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns that describe the quantization, and details for run.json with the model's bytes."""
     from resnet8_quant.quantizer.contents import read_contents
 

@@ -1,6 +1,6 @@
 """The tables and sentences that a person reads at the end of a run or a sweep.
 
-In: `RunResult`s. Out: Markdown tables of at most 80 columns for ResNet8's numbers, the same in a window, a pipe and a file.
+In: `RunResult`s. Out: Markdown tables, within 80 columns for ResNet8, the same in a window, a pipe and a file.
 """
 
 from __future__ import annotations

@@ -36,6 +36,10 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from resnet8_quant.config import DataConfig
+from resnet8_quant.files import cache_folder
+from resnet8_quant.inputs.dataset import load_dataset
+
 log = logging.getLogger("train_resnet8")
 
 PIXEL_SCALE = 64.0
@@ -215,7 +219,10 @@ def train(images: np.ndarray, labels: np.ndarray, recipe: Recipe, checkpoint: Pa
                 temporary,
             )
             os.replace(temporary, checkpoint)
-    scores = {name: accuracy(m, pixels[held_out], targets[held_out]) for name, m in (("last", model), ("average", average))}
+    scores = {
+        "last": accuracy(model, pixels[held_out], targets[held_out]),
+        "average": accuracy(average, pixels[held_out], targets[held_out]),
+    }
     return (average if scores["average"] >= scores["last"] else model), scores
 
 
@@ -310,7 +317,8 @@ def main() -> None:
 
 def training_set() -> tuple[np.ndarray, np.ndarray]:
     """Training images uint8 [50000,32,32,3] and labels."""
-    return np.load("/tmp/w/x_train.npy"), np.load("/tmp/w/y_train.npy")
+    train = load_dataset(DataConfig(), cache_folder()).train
+    return np.asarray(train.images), train.labels
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ def _collapse(row: RunResult) -> str | None:
     if row.accuracy <= NEAR_CHANCE / CLASSES_OF_CHANCE:
         return (
             f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
-            + ("Check the calibration and the types." if row.calibration_method else "Check the input range and layout.")
+            + (
+                "Check the calibration and the types."
+                if row.calibration_method
+                else "Check the input range and layout."
+            )
         )
     if row.accuracy_delta < -LARGE_LOSS:
         narrow = row.weight_bits is not None and row.weight_bits < 8
@@ -48,9 +52,7 @@ def _ties(row: RunResult) -> str | None:
         return None
     if row.float_ties is not None and row.ties <= row.float_ties:
         return None
-    return (
-        f"{row.ties} images tie between classes after the quantized softmax (scale 1/256); the lowest class number wins."
-    )
+    return f"{row.ties} images tie between classes after the quantized softmax (scale 1/256); the lowest class number wins."
 
 
 RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _slow, _ties)

@@ -75,8 +75,15 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
             if len(inputs) > output and inputs[output] in weights:
                 activation_types.add(type_of(inputs[output]))
         # a float weight beside a quantized activation leaves the operator float; shapes and clip limits do not
-        is_quantized = bool(data) and data[0] in quantized_tensors and (
-            kind.startswith("Q") or kind not in BIAS_INPUT and kind != "MatMul" or all(n in quantized_tensors for n in data)
+        is_quantized = (
+            bool(data)
+            and data[0] in quantized_tensors
+            and (
+                kind.startswith("Q")
+                or (kind not in BIAS_INPUT
+                and kind != "MatMul")
+                or all(n in quantized_tensors for n in data)
+            )
         )
         if kind in ("Add", "Mul", "Concat") and not all(name in quantized_tensors for name in data):
             is_quantized = False

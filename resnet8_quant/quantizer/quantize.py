@@ -34,8 +34,11 @@ log = logging.getLogger(__name__)
 
 # What quantize_static quantizes by default, in a fixed order: its own default is a set, whose order varies.
 OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
-QUANT_TYPES = {kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}") for kind in NumberType
-               if kind is not NumberType.float32}
+QUANT_TYPES = {
+    kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
+    for kind in NumberType
+    if kind is not NumberType.float32
+}
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,7 @@ def quantize(
         contents.quantized_ops,
         contents.float_ops,
     )
-    return QuantizedModel(
-        serialized, contents, ranges, calibrated - started, time.perf_counter() - calibrated
-    )
+    return QuantizedModel(serialized, contents, ranges, calibrated - started, time.perf_counter() - calibrated)
 
 
 def _insert(model: FloatModel, reader: ImageReader, ranges: Ranges, quant: QuantConfig) -> bytes:

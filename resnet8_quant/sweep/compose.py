@@ -78,7 +78,9 @@ def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:
     known = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     where = f" in `{prefix}`" if prefix else ""
-    problem = f"`{full_key}` is not a field of the config" + (f"; the fields{where} are {', '.join(known)}" if known else "")
+    problem = f"`{full_key}` is not a field of the config" + (
+        f"; the fields{where} are {', '.join(known)}" if known else ""
+    )
     correct = f"{prefix}.{close[0]}" if prefix and close else close[0] if close else None
     return ExperimentError(problem, f"did you mean {correct}=VALUE? See {HELP}" if correct else HELP)
 

@@ -80,7 +80,11 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None) -> int
         notes.insert(
             0,
             f"FP32: {terminal.percent(baseline.float_accuracy)}, {terminal.size(baseline.float_model_bytes)}"
-            + (f", {terminal.microseconds(baseline.float_latency_us_median)}" if baseline.float_latency_us_median else "")
+            + (
+                f", {terminal.microseconds(baseline.float_latency_us_median)}"
+                if baseline.float_latency_us_median
+                else ""
+            )
             + "; Delta in points; p: exact McNemar test against it.",
         )
     body = "\n\n".join([text, *notes])
