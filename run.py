@@ -5,7 +5,6 @@ Composes the config, runs one experiment per job, and turns every error that a u
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -17,8 +16,7 @@ from omegaconf import DictConfig
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep.compose import explain, register, to_config
-
-log = logging.getLogger("resnet8_quant")
+from resnet8_quant.terminal import show_error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -29,11 +27,14 @@ def job(composed: DictConfig) -> None:
     context = HydraConfig.get()
     words = list(context.overrides.task)
     folder = Path(context.runtime.output_dir)
-    config = to_config(composed, words)
     if context.mode == RunMode.MULTIRUN:
-        run_in_sweep(config, folder, words)
-    else:
-        run_alone(config, folder, words)
+        run_in_sweep(to_config(composed, words), folder, words)
+        return
+    try:
+        run_alone(to_config(composed, words), folder, words)
+    except ExperimentError as error:
+        show_error(error)
+        sys.exit(1)
 
 
 def main() -> int:
@@ -47,8 +48,6 @@ def main() -> int:
         known = error if isinstance(error, ExperimentError) else explain(error)
         if known is None or asked_for_traceback:
             raise
-        from resnet8_quant.terminal import show_error
-
         show_error(known)
         return 1
     return 0

@@ -216,7 +216,7 @@ def _check_types(quant: QuantConfig) -> None:
     eight_bits = weight in (NumberType.int8, NumberType.uint8)
     if quant.reduce_range and not eight_bits:
         raise ExperimentError(
-            f"`quant.reduce_range` is true with `quant.weight_type` {weight.name}; it makes 7-bit weights of 8-bit ones",
+            f"`quant.reduce_range` is true with `quant.weight_type` {weight.name}; it narrows 8-bit weights to 7 bits",
             "python run.py quant.reduce_range=false",
         )
 

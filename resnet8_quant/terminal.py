@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from resnet8_quant.errors import ExperimentError
@@ -70,15 +71,15 @@ def run_table(result: RunResult) -> str:
     return markdown(RUN_COLUMNS, rows)
 
 
-def comparison_line(result: RunResult) -> str | None:
-    """One sentence on whether the difference is real; None where there is nothing to compare."""
+def verdict(result: RunResult) -> list[str]:
+    """One sentence on whether the difference is real; none where there is nothing to compare."""
     if result.calibration_method is None or result.mcnemar_p is None:
-        return None
-    verdict = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
-    return (
-        f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: McNemar p = "
-        f"{result.mcnemar_p:.3g}, {verdict}."
-    )
+        return []
+    worth = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
+    return [
+        f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: "
+        f"McNemar p = {result.mcnemar_p:.3g}, {worth}."
+    ]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -102,16 +103,20 @@ def show(text: str, *, error: bool = False) -> None:
 
 
 def show_error(error: ExperimentError) -> None:
-    """The problem and the remedy, wrapped for the window."""
-    import shutil
-    import textwrap
-
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 100
-
-    def wrapped(text: str, first: str, rest: str) -> str:
-        return textwrap.fill(
-            text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-        )
-
+    """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
     show(wrapped(error.remedy, "  try: ", "       "), error=True)
+
+
+def wrapped(text: str, first: str = "", rest: str = "  ") -> str:
+    """``text`` in lines of at most 80 columns; a path or a command word is never broken."""
+    import textwrap
+
+    return textwrap.fill(
+        text, 80, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def shown(path: Path) -> str:
+    """``path`` from the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -58,7 +58,7 @@ def _load(key: tuple[object, ...], name: str, path: Path, contract_of: _Contract
     serialized = fold(proto, contract).SerializeToString(deterministic=True)
     model = FloatModel(name, serialized, contract, sha256_bytes(serialized), str(path))
     log.info(
-        "model %s: %s input %r of %dx%dx%d, batch %s, %d classes, %d bytes, from %s",
+        "model %s: %s input %r of %dx%dx%d, batch %s, %d classes, %d bytes",
         name,
         contract.layout.name,
         contract.name,
@@ -66,8 +66,8 @@ def _load(key: tuple[object, ...], name: str, path: Path, contract_of: _Contract
         contract.batch or "free",
         contract.classes,
         len(serialized),
-        path,
     )
+    log.debug("model file: %s", path)
     return model
 
 
@@ -207,10 +207,10 @@ def infer_contract(model: onnx.ModelProto, request: _ContractRequest) -> InputCo
         )
     if len(out_dims) != 2 or out_dims[1] is None or out_dims[1] < request.classes:
         raise refuse(f"found output {_describe(outputs[0])}")
-    for field, values in (("mean", request.mean), ("std", request.std)):
-        if values is not None and len(values) != channels:
+    for field, numbers in (("mean", request.mean), ("std", request.std)):
+        if numbers is not None and len(numbers) != channels:
             raise ExperimentError(
-                f"`model.{field}` has {len(values)} values, the images have {channels} channels",
+                f"`model.{field}` has {len(numbers)} values, the images have {channels} channels",
                 f"give one value per channel in pixel units, for example "
                 f"'model.{field}=[{','.join(['127.5'] * channels)}]'",
             )

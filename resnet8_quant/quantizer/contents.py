@@ -51,7 +51,7 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
     counts: dict[str, Counter[bool]] = {}
 
     def type_of(name: str) -> str:
-        return onnx.TensorProto.DataType.Name(weights[name].data_type).lower().replace("float", "float32")
+        return str(onnx.TensorProto.DataType.Name(weights[name].data_type)).lower().replace("float", "float32")
 
     for node in model.graph.node:
         inputs, kind = list(node.input), node.op_type
@@ -80,8 +80,7 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
             and data[0] in quantized_tensors
             and (
                 kind.startswith("Q")
-                or (kind not in BIAS_INPUT
-                and kind != "MatMul")
+                or (kind not in BIAS_INPUT and kind != "MatMul")
                 or all(n in quantized_tensors for n in data)
             )
         )
@@ -104,7 +103,7 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
 
 def payload_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's values as stored; 4-bit values are packed two to a byte."""
-    count = prod(tensor.dims)
+    count = int(prod(tensor.dims))
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return (count + 1) // 2
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # What quantize_static quantizes by default, in a fixed order: its own default is a set, whose order varies.
 OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
-QUANT_TYPES = {
+QUANT_TYPES: dict[NumberType, QuantType] = {
     kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
     for kind in NumberType
     if kind is not NumberType.float32

@@ -1,7 +1,7 @@
 """Activation ranges by MinMax, percentile and entropy, each true to its name.
 
-In: a stream of activations. Out: {tensor: (low, high)}. MinMax sees the images once; the histogram methods see them twice:
-the first pass finds the limits, the second fills a fixed number of bins, so that memory does not grow with the images
+In: a stream of activations. Out: {tensor: (low, high)}. MinMax sees the images once; the histogram methods twice: the
+first pass finds the limits, the second fills a fixed number of bins, so that memory does not grow with the images
 and the batch size has no effect.
 
 onnxruntime's own "entropy" is not used: with its 128 bins and 128 levels a single candidate is left, which is MinMax.

@@ -14,7 +14,7 @@ from resnet8_quant.inputs.contract import InputContract
 LARGEST_BATCH = 50  # images; keeps the activations of ResNet8 near 50 MB
 
 
-class ImageReader(CalibrationDataReader):
+class ImageReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Feeds ``images`` in equal batches; read once, then `rewind`.
 
     Attributes:

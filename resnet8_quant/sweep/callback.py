@@ -42,7 +42,7 @@ class SweepCallback(Callback):
             if jobs is None:
                 return
             self.jobs = len(jobs)
-            failures = []
+            failures: list[tuple[int, ExperimentError]] = []
             for number, job in enumerate(jobs):
                 try:
                     if isinstance(job, ExperimentError):
@@ -59,8 +59,8 @@ class SweepCallback(Callback):
             else:
                 show_error(known)
             sys.exit(1)
-        for number, error in failures:
-            log.warning("job %d will fail: %s", number, error.problem)
+        for number, failure in failures:
+            log.warning("job %d will fail: %s", number, failure.problem)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from resnet8_quant.sweep.summary import summarize

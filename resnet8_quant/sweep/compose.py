@@ -11,15 +11,17 @@ import difflib
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import unwritable
 
 HELP = "python run.py --help"
 
@@ -65,7 +67,7 @@ def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
     """`+group.key=1` passes Hydra's schema; nothing would read it."""
     known = {field.name for field in dataclasses.fields(schema)}
-    for key in config:
+    for key in map(str, config):
         if key not in known:
             raise _unknown_key(f"{prefix}{key}", schema)
         child = config._get_node(key)
@@ -82,13 +84,15 @@ def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:
         f"; the fields{where} are {', '.join(known)}" if known else ""
     )
     correct = f"{prefix}.{close[0]}" if prefix and close else close[0] if close else None
-    return ExperimentError(problem, f"did you mean {correct}=VALUE? See {HELP}" if correct else HELP)
+    return ExperimentError(problem, f"python run.py {correct}=VALUE" if correct else HELP)
 
 
 def explain(error: BaseException) -> ExperimentError | None:
     """Hydra's or OmegaConf's complaint about the command line in our words; None if it is something else."""
+    if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
+        return unwritable(Path(error.filename), error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError) or type(cause).__name__ == "ConfigAttributeError":
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(cause.full_key or str(cause.key), cause.object_type)
     if isinstance(cause, OmegaConfBaseException):
         text = str(cause).splitlines()[0]
@@ -127,7 +131,7 @@ def grid(config: DictConfig) -> list[Config | ExperimentError] | None:
     jobs: list[Config | ExperimentError] = []
     for job in BasicSweeper.split_arguments(overrides, None)[0]:
         composed = loader.load_sweep_config(config, list(job))
-        with_schema = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        with_schema = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         try:
             jobs.append(to_config(with_schema, job))
         except ExperimentError as error:

@@ -15,18 +15,17 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.experiment import failed_row, run_experiment
 
+OUTPUTS = (results.FILE_NAME, "model.onnx", "per_class.csv", "run.json")
+
 log = logging.getLogger(__name__)
 
 
 def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
     """Run and show the table, what the difference is worth, advice, and the paths."""
     result = run_experiment(config, folder, " ".join(words))
-    lines = ["", terminal.run_table(result), ""]
-    if (verdict := terminal.comparison_line(result)) is not None:
-        lines.append(verdict)
-    lines += advise(result)
-    lines.append("Written to")
-    lines += [f"  {folder / name}" for name in (results.FILE_NAME, "model.onnx", "per_class.csv", "run.json")]
+    sentences = [*terminal.verdict(result), *advise(result)]
+    lines = ["", terminal.run_table(result), "", *map(terminal.wrapped, sentences), "Written to"]
+    lines += [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
     terminal.show("\n".join(lines))
 
 

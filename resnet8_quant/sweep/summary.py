@@ -87,12 +87,12 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None) -> int
             )
             + "; Delta in points; p: exact McNemar test against it.",
         )
-    body = "\n\n".join([text, *notes])
+    body = "\n\n".join([text, *map(terminal.wrapped, notes)])
     with replacing(folder / "summary.md") as temporary:
         temporary.write_text(body + "\n", encoding="utf-8")
     terminal.show(f"\n{body}\n\n{len(jobs) - len(failures)} of {len(jobs)} jobs ok. Written to")
     for name in ("summary.csv", "summary.md"):
-        terminal.show(f"  {folder / name}")
+        terminal.show(f"  {terminal.shown(folder / name)}")
     return len(failures)
 
 

@@ -1,0 +1,217 @@
+"""Which ONNX models are taken, what is said about the others, and what folding leaves."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.config import Layout, ModelConfig, ModelKind
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.fold import fold
+from resnet8_quant.inputs.model import load_model
+
+SHAPE = (4, 4, 3)
+CLASSES = 5
+
+
+def save(path, nodes, inputs, outputs, weights=(), opsets=(("", 21),)):
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(array, name) for name, array in dict(weights).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in opsets], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return model
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """Input shape and type -> path of a linear classifier."""
+
+    def make(shape, kind=TensorProto.FLOAT, outputs=CLASSES, inputs=1):
+        path = tmp_path / "net.onnx"
+        names = [f"image{i}" for i in range(inputs)]
+        pixels = int(np.prod(shape[1:]))
+        nodes = [helper.make_node("Sum", names, ["sum"])] if inputs > 1 else []
+        nodes += [
+            helper.make_node("Cast", ["sum" if inputs > 1 else "image0"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["x"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w"], ["scores"]),
+        ]
+        weights = {"w": np.random.default_rng(0).normal(size=(pixels, outputs)).astype(np.float32)}
+        scores = [("scores", TensorProto.FLOAT, [shape[0], outputs])]
+        save(path, nodes, [(name, kind, shape) for name in names], scores, weights)
+        return path
+
+    return make
+
+
+def load(path, tmp_path, shape=SHAPE, **config):
+    return load_model(ModelConfig(kind=ModelKind.onnx, path=str(path), **config), shape, CLASSES, tmp_path / "cache")
+
+
+def test_garbage_file(tmp_path):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"\x00\xffnot a model" * 20)
+    with pytest.raises(ExperimentError, match=r"bad\.onnx is not a valid ONNX model"):
+        load(path, tmp_path)
+
+
+def test_empty_file(tmp_path):
+    path = tmp_path / "empty.onnx"
+    path.touch()
+    with pytest.raises(ExperimentError, match=r"empty\.onnx"):
+        load(path, tmp_path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ExperimentError, match=r"none\.onnx cannot be read"):
+        load(tmp_path / "none.onnx", tmp_path)
+
+
+def test_folder(tmp_path):
+    with pytest.raises(ExperimentError, match="is a folder"):
+        load(tmp_path, tmp_path)
+
+
+def test_path_not_set(tmp_path):
+    with pytest.raises(ExperimentError, match=r"`model\.path` is not set"):
+        load_model(ModelConfig(kind=ModelKind.onnx), SHAPE, CLASSES, tmp_path)
+
+
+def test_two_inputs(classifier, tmp_path):
+    with pytest.raises(ExperimentError, match=r"found 2 inputs \(image0 float32 \[N,4,4,3\], image1"):
+        load(classifier(["batch", 4, 4, 3], inputs=2), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [["batch", 8, 8, 3], ["batch", 4, 3, 4], ["batch", 4, 4], ["batch", 48]])
+def test_wrong_shape(classifier, tmp_path, shape):
+    with pytest.raises(ExperimentError, match=r"found input image0 float32 .*expected one float32 input \[N,4,4,3\]"):
+        load(classifier(shape), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (TensorProto.DOUBLE, r"(double|float64)"),
+        (TensorProto.UINT8, "uint8"),
+        (TensorProto.FLOAT16, "float16"),
+    ],
+)
+def test_wrong_dtype(classifier, tmp_path, kind, word):
+    with pytest.raises(ExperimentError, match=rf"found input image0 {word} \[N,4,4,3\]"):
+        load(classifier(["batch", 4, 4, 3], kind), tmp_path)
+
+
+def test_too_few_outputs(classifier, tmp_path):
+    with pytest.raises(ExperimentError, match=r"found output scores float32 \[N,4\]"):
+        load(classifier(["batch", 4, 4, 3], outputs=4), tmp_path)
+
+
+@pytest.mark.parametrize(("dims", "layout"), [([4, 4, 3], Layout.NHWC), ([3, 4, 4], Layout.NCHW)])
+def test_layout_is_inferred(classifier, tmp_path, dims, layout):
+    contract = load(classifier(["batch", *dims]), tmp_path).contract
+    assert (contract.name, contract.layout, contract.shape) == ("image0", layout, SHAPE)
+    assert (contract.batch, contract.classes) == (None, CLASSES)
+    images = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
+    expected = images if layout is Layout.NHWC else np.moveaxis(images, 3, 1)
+    np.testing.assert_array_equal(contract.prepare(images), expected)
+
+
+def test_stated_layout_that_does_not_fit(classifier, tmp_path):
+    with pytest.raises(ExperimentError, match=r"while `model\.layout` is NCHW"):
+        load(classifier(["batch", 4, 4, 3]), tmp_path, layout=Layout.NCHW)
+
+
+def test_ambiguous_layout_must_be_stated(classifier, tmp_path):
+    path = classifier(["batch", 3, 3, 3])
+    with pytest.raises(ExperimentError, match="can be read as NHWC and as NCHW") as caught:
+        load(path, tmp_path, (3, 3, 3))
+    assert "model.layout=NHWC" in caught.value.remedy
+    for layout in (Layout.NHWC, Layout.NCHW):
+        assert load(path, tmp_path, (3, 3, 3), layout=layout).contract.layout is layout
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_fixed_batch_is_recorded(classifier, tmp_path, batch):
+    assert load(classifier([batch, 4, 4, 3]), tmp_path).contract.batch == batch
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_mean_and_std_have_a_value_per_channel(classifier, tmp_path, field):
+    path = classifier(["batch", 4, 4, 3])
+    with pytest.raises(ExperimentError, match=rf"`model\.{field}` has 2 values, the images have 3 channels"):
+        load(path, tmp_path, **{field: [1.0, 2.0]})
+    contract = load(path, tmp_path, **{field: [1.0, 2.0, 4.0]}).contract
+    assert getattr(contract, field) == (1.0, 2.0, 4.0)
+
+
+def test_a_changed_file_is_read_again(classifier, tmp_path):
+    assert load(classifier([1, 4, 4, 3]), tmp_path).contract.batch == 1
+    assert load(classifier(["batch", 4, 4, 3]), tmp_path).contract.batch is None
+
+
+def test_proto_is_fresh(tmp_path):
+    model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
+    model.proto().graph.ClearField("node")
+    assert len(model.proto().graph.node) > 0
+
+
+RNG = np.random.default_rng(1)
+
+
+def array(*shape):
+    return RNG.uniform(0.5, 2, shape).astype(np.float32)
+
+
+AFFINE = {
+    "batchnorm": (
+        [helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["scores"])],
+        {"scale": array(4), "bias": array(4), "mean": array(4), "var": array(4)},
+    ),
+    "mul-add": (
+        [helper.make_node("Mul", ["c", "scale"], ["m"]), helper.make_node("Add", ["m", "bias"], ["scores"])],
+        {"scale": array(4, 1, 1), "bias": array(4, 1, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_affine_operators_are_folded_into_conv(tmp_path, kind):
+    nodes, weights = AFFINE[kind]
+    model = save(
+        tmp_path / "conv.onnx",
+        [helper.make_node("Conv", ["image", "w", "b"], ["c"], "conv"), *nodes],
+        [("image", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])],
+        {"w": array(4, 3, 3, 3) - 1, "b": array(4), **weights},
+        (("", 21), ("ai.onnx.ml", 3)),
+    )
+    original = model.SerializeToString()
+    folded = fold(model, InputContract("image", Layout.NCHW, (4, 4, 3), None, 4, std=(255.0,) * 3))
+    assert [node.op_type for node in folded.graph.node] == ["Conv"]
+    assert [opset.domain for opset in folded.opset_import] == [""]
+    image = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
+    expected, found = (
+        onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"image": image})[0]
+        for data in (original, folded.SerializeToString())
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_to_fold_is_left_alone(tmp_path):
+    model = save(
+        tmp_path / "conv.onnx",
+        [helper.make_node("Conv", ["image", "w"], ["c"]), helper.make_node("Relu", ["c"], ["scores"])],
+        [("image", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])],
+        {"w": array(4, 3, 3, 3)},
+    )
+    contract = InputContract("image", Layout.NCHW, (4, 4, 3), None, 4)
+    assert fold(model, contract) is model

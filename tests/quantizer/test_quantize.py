@@ -1,0 +1,187 @@
+"""The quantized model: what was asked for, reproducible, and arithmetic that NumPy can follow."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.config import (
+    LEGAL,
+    CalibrationConfig,
+    DataConfig,
+    DataKind,
+    Format,
+    Layout,
+    ModelConfig,
+    NumberType,
+    QuantConfig,
+)
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.dataset import load_dataset
+from resnet8_quant.inputs.model import FloatModel, load_model
+from resnet8_quant.quantizer.quantize import quantize
+from resnet8_quant.quantizer.reader import ImageReader, even_batch
+
+COMBINATIONS = [
+    pytest.param(form, activation, weight, id=f"{form.name}-{activation.name}-{weight.name}")
+    for form, table in LEGAL.items()
+    for activation, weights in table.items()
+    for weight in sorted(weights, key=lambda kind: kind.name)
+    if activation is not NumberType.float32
+]
+CONTRACT = InputContract("image", Layout.NHWC, (2, 2, 3), None, 4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(ModelConfig(), (32, 32, 3), 10, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return load_dataset(DataConfig(kind=DataKind.sample), tmp_path_factory.mktemp("cache")).train.images[:20]
+
+
+def run(serialized, feed, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feed)[0]
+
+
+def initializers(serialized):
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(serialized).graph.initializer}
+
+
+@pytest.mark.parametrize(("form", "activation", "weight"), COMBINATIONS)
+def test_every_legal_combination(model, images, form, activation, weight):
+    quant = QuantConfig(activation_type=activation, weight_type=weight, format=form)
+    result = quantize(model, images, quant, CalibrationConfig(), threads=1)
+    assert (result.contents.activation_type, result.contents.weight_type) == (activation.name, weight.name)
+    assert not result.contents.per_channel
+    assert result.contents.operators["Conv" if form is Format.QDQ else "QLinearConv"] == [9, 0]
+    scores = run(result.serialized, {model.contract.name: model.contract.prepare(images)})
+    assert scores.shape == (20, 10)
+    assert np.isfinite(scores).all()
+    again = quantize(model, images, quant, CalibrationConfig(), threads=1)
+    assert again.serialized == result.serialized
+
+
+@pytest.mark.parametrize("form", Format)
+def test_per_channel_is_reported(model, images, form):
+    quant = QuantConfig(per_channel=True, format=form)
+    assert quantize(model, images, quant, CalibrationConfig(), threads=1).contents.per_channel
+
+
+def test_16_bits_and_8_bits_keep_most_answers_of_float(model, images):
+    feed = {model.contract.name: model.contract.prepare(images)}
+    expected = run(model.serialized, feed)
+    wide = QuantConfig(activation_type=NumberType.int16, weight_type=NumberType.int16)
+    for quant, tolerance in ((wide, 0.01), (QuantConfig(), 0.3)):
+        found = run(quantize(model, images, quant, CalibrationConfig(), threads=1).serialized, feed)
+        assert np.abs(found - expected).mean() < tolerance * expected.std()
+
+
+def test_weights_are_rounded_to_the_nearest_step(model, images):
+    float_weights = initializers(model.serialized)
+    serialized = quantize(model, images, QuantConfig(), CalibrationConfig(), threads=1).serialized
+    stored = initializers(serialized)
+    checked = 0
+    for node in onnx.load_from_string(serialized).graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
+            continue
+        q, scale, zero_point = (stored[name] for name in node.input)
+        if q.dtype != np.int8:
+            continue
+        weight = float_weights[node.input[0].removesuffix("_quantized")]
+        dequantized = (q.astype(np.float64) - zero_point) * scale
+        assert np.abs(dequantized - weight).max() <= scale / 2 * (1 + 1e-4)
+        checked += 1
+    assert checked == 10  # 9 convolutions and the classifier
+
+
+def one_conv():
+    rng = np.random.default_rng(5)
+    weight, bias = rng.normal(size=(4, 2, 3, 3)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "w", "b"], ["scores"])],
+        "conv",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2, 6, 6])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4, 4, 4])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    contract = InputContract("image", Layout.NCHW, (6, 6, 2), None, 4, (120.0, 130.0), (60.0, 70.0))
+    return FloatModel("conv", proto.SerializeToString(), contract, "", "")
+
+
+@pytest.mark.parametrize("activation", [NumberType.int8, NumberType.uint8, NumberType.uint16])
+def test_one_conv_equals_numpy(images, activation):
+    model, small = one_conv(), np.ascontiguousarray(images[:, :6, :6, :2])
+    quant = QuantConfig(activation_type=activation)
+    serialized = quantize(model, small, quant, CalibrationConfig(), threads=1).serialized
+    stored = initializers(serialized)
+    nodes = onnx.load_from_string(serialized).graph.node
+    feeding = {node.output[0]: node for node in nodes}
+    conv = next(node for node in nodes if node.op_type == "Conv")
+
+    def dequantize(node):
+        q, scale, *zero = (stored[name] for name in node.input)
+        return (q.astype(np.float64) - (zero[0].astype(np.float64) if zero else 0)) * scale
+
+    def round_trip(x, node):
+        scale, zero = (stored[name] for name in node.input[1:])
+        limits = np.iinfo(zero.dtype)
+        q = np.clip(np.rint(x.astype(np.float32) / scale) + float(zero), limits.min, limits.max)
+        return (q - float(zero)) * float(scale), float(scale)
+
+    feed = {"image": model.contract.prepare(small)}
+    x, _ = round_trip(feed["image"], feeding[conv.input[0]])
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    y = np.einsum("nchwij,ocij->nohw", windows, dequantize(feeding[conv.input[1]]))
+    y += dequantize(feeding[conv.input[2]])[:, None, None]
+    expected, step = round_trip(y, next(node for node in nodes if node.input[0] == conv.output[0]))
+
+    plain = run(serialized, feed, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    off = np.rint(np.abs(plain - expected) / step)
+    assert off.max() <= 1  # a sum that lies on a rounding boundary in float32
+    assert (off != 0).mean() < 0.01
+    np.testing.assert_allclose(run(serialized, feed), expected, atol=1.01 * step)
+
+
+def test_nothing_to_quantize_is_refused(images):
+    graph = helper.make_graph(
+        [helper.make_node("Exp", ["image"], ["scores"])],
+        "exp",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2, 2, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2, 2, 3])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    contract = InputContract("image", Layout.NHWC, (2, 2, 3), None, 4, std=(255.0,) * 3)
+    model = FloatModel("exp", proto.SerializeToString(), contract, "", "")
+    with pytest.raises(ExperimentError, match="none of its 1 operators"):
+        quantize(model, images[:, :2, :2], QuantConfig(), CalibrationConfig(), threads=1)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (20, 20), (50, 50), (53, 1), (100, 50), (102, 34), (1000, 50)])
+def test_batches_divide_evenly(count, batch):
+    assert even_batch(count) == batch
+    images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    reader = ImageReader(images, CONTRACT)
+    for _ in range(2):
+        feeds = list(iter(reader.get_next, None))
+        assert [len(feed["image"]) for feed in feeds] == [batch] * len(reader)
+        np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in feeds]), images)
+        assert reader.get_next() is None
+        reader.rewind()
+
+
+def test_a_fixed_batch_must_be_filled():
+    fixed = InputContract("image", Layout.NHWC, (2, 2, 3), 8, 4)
+    images = np.zeros((20, 2, 2, 3), np.uint8)
+    with pytest.raises(ExperimentError, match=r"20 images.* batches of 8"):
+        ImageReader(images, fixed)
+    assert len(ImageReader(images[:16], fixed)) == 2
