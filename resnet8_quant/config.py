@@ -27,7 +27,7 @@ class NumberType(Enum):
     @property
     def bits(self) -> int:
         """Width in bits."""
-        return int(self.name.lstrip("uintflo"))
+        return int("".join(filter(str.isdigit, self.name)))
 
 
 class Format(Enum):

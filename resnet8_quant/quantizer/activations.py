@@ -57,7 +57,9 @@ class ActivationStream:
         self.reader.rewind()
         with progress(description, len(self.reader.images), "images") as advance:
             while (feed := self.reader.get_next()) is not None:
-                values = dict(zip(self.observed, self.session.run(self.observed, feed), strict=True))
+                # an empty list would mean all outputs
+                outputs = self.session.run(self.observed, feed) if self.observed else []
+                values = dict(zip(self.observed, outputs, strict=True))
                 values.update((name, feed[name]) for name in self.observed_inputs)
                 yield values
                 advance(self.reader.batch)

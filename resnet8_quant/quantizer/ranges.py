@@ -19,6 +19,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.quantizer.activations import ActivationStream
 
 Ranges = dict[str, tuple[np.float32, np.float32]]
+SMALLEST = 1e-30  # a tensor below it is all zero as far as bins and scales are concerned
 SMOOTHING = 1e-4  # probability given to a bin that quantization empties, so that the divergence stays finite
 
 
@@ -95,7 +96,7 @@ def _histograms(stream: ActivationStream, limits: Ranges, bins: int) -> dict[str
     for values in stream.batches("calibration: histogram"):
         for name, value in values.items():
             histogram = histograms[name]
-            if histogram.limit == 0:
+            if histogram.limit < SMALLEST:
                 histogram.counts[0] += value.size
                 continue
             offset = histogram.limit if histogram.signed else 0.0
@@ -132,7 +133,7 @@ def entropy_range(
     them; what lies outside a candidate is counted in its outermost bins. A one-sided tensor's first bin is set to its
     second: ReLU's zeros are exact after any quantization and would drown the rest.
     """
-    if histogram.limit == 0:
+    if histogram.limit < SMALLEST:
         return histogram.low, histogram.high
     bins = len(histogram.counts)
     if histogram.signed:

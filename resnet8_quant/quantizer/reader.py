@@ -50,6 +50,6 @@ class ImageReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime h
         return len(self.images) // self.batch
 
 
-def even_batch(count: int, largest: int = LARGEST_BATCH) -> int:
-    """The largest batch size up to ``largest`` that divides ``count`` evenly."""
-    return next(size for size in range(min(count, largest), 0, -1) if count % size == 0)
+def even_batch(count: int) -> int:
+    """The largest batch size up to ``LARGEST_BATCH`` that divides ``count`` evenly."""
+    return next(size for size in range(min(count, LARGEST_BATCH), 0, -1) if count % size == 0)

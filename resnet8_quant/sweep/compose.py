@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
@@ -131,9 +131,10 @@ def grid(config: DictConfig) -> list[Config | ExperimentError] | None:
     jobs: list[Config | ExperimentError] = []
     for job in BasicSweeper.split_arguments(overrides, None)[0]:
         composed = loader.load_sweep_config(config, list(job))
-        with_schema = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        with read_write(composed), open_dict(composed):
+            del composed["hydra"]  # as Hydra does before it calls the job
         try:
-            jobs.append(to_config(with_schema, job))
+            jobs.append(to_config(composed, job))
         except ExperimentError as error:
             jobs.append(error)
     return jobs
