@@ -89,6 +89,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             batch_size=batch_size,
             threads=threads,
             cache=prepared.cache,
+            images_digest=None if overlap else f"test split of {data.digest}",
             description="evaluating float",
         )
         float_accuracy = np.mean(float_predictions.labels == test.labels)

@@ -38,20 +38,21 @@ class SweepCallback(Callback):
 
         try:
             check_columns(self.columns)
-            jobs = grid(config)
-            if jobs is None:
+            planned = grid(config)
+            if planned is None:
                 return
-            self.jobs = len(jobs)
-            failures: list[tuple[int, ExperimentError]] = []
-            for number, job in enumerate(jobs):
+            self.jobs, jobs = planned
+            first: ExperimentError | None = None
+            for job in jobs:
                 try:
                     if isinstance(job, ExperimentError):
                         raise job
                     prepare(job)
+                    return  # one job can run: what stops others becomes their row
                 except ExperimentError as error:
-                    failures.append((number, error))
-            if len(failures) == len(jobs):
-                raise failures[0][1]
+                    first = first or error
+            assert first is not None
+            raise first
         except Exception as error:
             known = error if isinstance(error, ExperimentError) else explain(error)
             if known is None:
@@ -59,8 +60,6 @@ class SweepCallback(Callback):
             else:
                 show_error(known)
             sys.exit(1)
-        for number, failure in failures:
-            log.warning("job %d will fail: %s", number, failure.problem)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from resnet8_quant.sweep.summary import summarize

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,16 @@ def explain(error: BaseException) -> ExperimentError | None:
     return None
 
 
-def grid(config: DictConfig) -> list[Config | ExperimentError] | None:
-    """What each job of a sweep will run, or why it cannot; None where the sweeper decides as it goes.
+def grid(config: DictConfig) -> tuple[int, Iterator[Config | ExperimentError]] | None:
+    """The number of jobs of a sweep and, one by one, what each will run or why it cannot.
+
+    Composing a job costs tens of milliseconds: the caller looks at as many as it needs.
 
     Args:
         config: as ``on_multirun_start`` gets it, with the node `hydra`.
+
+    Returns:
+        None where the sweeper decides as it goes.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -128,13 +133,16 @@ def grid(config: DictConfig) -> list[Config | ExperimentError] | None:
     words = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs: list[Config | ExperimentError] = []
-    for job in BasicSweeper.split_arguments(overrides, None)[0]:
-        composed = loader.load_sweep_config(config, list(job))
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]  # as Hydra does before it calls the job
-        try:
-            jobs.append(to_config(composed, job))
-        except ExperimentError as error:
-            jobs.append(error)
-    return jobs
+    jobs = BasicSweeper.split_arguments(overrides, None)[0]
+
+    def compose() -> Iterator[Config | ExperimentError]:
+        for job in jobs:
+            composed = loader.load_sweep_config(config, list(job))
+            with read_write(composed), open_dict(composed):
+                del composed["hydra"]  # as Hydra does before it calls the job
+            try:
+                yield to_config(composed, job)
+            except ExperimentError as error:
+                yield error
+
+    return len(jobs), compose()

@@ -1,0 +1,85 @@
+"""The YAML files of conf/ and the dataclasses of config.py are in step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from resnet8_quant.config import (
+    CalibrationConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    NumberType,
+    QuantConfig,
+    check,
+)
+from resnet8_quant.sweep.compose import register, to_config
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = {"quant": QuantConfig, "calibration": CalibrationConfig, "model": ModelConfig, "data": DataConfig}
+EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+FIELD_OPTIONS = [(group, option) for group, option in OPTIONS if group in GROUPS]
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def test_groups_are_the_known_ones() -> None:
+    assert {group for group, _ in OPTIONS} == {*GROUPS, "experiment"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_composes_and_passes_the_check(group: str, option: str) -> None:
+    word = f"{group}={option}"
+    words = [word, *EXTRA.get(word, [])]
+    config = to_config(compose("config", words), words)
+    check(config)
+    if group == "quant":
+        assert config.quant.name == option
+    elif group == "calibration":
+        assert config.calibration.method.name == option
+    elif group in GROUPS:
+        assert getattr(config, group).kind.name == option
+
+
+@pytest.mark.parametrize(("group", "option"), FIELD_OPTIONS)
+def test_keys_of_an_option_are_the_fields_of_its_dataclass(group: str, option: str) -> None:
+    keys = list(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    assert keys == [field.name for field in dataclasses.fields(GROUPS[group])]
+
+
+def test_config_yaml_sets_every_other_field() -> None:
+    loaded = OmegaConf.load(CONF / "config.yaml")
+    assert set(loaded) - {"defaults", "hydra"} == {f.name for f in dataclasses.fields(Config)} - set(GROUPS)
+    for name in ("evaluation", "latency"):
+        assert list(loaded[name]) == [f.name for f in dataclasses.fields(getattr(Config(), name))]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_file_begins_with_a_comment(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+
+
+def test_defaults_of_code_and_command_line_are_equal() -> None:
+    assert Config() == to_config(compose("config"), [])
+
+
+@pytest.mark.parametrize(
+    ("member", "bits"),
+    [("float32", 32), ("int8", 8), ("uint8", 8), ("int16", 16), ("uint16", 16), ("int4", 4), ("uint4", 4)],
+)
+def test_bits_of_a_number_type(member: str, bits: int) -> None:
+    assert NumberType[member].bits == bits
+    assert len(NumberType) == 7
