@@ -120,7 +120,7 @@ def read(path: Path) -> RunResult:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", remedy) from error
-    if len(rows) != 1 or tuple(rows[0]) != COLUMNS:
+    if len(rows) != 1 or tuple(rows[0]) != COLUMNS or None in rows[0].values():
         raise ExperimentError(f"{path} is not one row of schema {SCHEMA_VERSION}", remedy)
     values: dict[str, object] = {}
     for name, text in rows[0].items():
@@ -136,4 +136,6 @@ def read(path: Path) -> RunResult:
             raise ExperimentError(f"{path}: column `{name}` holds {text!r}, not a {kind.__name__}", remedy) from error
     if values["schema_version"] != SCHEMA_VERSION:
         raise ExperimentError(f"{path} has schema_version {values['schema_version']}, not {SCHEMA_VERSION}", remedy)
+    if values["status"] not in ("ok", "failed"):
+        raise ExperimentError(f"{path}: column `status` holds {values['status']!r}, not ok or failed", remedy)
     return RunResult(**values)  # type: ignore[arg-type]
