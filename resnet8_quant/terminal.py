@@ -60,7 +60,7 @@ def run_table(result: RunResult) -> str:
     if result.calibration_method is not None:
         rows.append(
             (
-                result.quant_type or "",
+                f"{result.quant_type}{'*' if changes(result) else ''}",
                 percent(result.accuracy),
                 points(result.accuracy_delta),
                 interval(result.accuracy_ci_low, result.accuracy_ci_high),
@@ -71,14 +71,21 @@ def run_table(result: RunResult) -> str:
     return markdown(RUN_COLUMNS, rows)
 
 
+def changes(result: RunResult) -> list[str]:
+    """Overrides that make the run's quantization another than its name says."""
+    return [word for word in (result.overrides or "").split() if word.startswith("quant.")]
+
+
 def verdict(result: RunResult) -> list[str]:
-    """One sentence on whether the difference is real; none where there is nothing to compare."""
+    """What an asterisk stands for, and whether the difference is real; none where there is nothing to compare."""
     if result.calibration_method is None or result.mcnemar_p is None:
         return []
     worth = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
+    changed = [f"* with {' '.join(changes(result))}"] if changes(result) else []
     return [
+        *changed,
         f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: "
-        f"McNemar p = {result.mcnemar_p:.3g}, {worth}."
+        f"McNemar p = {result.mcnemar_p:.3g}, {worth}.",
     ]
 
 

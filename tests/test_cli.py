@@ -31,7 +31,8 @@ class Done:
 
 
 def _command(cache: Path, *words: str) -> list[str]:
-    return [sys.executable, "run.py", "data=sample", "latency.runs=5", f"cache_dir={cache}", *words]
+    """Flags in ``words`` come first: Hydra's parser takes the overrides in one piece."""
+    return [sys.executable, "run.py", *words, "data=sample", "latency.runs=5", f"cache_dir={cache}"]
 
 
 def _start(cache: Path, folder: Path, *words: str, hash_seed: str = "0", kind: str = "run") -> Done:

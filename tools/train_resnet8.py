@@ -31,14 +31,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
-import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 from resnet8_quant.config import DataConfig
+from resnet8_quant.errors import missing_extra
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import load_dataset
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+except ImportError as error:
+    raise SystemExit(str(missing_extra("torch", "train"))) from error
 
 log = logging.getLogger("train_resnet8")
 

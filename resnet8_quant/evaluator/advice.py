@@ -30,7 +30,9 @@ def _collapse(row: RunResult) -> str | None:
         )
     if row.accuracy_delta < -LARGE_LOSS:
         narrow = row.weight_bits is not None and row.weight_bits < 8
-        hint = "quant.per_channel=true or 8-bit weights" if narrow else "quant=u8s8 or calibration=percentile"
+        hint = "quant=u8s8 or calibration=percentile"
+        if narrow:
+            hint = "quant.weight_type=int8" if row.per_channel else "quant.per_channel=true or quant.weight_type=int8"
         return f"WARNING: top-1 fell by {-100 * row.accuracy_delta:.2f} points. Try {hint}."
     return None
 
