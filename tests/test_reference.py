@@ -1,0 +1,62 @@
+"""On full CIFAR-10: the bundled model and the MLPerf Tiny reference score what the documents say."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet8_quant.config import Config, DataConfig, ModelConfig, ModelKind, QuantConfig
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.accuracy import predict
+from resnet8_quant.experiment import run_experiment
+from resnet8_quant.files import cache_folder
+from resnet8_quant.inputs.dataset import Dataset, load_dataset
+from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
+
+REFERENCE = os.environ.get("RESNET8_QUANT_REFERENCE_H5")
+needs_reference = pytest.mark.skipif(
+    not (REFERENCE and Path(REFERENCE).is_file()), reason="RESNET8_QUANT_REFERENCE_H5 names no pretrainedResnet.h5"
+)
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> Dataset:
+    try:
+        cache = cache_folder()
+    except ExperimentError as error:
+        pytest.skip(error.problem)
+    if not (cache / "cifar10").is_dir():
+        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
+    return load_dataset(DataConfig(), cache)
+
+
+def right(model: FloatModel, data: Dataset) -> int:
+    found = predict(model.serialized, model.contract, data.test.images, batch_size=500, threads=0)
+    return int(np.sum(found.labels == data.test.labels))
+
+
+def test_the_bundled_model_scores_what_its_card_says(cifar10: Dataset, tmp_path: Path) -> None:
+    record = json.loads((RESOURCES / "resnet8.json").read_text(encoding="utf-8"))
+    model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
+    # the last images of 10,000 may fall differently with another CPU's rounding
+    assert abs(right(model, cifar10) - round(10_000 * record["test_accuracy"])) <= 3
+
+
+@needs_reference
+def test_the_reference_scores_exactly_8719(cifar10: Dataset, tmp_path: Path) -> None:
+    model = load_model(ModelConfig(kind=ModelKind.mlperf_tiny, source=REFERENCE), (32, 32, 3), 10, tmp_path)
+    assert right(model, cifar10) == 8719
+
+
+@needs_reference
+def test_int8_of_the_reference_is_the_classic_result(cifar10: Dataset, tmp_path: Path) -> None:
+    config = Config(quant=QuantConfig(), model=ModelConfig(kind=ModelKind.mlperf_tiny, source=REFERENCE))
+    config.latency.runs = 0
+    result = run_experiment(config, tmp_path)
+    assert result.float_accuracy == 0.8719
+    assert result.accuracy is not None
+    assert 0.864 <= result.accuracy <= 0.871
