@@ -7,12 +7,11 @@ model.onnx and run.json. Nothing here knows Hydra: a notebook calls `run_experim
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,16 @@ from numpy.typing import NDArray
 from resnet8_quant import __version__, results
 from resnet8_quant.config import Config, NumberType, check
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
-from resnet8_quant.evaluator.kernels import KernelReport, kernel_report
+from resnet8_quant.evaluator.accuracy import cached_predictions, predict
+from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.evaluator.latency import measure
-from resnet8_quant.evaluator.statistics import ClassRow, Comparison, compare
-from resnet8_quant.files import cache_folder, claimed, replacing, sha256_bytes
+from resnet8_quant.evaluator.statistics import Comparison, compare
+from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
 from resnet8_quant.quantizer.sampling import draw_stratified, overlapping
+from resnet8_quant.record import write_outputs
 from resnet8_quant.results import RunResult
 
 log = logging.getLogger(__name__)
@@ -137,14 +137,14 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             model_sha256=sha256_bytes(serialized),
             float_model_sha256=model.digest,
             data_sha256=data.digest,
-            onnxruntime_version=_version("onnxruntime"),
+            onnxruntime_version=version("onnxruntime"),
             package_version=__version__,
             cpu=cpu_description(),
             overrides=overrides or None,
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         details["calibration_indices_sha256"] = sha256_bytes(chosen.astype("<i8").tobytes())
-        _write(folder, config, result, comparison.per_class, predictions, serialized, kernels, details)
+        write_outputs(folder, config, result, comparison.per_class, predictions, serialized, kernels, details)
     return result
 
 
@@ -161,7 +161,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,
-        onnxruntime_version=_version("onnxruntime"),
+        onnxruntime_version=version("onnxruntime"),
         package_version=__version__,
         cpu=cpu_description(),
         overrides=overrides or None,
@@ -251,40 +251,6 @@ def _latency(config: Config, model: FloatModel, serialized: bytes, images: np.nd
     }
 
 
-def _write(
-    folder: Path,
-    config: Config,
-    result: RunResult,
-    per_class: tuple[ClassRow, ...],
-    predictions: Predictions,
-    serialized: bytes,
-    kernels: KernelReport,
-    details: dict[str, Any],
-) -> None:
-    """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it."""
-    import csv
-
-    (folder / results.FILE_NAME).unlink(missing_ok=True)  # of an earlier run in the same, explicitly chosen folder
-    with replacing(folder / "model.onnx") as temporary:
-        temporary.write_bytes(serialized)
-    with replacing(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, predictions.labels)
-    with replacing(folder / "per_class.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in per_class)
-    record = {
-        "result": dataclasses.asdict(result),
-        "config": dataclasses.asdict(config, dict_factory=_plain),
-        "versions": {name: _version(name) for name in ("onnxruntime", "onnx", "numpy", "hydra-core", "resnet8-quant")},
-        "runtime_operators": kernels.ops,
-        **details,
-    }
-    with replacing(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    results.write(result, folder)
-
-
 def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
     if data.name in ("cifar10", "sample") and model.contract.classes == len(CIFAR10_CLASSES):
         return CIFAR10_CLASSES
@@ -299,13 +265,3 @@ def _shared_fields(kind: type) -> list[str]:
 def _bits(kinds: str) -> int:
     """The widest of the types that were found, in bits: 8 for "int8+uint8"."""
     return max(NumberType[kind].bits for kind in kinds.split("+"))
-
-
-def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value.name if isinstance(value, Enum) else value for name, value in pairs}
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)

@@ -20,14 +20,9 @@ def _collapse(row: RunResult) -> str | None:
     if row.accuracy is None or row.accuracy_delta is None:
         return None
     if row.accuracy <= NEAR_CHANCE / CLASSES_OF_CHANCE:
-        return (
-            f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
-            + (
-                "Check the calibration and the types."
-                if row.calibration_method
-                else "Check the input range and layout."
-            )
-        )
+        broken = f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
+        float_works = row.float_accuracy is not None and row.float_accuracy > NEAR_CHANCE / CLASSES_OF_CHANCE
+        return broken + ("Check the calibration and the types." if float_works else "Check the input range and layout.")
     if row.accuracy_delta < -LARGE_LOSS:
         narrow = row.weight_bits is not None and row.weight_bits < 8
         hint = "quant=u8s8 or calibration=percentile"
