@@ -15,6 +15,8 @@ import onnx
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 INTEGER_WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3}
 INTEGER_OUTPUT_ZERO_POINT = {"QLinearConv": 7, "QGemm": 8, "QLinearMatMul": 7}
+# A float weight or operand leaves these float; of the others only the first input counts, not shapes and scales.
+ALL_INPUTS_DECIDE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Concat")
 BRIDGES = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -74,18 +76,8 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
             output = INTEGER_OUTPUT_ZERO_POINT[kind]
             if len(inputs) > output and inputs[output] in weights:
                 activation_types.add(type_of(inputs[output]))
-        # a float weight beside a quantized activation leaves the operator float; shapes and clip limits do not
-        is_quantized = (
-            bool(data)
-            and data[0] in quantized_tensors
-            and (
-                kind.startswith("Q")
-                or (kind not in BIAS_INPUT and kind != "MatMul")
-                or all(n in quantized_tensors for n in data)
-            )
-        )
-        if kind in ("Add", "Mul", "Concat") and not all(name in quantized_tensors for name in data):
-            is_quantized = False
+        deciding = data if kind in ALL_INPUTS_DECIDE else data[:1]
+        is_quantized = bool(deciding) and all(name in quantized_tensors for name in deciding)
         if is_quantized:
             quantized_tensors.update(node.output)
         counts.setdefault(kind, Counter())[is_quantized] += 1

@@ -1,0 +1,85 @@
+"""The reference weights: fetched once and checked by digest, converted once, a damaged conversion made again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import sha256_bytes
+from resnet8_quant.inputs import keras_import, reference
+
+CONTENT = b"stands for the weights"
+
+
+@pytest.fixture
+def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Serve CONTENT as the official file and count the conversions."""
+    served = tmp_path / "served.h5"
+    served.write_bytes(CONTENT)
+    monkeypatch.setattr(reference, "URL", served.as_uri())
+    monkeypatch.setattr(reference, "FILE_SHA256", sha256_bytes(CONTENT))
+    done: list[Path] = []
+
+    def convert(path: Path) -> onnx.ModelProto:
+        done.append(path)
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+        return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out]))
+
+    monkeypatch.setattr(keras_import, "convert_h5", convert)
+    return done
+
+
+def test_it_is_fetched_and_converted_once(conversions: list[Path], tmp_path: Path) -> None:
+    first = reference.reference_model(None, tmp_path / "cache")
+    (tmp_path / "served.h5").unlink()
+    assert reference.reference_model(None, tmp_path / "cache") == first
+    assert first[0] == "mlperf_tiny"
+    assert len(conversions) == 1
+    assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
+
+
+def test_another_content_is_refused_and_leaves_nothing(conversions: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "served.h5").write_bytes(b"something else")
+    with pytest.raises(ExperimentError, match="SHA-256"):
+        reference.reference_model(None, tmp_path / "cache")
+    assert not conversions
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_no_network_names_the_remedy(conversions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "URL", (tmp_path / "absent").as_uri())
+    with pytest.raises(ExperimentError) as caught:
+        reference.reference_model(None, tmp_path / "cache")
+    assert "model.source=" in caught.value.remedy
+
+
+def test_a_damaged_download_or_conversion_is_made_again(conversions: list[Path], tmp_path: Path) -> None:
+    _, converted = reference.reference_model(None, tmp_path / "cache")
+    whole = converted.read_bytes()
+    converted.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cache" / "models" / reference.FILE_NAME).write_bytes(b"cut")
+    reference.reference_model(None, tmp_path / "cache")
+    assert converted.read_bytes() == whole
+    assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
+    assert len(conversions) == 2
+
+
+def test_another_keras_file_is_not_called_the_reference(
+    conversions: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tmp_path / "own.h5"
+    own.write_bytes(b"own weights")
+    with caplog.at_level(logging.WARNING):
+        assert reference.reference_model(str(own), tmp_path / "cache")[0] == "keras:own"
+    assert "not the MLPerf Tiny reference" in caplog.text
+
+
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"model\.source"):
+        reference.reference_model(str(tmp_path / "absent.h5"), tmp_path)
