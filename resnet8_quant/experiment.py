@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resnet8_quant import __version__, results
-from resnet8_quant.config import Config, NumberType, check
+from resnet8_quant.checks import check
+from resnet8_quant.config import Config, NumberType, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import cached_predictions, predict
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -29,9 +29,13 @@ from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
-from resnet8_quant.quantizer.sampling import draw_stratified, overlapping
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import write_outputs
 from resnet8_quant.results import RunResult
+
+if TYPE_CHECKING:
+    from resnet8_quant.quantizer.calibration.engine import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +44,11 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from: dataset, float model, indices of the calibration images, cache folder."""
+    """What a run starts from: dataset, float model, calibration images (None: no calibration), cache folder."""
 
     data: Dataset
     model: FloatModel
-    chosen: NDArray[np.int64]
+    images: CalibrationImages | None
     cache: Path
 
 
@@ -59,10 +63,12 @@ def prepare(config: Config) -> Prepared:
     data = load_dataset(config.data, cache)
     height, width, channels = data.test.images.shape[1:]
     model = load_model(config.model, (height, width, channels), data.classes, cache)
-    chosen = np.empty(0, np.int64)
+    images = None
     if config.quant.activation_type is not NumberType.float32:
-        chosen = draw_stratified(data.train.labels, config.calibration.samples_per_class, config.seed)
-    return Prepared(data, model, chosen, cache)
+        chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
+        split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
+        images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
+    return Prepared(data, model, images, cache)
 
 
 def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResult:
@@ -79,8 +85,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
     started = datetime.now(UTC)
     with claimed(folder):
         prepared = prepare(config)
-        data, model, chosen = prepared.data, prepared.model, prepared.chosen
-        test, overlap = _evaluation_images(config, data, chosen)
+        data, model = prepared.data, prepared.model
+        test, overlap = _evaluation_images(config, data, prepared.images)
         threads, batch_size = config.evaluation.threads, config.evaluation.batch_size
         float_predictions, float_seconds = cached_predictions(
             model.serialized,
@@ -95,7 +101,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
         float_accuracy = np.mean(float_predictions.labels == test.labels)
         log.info("float model: %.2f %% top-1 on %d images", 100 * float_accuracy, len(test.labels))
 
-        row, details = _quantized(config, model, data.train.images[chosen], len(chosen))
+        row, details, calibration = _quantized(config, prepared)
         serialized: bytes = details.pop("serialized")
         clock = time.perf_counter()
         predictions = float_predictions
@@ -143,8 +149,9 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             overrides=overrides or None,
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        details["calibration_indices_sha256"] = sha256_bytes(chosen.astype("<i8").tobytes())
-        write_outputs(folder, config, result, comparison.per_class, predictions, serialized, kernels, details)
+        write_outputs(
+            folder, config, result, comparison.per_class, predictions, serialized, kernels, calibration, details
+        )
     return result
 
 
@@ -169,18 +176,18 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
     )
 
 
-def _evaluation_images(config: Config, data: Dataset, chosen: NDArray[np.int64]) -> tuple[Split, int | None]:
+def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages | None) -> tuple[Split, int | None]:
     """The test split without images that calibration uses, and how many that left out."""
-    if not len(chosen):
+    if images is None:
         return data.test, None
-    log.info("calibration: %d train images, seed %d", len(chosen), config.seed)
-    seen = overlapping(data.train.images[chosen], data.test.images)
+    log.info("calibration: %d images (%s), seed %d", len(images), config.calibration.sampling.name, config.seed)
+    seen = overlapping(images.images, images.chosen, data.test.images)
     overlap = int(seen.sum())
     if overlap == 0:
         return data.test, 0
     if not config.calibration.allow_test_images:
         raise ExperimentError(
-            f"`data`: {overlap} of {len(seen)} test images are also among the {len(chosen)} calibration images, which "
+            f"`data`: {overlap} of {len(seen)} test images are also among the {len(images)} calibration images, which "
             "would make the accuracy look better than it is",
             "remove them from x_train, or leave them out of the evaluation: calibration.allow_test_images=true",
         )
@@ -190,36 +197,39 @@ def _evaluation_images(config: Config, data: Dataset, chosen: NDArray[np.int64])
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _quantized(
-    config: Config, model: FloatModel, images: np.ndarray, count: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns that describe the quantization, and details for run.json with the model's bytes."""
+def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], Calibration | None]:
+    """Columns that describe the quantization, details for run.json with the model's bytes, and the calibration."""
     from resnet8_quant.quantizer.contents import read_contents
 
+    model, images, calibration = prepared.model, prepared.images, None
     row: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    if config.quant.activation_type is NumberType.float32:
+    if images is None:
         contents, details["serialized"] = read_contents(model.proto()), model.serialized
     else:
         from resnet8_quant.quantizer.quantize import quantize
 
-        quantized = quantize(model, images, config.quant, config.calibration, threads=config.evaluation.threads)
-        contents, details["serialized"] = quantized.contents, quantized.serialized
-        details["ranges"] = {name: [float(low), float(high)] for name, (low, high) in quantized.ranges.items()}
+        threads = config.evaluation.threads
+        quantized = quantize(model, images, config.quant, config.calibration, threads=threads, cache=prepared.cache)
+        contents, calibration, details["serialized"] = quantized.contents, quantized.calibration, quantized.serialized
+        details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
+        listed = config.calibration.sampling is Sampling.mlperf_tiny
         row = {
             "format": config.quant.format.name,
             "per_channel": contents.per_channel,
             "calibration_method": config.calibration.method.name,
-            "samples_per_class": config.calibration.samples_per_class,
-            "calibration_images": count,
-            "calibration_seconds": round(quantized.calibration_seconds, 4),
-            "quantization_seconds": round(quantized.quantization_seconds, 4),
+            "calibration_sampling": config.calibration.sampling.name,
+            "samples_per_class": None if listed else config.calibration.samples_per_class,
+            "calibration_images": len(images),
+            "calibration_seconds": round(calibration.seconds, 4),
+            "calibration_cached": calibration.cached,
+            "quantization_seconds": round(quantized.seconds, 4),
         }
     details["operators"] = contents.operators
     shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
     row.update({name: getattr(contents, name) for name in shared})
     row.update(activation_bits=_bits(contents.activation_type), weight_bits=_bits(contents.weight_type))
-    return row, details
+    return row, details, calibration
 
 
 def _latency(config: Config, model: FloatModel, serialized: bytes, images: np.ndarray) -> dict[str, Any]:

@@ -27,10 +27,15 @@ def cpu_description(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     fields = _first_fields(cpuinfo)
     names = (*(fields.get(field, "") for field in NAME_FIELDS), platform.processor(), platform.machine())
     name = next((" ".join(name.split()) for name in names if name.strip()), "unknown CPU")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     present = {flag for field in FLAG_FIELDS for flag in fields.get(field, "").split()}
     flags = " ".join(flag for flag in CPU_FLAGS if flag in present)
     return ", ".join(part for part in (name, f"{cores} core{'s' if cores > 1 else ''}", flags) if part)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_rss_mb(status: Path = Path("/proc/self/status")) -> float | None:

@@ -1,7 +1,7 @@
 """The files of one run, written so that results.csv exists only beside whole files that belong to it.
 
-In: a finished run's row, predictions, model bytes and details. Out: model.onnx, predictions.npy, per_class.csv,
-run.json and, last, results.csv.
+In: a finished run's row, predictions, model bytes, calibration and details. Out: model.onnx, predictions.npy,
+per_class.csv, ranges.csv and histograms.npz where there was a calibration, run.json and, last, results.csv.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import json
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from resnet8_quant import results
 from resnet8_quant.config import Config
@@ -23,6 +24,9 @@ from resnet8_quant.evaluator.kernels import KernelReport
 from resnet8_quant.evaluator.statistics import ClassRow
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
+
+if TYPE_CHECKING:
+    from resnet8_quant.quantizer.calibration.engine import Calibration
 
 
 def write_outputs(
@@ -33,10 +37,13 @@ def write_outputs(
     predictions: Predictions,
     serialized: bytes,
     kernels: KernelReport,
+    calibration: Calibration | None,
     details: dict[str, Any],
 ) -> None:
     """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it."""
-    (folder / results.FILE_NAME).unlink(missing_ok=True)  # of an earlier run in the same, explicitly chosen folder
+    # of an earlier run in the same, explicitly chosen folder
+    for name in (results.FILE_NAME, "ranges.csv", "histograms.npz"):
+        (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(serialized)
     with replacing(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
@@ -45,6 +52,11 @@ def write_outputs(
         writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in per_class)
+    if calibration is not None:
+        from resnet8_quant.quantizer.calibration.report import write_histograms, write_ranges
+
+        write_ranges(calibration, onnx.load_from_string(serialized), folder / "ranges.csv")
+        write_histograms(calibration, folder / "histograms.npz")
     record = {
         "result": dataclasses.asdict(result),
         "config": dataclasses.asdict(config, dict_factory=_plain),

@@ -15,7 +15,7 @@ from typing import get_type_hints
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "results.csv"
 
 
@@ -26,6 +26,7 @@ class RunResult:
     Units are in the names; sizes are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types
     are what was found in the produced graph. ``calibration_overlap`` counts test images that calibration used and the
     evaluation left out. ``ties`` counts images whose largest output is reached by more than one class.
+    ``calibration_cached`` says whether ``calibration_seconds`` had no need to run the model.
     ``evaluation_seconds`` is the quantized model's; ``float_evaluation_seconds`` is near zero where the baseline came
     from the cache. ``peak_rss_mb`` is the process's so far: in a sweep it includes earlier jobs.
     """
@@ -41,6 +42,7 @@ class RunResult:
     per_channel: bool | None = None
     format: str | None = None
     calibration_method: str | None = None
+    calibration_sampling: str | None = None
     samples_per_class: int | None = None
     calibration_images: int | None = None
     calibration_overlap: int | None = None
@@ -75,6 +77,7 @@ class RunResult:
     latency_batch: int | None = None
     latency_threads: int | None = None
     calibration_seconds: float | None = None
+    calibration_cached: bool | None = None
     quantization_seconds: float | None = None
     evaluation_seconds: float | None = None
     float_evaluation_seconds: float | None = None

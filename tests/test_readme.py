@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from resnet8_quant.config import check
+from resnet8_quant.checks import check
 from resnet8_quant.results import COLUMNS
 from resnet8_quant.sweep.compose import register, to_config
 

@@ -1,0 +1,180 @@
+"""What may be combined with what: tables of legal values, and the checks between fields before any work.
+
+In: a `Config`. Out: nothing, or an `ExperimentError` that names the field, the value, the choices and what to type.
+"""
+
+from __future__ import annotations
+
+from resnet8_quant.config import CalibrationConfig, Config, Format, Method, NumberType, QuantConfig, Sampling
+from resnet8_quant.errors import ExperimentError
+
+_ALL_WEIGHTS = frozenset(NumberType) - {NumberType.float32}
+
+# What onnxruntime.quantization can write: format -> activation type -> weight types.
+LEGAL: dict[Format, dict[NumberType, frozenset[NumberType]]] = {
+    Format.QDQ: {
+        NumberType.int8: _ALL_WEIGHTS - {NumberType.uint8},
+        NumberType.uint8: _ALL_WEIGHTS,
+        NumberType.int16: _ALL_WEIGHTS,
+        NumberType.uint16: _ALL_WEIGHTS,
+        NumberType.float32: frozenset({NumberType.float32}),
+    },
+    Format.QOperator: {
+        NumberType.int8: frozenset({NumberType.int8}),
+        NumberType.uint8: frozenset({NumberType.int8, NumberType.uint8}),
+        NumberType.float32: frozenset({NumberType.float32}),
+    },
+}
+
+_REASONS: tuple[tuple[NumberType | Format, NumberType | None, str], ...] = (
+    (NumberType.float32, None, "float32 means no quantization, of both or of neither"),
+    (NumberType.int8, NumberType.uint8, "ONNX Runtime has no kernel for int8 activations with uint8 weights"),
+    (Format.QOperator, None, "ONNX's integer operators take 8-bit types only; quant.format=QDQ takes all"),
+)
+
+_BINS = (128.0, float(1 << 17))
+
+# Which parameters a method reads, and the values they may have: (lowest, highest), both included.
+PARAMETERS: dict[Method, dict[str, tuple[float, float]]] = {
+    Method.minmax: {"bins": _BINS},
+    Method.moving_average: {"averaging_constant": (1e-6, 1.0), "bins": _BINS},
+    Method.percentile: {"percentile": (50.0, 100.0), "bins": _BINS},
+    Method.entropy: {"bins": _BINS},
+    Method.mse: {"bins": _BINS},
+    Method.lp: {"norm": (0.5, 10.0), "bins": _BINS},
+}
+# Without bins these take no histogram: faster, but ranges.csv cannot say how much noise a range makes.
+HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
+
+# Field -> (lowest, highest or None).
+_RANGES: dict[str, tuple[int, int | None]] = {
+    "calibration.samples_per_class": (1, None),
+    "evaluation.batch_size": (1, 10_000),
+    "evaluation.threads": (0, 1024),
+    "latency.runs": (0, 1_000_000),
+    "latency.warmup": (0, 1_000_000),
+    "latency.threads": (0, 1024),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse what no run can do, before any work.
+
+    Raises:
+        ExperimentError: names the field, the value found, what is valid, and what to type instead.
+    """
+    for path, (lowest, highest) in _RANGES.items():
+        value: object = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        assert isinstance(value, int)
+        if value < lowest or (highest is not None and value > highest):
+            limits = f"{lowest} or more" if highest is None else f"{lowest} to {highest}"
+            raise ExperimentError(f"`{path}` is {value}; valid are {limits}", f"python run.py {path}={max(lowest, 1)}")
+    _check_types(config.quant)
+    if config.quant.activation_type is not NumberType.float32:
+        _check_calibration(config.calibration, config.quant)
+    _check_inputs(config)
+
+
+def _check_types(quant: QuantConfig) -> None:
+    activation, weight, form = quant.activation_type, quant.weight_type, quant.format
+    legal = LEGAL[form].get(activation, frozenset())
+    if weight not in legal:
+        reason = next(
+            (
+                why
+                for first, second, why in _REASONS
+                if first in (activation, weight, form) and second in (None, weight)
+            ),
+            "it is not in the table of legal combinations",
+        )
+        choices = sorted(f"{a.name}/{w.name}" for a, weights in LEGAL[form].items() for w in weights)
+        raise ExperimentError(
+            f"`quant.activation_type`/`quant.weight_type` is {activation.name}/{weight.name} with `quant.format` "
+            f"{form.name}: {reason}; valid with {form.name} are {', '.join(choices)}",
+            "python run.py quant=u8s8",
+        )
+    eight_bits = weight in (NumberType.int8, NumberType.uint8)
+    if quant.reduce_range and not eight_bits:
+        raise ExperimentError(
+            f"`quant.reduce_range` is true with `quant.weight_type` {weight.name}; it narrows 8-bit weights to 7 bits",
+            "python run.py quant.reduce_range=false",
+        )
+
+
+def _check_calibration(calibration: CalibrationConfig, quant: QuantConfig) -> None:
+    method = calibration.method
+    known = PARAMETERS[method]
+    for name in sorted({name for parameters in PARAMETERS.values() for name in parameters}):
+        value = getattr(calibration, name)
+        if name not in known:
+            if value is not None:
+                users = " or ".join(f"calibration={m.name}" for m, p in PARAMETERS.items() if name in p)
+                raise ExperimentError(
+                    f"`calibration.{name}` is {value}, but calibration={method.name} does not read it",
+                    f"leave it out, or choose {users}",
+                )
+            continue
+        if value is None and name == "bins" and method in HISTOGRAM_OPTIONAL:
+            continue
+        lowest, highest = known[name]
+        if value is None or not lowest <= value <= highest:
+            raise ExperimentError(
+                f"`calibration.{name}` is {value}; valid are {lowest:g} to {highest:g}",
+                f"python run.py calibration={method.name}",
+            )
+    levels = 2**quant.activation_type.bits
+    if method is Method.entropy and calibration.bins is not None and calibration.bins < 2 * levels:
+        raise ExperimentError(
+            f"`calibration.bins` is {calibration.bins}; entropy needs at least twice the {levels} levels of "
+            f"{quant.activation_type.name}, or there is nothing to choose from",
+            f"calibration.bins={2 * levels if 2 * levels > 4096 else 8 * levels}",
+        )
+    _check_sampling(calibration)
+
+
+def _check_sampling(calibration: CalibrationConfig) -> None:
+    given = [name for name in ("index_file", "indices") if getattr(calibration, name) is not None]
+    if calibration.sampling is not Sampling.mlperf_tiny:
+        if given:
+            raise ExperimentError(
+                f"`calibration.{given[0]}` is set, but calibration.sampling={calibration.sampling.name} does not read "
+                "it",
+                "leave it out, or choose calibration.sampling=mlperf_tiny",
+            )
+        return
+    if len(given) != 1:
+        raise ExperimentError(
+            "`calibration.sampling` is mlperf_tiny, which needs either calibration.index_file or calibration.indices; "
+            f"{'both are' if given else 'neither is'} set",
+            "calibration.index_file=calibration_samples_idxs.npy (from MLPerf Tiny's image classification benchmark)",
+        )
+    if not calibration.allow_test_images:
+        raise ExperimentError(
+            "`calibration.sampling` is mlperf_tiny, whose list names TEST images, but calibration.allow_test_images is "
+            "false",
+            "to leave these images out of the evaluation: calibration.allow_test_images=true",
+        )
+
+
+def _check_inputs(config: Config) -> None:
+    """Paths belong to the kind that reads them: one that is ignored would be a quiet surprise."""
+    for group, name, owner in (
+        ("model", "path", "onnx"),
+        ("model", "source", "mlperf_tiny"),
+        ("data", "path", "arrays"),
+        ("data", "root", "cifar10"),
+    ):
+        part = getattr(config, group)
+        if getattr(part, name) is not None and part.kind.name != owner:
+            raise ExperimentError(
+                f"`{group}.{name}` is {getattr(part, name)}, but {group}={part.kind.name} does not read it",
+                f"python run.py {group}={owner} {group}.{name}={getattr(part, name)}",
+            )
+    if config.model.std is not None and any(value <= 0 for value in config.model.std):
+        raise ExperimentError(
+            f"`model.std` is {config.model.std}; every value must be above 0",
+            "python run.py 'model.std=[63.0,62.1,66.7]'",
+        )
