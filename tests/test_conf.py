@@ -10,15 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from resnet8_quant.config import (
-    CalibrationConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    NumberType,
-    QuantConfig,
-    check,
-)
+from resnet8_quant.checks import check
+from resnet8_quant.config import CalibrationConfig, Config, DataConfig, ModelConfig, NumberType, QuantConfig
 from resnet8_quant.sweep.compose import register, to_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

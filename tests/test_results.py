@@ -13,7 +13,7 @@ import pytest
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import claimed, replacing
-from resnet8_quant.results import COLUMNS, RunResult
+from resnet8_quant.results import COLUMNS, SCHEMA_VERSION, RunResult
 
 ROW = RunResult(
     quant_type="int8",
@@ -21,6 +21,8 @@ ROW = RunResult(
     accuracy=0.1 + 0.2,
     mcnemar_p=1e-300,
     eval_images=1000,
+    calibration_sampling="mlperf_tiny",
+    calibration_cached=True,
     overrides="a=[1,2] b='x,y'",
 )
 
@@ -45,7 +47,7 @@ HEADER = ",".join(COLUMNS)
 
 
 def _line(**values: str) -> str:
-    return ",".join({"schema_version": "1", "status": "ok", **values}.get(name, "") for name in COLUMNS)
+    return ",".join({"schema_version": str(SCHEMA_VERSION), "status": "ok", **values}.get(name, "") for name in COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +58,13 @@ def _line(**values: str) -> str:
         b"a,b\n1,2\n",
         HEADER.encode(),
         f"{HEADER}\n{_line()}\n{_line()}\n".encode(),
-        f"{HEADER}\n1,ok\n".encode(),
+        f"{HEADER}\n{SCHEMA_VERSION},ok\n".encode(),
         f"{HEADER}\n{_line()},surplus\n".encode(),
         f"{HEADER},more\n{_line()},1\n".encode(),
         f"{HEADER}\n{_line(accuracy='high')}\n".encode(),
         f"{HEADER}\n{_line(per_channel='yes')}\n".encode(),
         f"{HEADER}\n{_line(eval_images='1.5')}\n".encode(),
-        f"{HEADER}\n{_line(schema_version='2')}\n".encode(),
+        f"{HEADER}\n{_line(schema_version='1')}\n".encode(),
         f"{HEADER}\n{_line(schema_version='')}\n".encode(),
         f"{HEADER}\n{_line(status='')}\n".encode(),
     ],

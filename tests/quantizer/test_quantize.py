@@ -6,23 +6,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import (
-    LEGAL,
-    CalibrationConfig,
-    DataConfig,
-    DataKind,
-    Format,
-    Layout,
-    ModelConfig,
-    NumberType,
-    QuantConfig,
-)
+from resnet8_quant.checks import LEGAL
+from resnet8_quant.config import CalibrationConfig, Format, Layout, NumberType, QuantConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.contract import InputContract
-from resnet8_quant.inputs.dataset import load_dataset
-from resnet8_quant.inputs.model import FloatModel, load_model
-from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.reader import ImageReader, even_batch
+from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
 
 COMBINATIONS = [
     pytest.param(form, activation, weight, id=f"{form.name}-{activation.name}-{weight.name}")
@@ -31,17 +21,6 @@ COMBINATIONS = [
     for weight in sorted(weights, key=lambda kind: kind.name)
     if activation is not NumberType.float32
 ]
-CONTRACT = InputContract("image", Layout.NHWC, (2, 2, 3), None, 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(ModelConfig(), (32, 32, 3), 10, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return load_dataset(DataConfig(kind=DataKind.sample), tmp_path_factory.mktemp("cache")).train.images[:20]
 
 
 def run(serialized, feed, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
@@ -50,6 +29,10 @@ def run(serialized, feed, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_AL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     return session.run(None, feed)[0]
+
+
+def feed_of(model, images):
+    return {model.contract.name: model.contract.prepare(images.batch(0, len(images)))}
 
 
 def initializers(serialized):
@@ -63,8 +46,8 @@ def test_every_legal_combination(model, images, form, activation, weight):
     assert (result.contents.activation_type, result.contents.weight_type) == (activation.name, weight.name)
     assert not result.contents.per_channel
     assert result.contents.operators["Conv" if form is Format.QDQ else "QLinearConv"] == [9, 0]
-    scores = run(result.serialized, {model.contract.name: model.contract.prepare(images)})
-    assert scores.shape == (20, 10)
+    scores = run(result.serialized, feed_of(model, images))
+    assert scores.shape == (len(images), 10)
     assert np.isfinite(scores).all()
     again = quantize(model, images, quant, CalibrationConfig(), threads=1)
     assert again.serialized == result.serialized
@@ -77,7 +60,7 @@ def test_per_channel_is_reported(model, images, form):
 
 
 def test_16_bits_and_8_bits_keep_most_answers_of_float(model, images):
-    feed = {model.contract.name: model.contract.prepare(images)}
+    feed = feed_of(model, images)
     expected = run(model.serialized, feed)
     wide = QuantConfig(activation_type=NumberType.int16, weight_type=NumberType.int16)
     for quant, tolerance in ((wide, 0.01), (QuantConfig(), 0.3)):
@@ -119,10 +102,10 @@ def one_conv():
 
 
 @pytest.mark.parametrize("activation", [NumberType.int8, NumberType.uint8, NumberType.uint16])
-def test_one_conv_equals_numpy(images, activation):
-    model, small = one_conv(), np.ascontiguousarray(images[:, :6, :6, :2])
+def test_one_conv_equals_numpy(small_images, activation):
+    model = one_conv()
     quant = QuantConfig(activation_type=activation)
-    serialized = quantize(model, small, quant, CalibrationConfig(), threads=1).serialized
+    serialized = quantize(model, small_images, quant, CalibrationConfig(), threads=1).serialized
     stored = initializers(serialized)
     nodes = onnx.load_from_string(serialized).graph.node
     feeding = {node.output[0]: node for node in nodes}
@@ -138,7 +121,7 @@ def test_one_conv_equals_numpy(images, activation):
         q = np.clip(np.rint(x.astype(np.float32) / scale) + float(zero), limits.min, limits.max)
         return (q - float(zero)) * float(scale), float(scale)
 
-    feed = {"image": model.contract.prepare(small)}
+    feed = feed_of(model, small_images)
     x, _ = round_trip(feed["image"], feeding[conv.input[0]])
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
     y = np.einsum("nchwij,ocij->nohw", windows, dequantize(feeding[conv.input[1]]))
@@ -162,26 +145,35 @@ def test_nothing_to_quantize_is_refused(images):
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     contract = InputContract("image", Layout.NHWC, (2, 2, 3), None, 4, std=(255.0,) * 3)
     model = FloatModel("exp", proto.SerializeToString(), contract, "", "")
+    small = CalibrationImages.of(images.images[:, :2, :2])
     with pytest.raises(ExperimentError, match="none of its 1 operators"):
-        quantize(model, images[:, :2, :2], QuantConfig(), CalibrationConfig(), threads=1)
+        quantize(model, small, QuantConfig(), CalibrationConfig(), threads=1)
 
 
-@pytest.mark.parametrize(("count", "batch"), [(1, 1), (20, 20), (50, 50), (53, 1), (100, 50), (102, 34), (1000, 50)])
-def test_batches_divide_evenly(count, batch):
-    assert even_batch(count) == batch
-    images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
-    reader = ImageReader(images, CONTRACT)
-    for _ in range(2):
-        feeds = list(iter(reader.get_next, None))
-        assert [len(feed["image"]) for feed in feeds] == [batch] * len(reader)
-        np.testing.assert_array_equal(np.concatenate([feed["image"] for feed in feeds]), images)
-        assert reader.get_next() is None
-        reader.rewind()
+@pytest.mark.parametrize("form", Format)
+def test_cache_and_threads_have_no_effect_on_the_model(model, images, tmp_path, form):
+    quant = QuantConfig(format=form)
+    plain = quantize(model, images, quant, CalibrationConfig(), threads=1)
+    found = [quantize(model, images, quant, CalibrationConfig(), threads=n, cache=tmp_path) for n in (3, 2)]
+    assert [quantized.calibration.cached for quantized in (plain, *found)] == [False, False, True]
+    assert {quantized.serialized for quantized in found} == {plain.serialized}
 
 
-def test_a_fixed_batch_must_be_filled():
-    fixed = InputContract("image", Layout.NHWC, (2, 2, 3), 8, 4)
-    images = np.zeros((20, 2, 2, 3), np.uint8)
-    with pytest.raises(ExperimentError, match=r"20 images.* batches of 8"):
-        ImageReader(images, fixed)
-    assert len(ImageReader(images[:16], fixed)) == 2
+def test_a_fixed_batch_need_not_be_filled(conv, small_images):
+    found = [
+        initializers(quantize(conv(batch), small_images, QuantConfig(), CalibrationConfig(), threads=1).serialized)
+        for batch in (None, 8)
+    ]
+    assert found[0].keys() == found[1].keys()
+    for name, array in found[0].items():
+        np.testing.assert_array_equal(found[1][name], array, err_msg=name)
+
+
+def test_onnxruntimes_table_of_operators_is_left_as_it_was(conv, small_images):
+    before = dict(QDQRegistry)
+    quantize(conv(), small_images, QuantConfig(), CalibrationConfig(), threads=1)
+    assert before == QDQRegistry
+    with pytest.raises(KeyError):  # float32 is no quantized type
+        quantize(conv(), small_images, QuantConfig(weight_type=NumberType.float32), CalibrationConfig(), threads=1)
+    assert before == QDQRegistry
+    assert "AveragePool" in before

@@ -30,7 +30,8 @@ def entropy_threshold(histogram: Histogram, levels: Levels) -> float:
         levels: of the activation type; finer bins than levels, or the answer is infinite.
     """
     below = max(0, -histogram.first)  # bins below zero
-    counts = np.concatenate([np.zeros(max(0, histogram.first), np.int64), histogram.counts])
+    gaps = max(0, histogram.first), max(0, below - len(histogram.counts))  # between zero and the nearest value
+    counts = np.pad(histogram.counts, gaps)
     above = len(counts) - below
     if levels.symmetric:
         folded = np.zeros(max(above, below), np.int64)
@@ -73,7 +74,7 @@ def _divergence(clipped: np.ndarray, inside: np.ndarray, levels: int) -> float:
     mean = np.divide(sums, used, out=np.zeros(levels), where=used > 0)
     quantized = np.repeat(mean, np.diff(starts, append=len(inside)))[occupied]
     total, quantized_total = clipped.sum(), quantized.sum()
-    if total == 0 or quantized_total == 0:
+    if 2 * inside.sum() < total or quantized_total == 0:  # a window on the tails alone can look like a perfect match
         return float("inf")
     p = clipped[occupied] / total
     q = np.maximum(quantized / quantized_total, SMOOTHING / len(inside))

@@ -121,5 +121,5 @@ def signal_to_noise_db(histogram: Histogram, grid: Grid) -> float | None:
 def clipped_fraction(histogram: Histogram, low: float, high: float) -> float:
     """Share of the values outside [low, high]; the bins at the two ends count as inside."""
     edges = histogram.edges
-    outside = (edges[1:] <= low) | (edges[:-1] > high)
+    outside = (edges[1:] < low) | (edges[:-1] >= high)
     return float(histogram.counts[outside].sum() / histogram.total)

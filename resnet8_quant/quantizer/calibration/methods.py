@@ -95,4 +95,5 @@ def _least_error(observed: Observation, levels: Levels, norm: float) -> Range:
 
 
 def _within(observed: Observation, low: float, high: float) -> Range:
-    return max(np.float32(low), observed.low), min(np.float32(high), observed.high)
+    ends = np.clip(np.array([low, high], np.float32), observed.low, observed.high)
+    return ends[0], ends[1]

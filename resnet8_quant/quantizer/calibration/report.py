@@ -48,8 +48,9 @@ def write_ranges(calibration: Calibration, model: onnx.ModelProto, path: Path) -
             row |= {"min": observed.low, "max": observed.high}
             stored = type(grid)(scale, zero_point, grid.levels)
             if observed.histogram is not None:
+                half = float(scale) / 2  # so far out a value is still rounded, not clipped
                 snr = signal_to_noise_db(observed.histogram, stored)
-                clipped = clipped_fraction(observed.histogram, min(stored.low, 0.0), max(stored.high, 0.0))
+                clipped = clipped_fraction(observed.histogram, stored.low - half, stored.high + half)
                 row |= {"clipped_fraction": f"{clipped:.6g}", "snr_db": "" if snr is None else f"{snr:.2f}"}
             elif low <= observed.low and high >= observed.high:
                 row["clipped_fraction"] = "0"

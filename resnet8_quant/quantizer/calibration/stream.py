@@ -43,7 +43,7 @@ def observe(
 
     Args:
         model: float, BatchNorm folded.
-        tensors: names of float32 tensors; of one whose first axis is not the image, all values count for each.
+        tensors: names of float32 tensors; a first axis of another length than the batch is not taken for images.
         images: at least one.
         bins: of the histograms, from zero to the largest magnitude at least; None: no histograms.
         threads: that run the model; 0: one for each core.
@@ -61,7 +61,7 @@ def observe(
     def work(start: int) -> tuple[int, int, list[Batch]]:
         count = min(size, len(images) - start)
         values = fast(model.contract.prepare(images.batch(start, size)))
-        rows = (value[:count] if len(value) == size else value[None] for value in values)
+        rows = (value[:count] if value.ndim and len(value) == size else value[None] for value in values)
         return start, count, [Batch.of(row, bins is not None) for row in rows]
 
     with progress("calibration", len(images), "images") as advance:

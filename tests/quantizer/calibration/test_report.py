@@ -1,0 +1,112 @@
+"""ranges.csv and histograms.npz say what is stored in the model and what was seen of each tensor."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from resnet8_quant.config import CalibrationConfig, Format, Method, QuantConfig
+from resnet8_quant.quantizer.calibration.report import COLUMNS, stored_grids, write_histograms, write_ranges
+from resnet8_quant.quantizer.quantize import quantize
+
+
+@pytest.fixture(scope="module")
+def written(model, images, cache, configs, tmp_path_factory):
+    """(method, format, bins) -> Calibration, ModelProto, rows of ranges.csv."""
+
+    def make(method=Method.minmax, form=Format.QDQ, bins=2048):
+        config = replace(configs[method], bins=bins)
+        quantized = quantize(model, images, QuantConfig(format=form), config, threads=1, cache=cache)
+        path = tmp_path_factory.mktemp("out") / "ranges.csv"
+        proto = onnx.load_from_string(quantized.serialized)
+        write_ranges(quantized.calibration, proto, path)
+        with path.open(newline="", encoding="utf-8") as file:
+            return quantized.calibration, proto, list(csv.DictReader(file))
+
+    return make
+
+
+@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("method", [Method.minmax, Method.mse])
+def test_one_row_for_each_stored_tensor(written, method, form):
+    calibration, proto, rows = written(method, form)
+    assert tuple(rows[0]) == COLUMNS
+    stored = stored_grids(proto)
+    assert [row["tensor"] for row in rows] == list(stored)
+    for row in rows:
+        name = row["tensor"]
+        assert (np.float32(row["scale"]), int(row["zero_point"])) == stored[name]
+        assert (np.float32(row["low"]), np.float32(row["high"])) == calibration.ranges[name]
+        other = form is Format.QOperator and name == "probabilities"
+        assert row["decided_by"] == ("onnxruntime" if other else "calibration")
+        if name in calibration.observations:
+            observed = calibration.observations[name]
+            assert (np.float32(row["min"]), np.float32(row["max"])) == (observed.low, observed.high)
+            assert 20 < float(row["snr_db"]) < 90
+            assert 0 <= float(row["clipped_fraction"]) < 0.05
+        else:
+            assert {row[column] for column in ("min", "max", "snr_db", "clipped_fraction")} == {""}
+
+
+def test_the_stored_scales_are_in_the_graph(written):
+    """Each stored pair, found in the graph by another way: through the DequantizeLinear that reads it."""
+    _, proto, rows = written()
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    pairs = {
+        (float(weights[node.input[1]]), int(weights[node.input[2]]))
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] not in weights
+    }
+    assert {(float(np.float32(row["scale"])), int(row["zero_point"])) for row in rows} == pairs
+
+
+def test_percentile_clips_and_minmax_does_not(written):
+    cut = [float(row["clipped_fraction"] or 0) for row in written(Method.percentile)[2]]  # 0.5 % at each end
+    assert max(cut) <= 0.015  # the stored zero point is rounded
+    assert sum(share > 0.003 for share in cut) > len(cut) / 2
+    assert {row["clipped_fraction"] for row in written(bins=None)[2]} <= {"0", ""}
+
+
+def test_minmax_clips_nothing(written):
+    assert {row["clipped_fraction"] for row in written()[2]} <= {"0", ""}
+
+
+def test_without_a_histogram(written, tmp_path):
+    calibration, _, rows = written(bins=None)
+    assert all(row["snr_db"] == "" for row in rows)
+    assert rows[0]["clipped_fraction"] == "0"
+    assert not write_histograms(calibration, tmp_path / "histograms.npz")
+    assert list(tmp_path.iterdir()) == []
+    assert any(row["clipped_fraction"] == "" for row in written(Method.moving_average, bins=None)[2])
+
+
+def test_histograms_hold_every_value(written, images, tmp_path):
+    calibration = written()[0]
+    assert write_histograms(calibration, tmp_path / "histograms.npz")
+    sizes = {"image": 3 * 32 * 32, "dense": 10, "pool": 64, "relu": 16 * 32 * 32, "stack2.conv2": 32 * 16 * 16}
+    with np.load(tmp_path / "histograms.npz", allow_pickle=False) as file:
+        names = file["tensors"].tolist()
+        assert names == list(calibration.observations)
+        assert len(file.files) == 1 + 2 * len(names)
+        for i, name in enumerate(names):
+            counts, (first, width, zeros) = file[f"counts_{i}"], file[f"edges_{i}"]
+            edges = first + width * np.arange(len(counts) + 1)
+            seen = calibration.observations[name]
+            ends = ((0.0, *edges) if zeros else edges) + np.zeros(1)
+            # the extremes are those of the graph as written, which may be another last bit
+            assert abs(min(ends) - seen.low) <= 1.01 * width
+            assert abs(max(ends) - seen.high) <= 1.01 * width
+            if name in sizes:
+                assert counts.sum() + zeros == len(images) * sizes[name], name
+            if name == "image":  # whole numbers: one bin holds one of them
+                pixels = images.batch(0, len(images))
+                assert zeros == np.count_nonzero(pixels == 0)
+                at = np.searchsorted(edges, 255.0) - 1
+                assert counts[at] == np.count_nonzero(pixels == 255)
+
+
+def test_a_config_without_parameters_needs_no_histogram(model, images, cache):
+    quantized = quantize(model, images, QuantConfig(), CalibrationConfig(bins=None), threads=1, cache=cache)
+    assert quantized.calibration.ranges["image"] == (0, images.batch(0, len(images)).max())

@@ -1,0 +1,132 @@
+"""A whole run without the command line: what a list of test images does to the evaluation, and what is reproducible."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet8_quant import results
+from resnet8_quant.config import (
+    CalibrationConfig,
+    Config,
+    DataConfig,
+    DataKind,
+    LatencyConfig,
+    Method,
+    NumberType,
+    QuantConfig,
+    Sampling,
+)
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.experiment import run_experiment
+from resnet8_quant.inputs.sample import load_sample
+from resnet8_quant.quantizer.sampling import overlapping
+
+LISTED = list(range(3, 1000, 50))  # 20 test images
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return Config(
+        calibration=CalibrationConfig(samples_per_class=3),
+        data=DataConfig(kind=DataKind.sample),
+        latency=LatencyConfig(runs=0),
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+    )
+
+
+def test_listed_test_images_calibrate_and_are_not_evaluated(config: Config, tmp_path: Path) -> None:
+    listed = CalibrationConfig(sampling=Sampling.mlperf_tiny, indices=LISTED, allow_test_images=True)
+    row = run_experiment(replace(config, calibration=listed), tmp_path)
+    test = load_sample().test
+    used = overlapping(test.images, np.array(LISTED), test.images)  # with their duplicates
+    assert used[LISTED].all()
+    assert row.calibration_overlap == used.sum()
+    assert row.eval_images == 1000 - used.sum()
+    assert (row.calibration_sampling, row.samples_per_class, row.calibration_images) == ("mlperf_tiny", None, 20)
+    assert results.read(tmp_path / "results.csv") == row
+    predictions = np.load(tmp_path / "predictions.npy")
+    assert np.mean(predictions == test.labels[~used]) == row.accuracy
+    with (tmp_path / "ranges.csv").open(newline="", encoding="utf-8") as file:
+        lowest = {line["tensor"]: (float(line["min"] or 0), float(line["max"] or 0)) for line in csv.DictReader(file)}
+    pixels = test.images[LISTED]
+    assert lowest["nchw"] == (pixels.min(), pixels.max())
+    with np.load(tmp_path / "histograms.npz", allow_pickle=False) as file:
+        image = file["tensors"].tolist().index("image")
+        assert file[f"counts_{image}"].sum() + file[f"edges_{image}"][2] == pixels.size
+
+
+def test_a_file_with_the_list_is_the_list(config: Config, tmp_path: Path) -> None:
+    np.save(tmp_path / "list.npy", np.array(LISTED[::-1]))
+    listed = CalibrationConfig(sampling=Sampling.mlperf_tiny, allow_test_images=True)
+    given = ({"indices": LISTED}, {"index_file": str(tmp_path / "list.npy")})
+    rows = [
+        run_experiment(replace(config, calibration=replace(listed, **words)), tmp_path / str(i))
+        for i, words in enumerate(given)
+    ]
+    assert rows[0].model_sha256 == rows[1].model_sha256
+    assert rows[1].calibration_cached
+
+
+def test_the_same_config_gives_the_same_bytes_from_the_cache(config: Config, tmp_path: Path) -> None:
+    config = replace(config, cache_dir=str(tmp_path / "cache"))
+    rows = [run_experiment(config, tmp_path / name) for name in ("first", "second")]
+    assert [row.calibration_cached for row in rows] == [False, True]
+    for name in ("model.onnx", "predictions.npy", "ranges.csv", "histograms.npz", "per_class.csv"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    first = rows[0]
+    assert (first.calibration_sampling, first.samples_per_class, first.calibration_overlap) == ("stratified", 3, 0)
+    other = run_experiment(replace(config, seed=43), tmp_path / "third")
+    assert not other.calibration_cached
+    assert other.model_sha256 != rows[0].model_sha256
+
+
+@pytest.mark.parametrize("sampling", [Sampling.stratified, Sampling.first])
+def test_only_the_draw_depends_on_the_seed(config: Config, tmp_path: Path, sampling: Sampling) -> None:
+    calibration = replace(config.calibration, sampling=sampling)
+    digests = {
+        json.loads((tmp_path / str(row.seed) / "run.json").read_text())["calibration_indices_sha256"]
+        for seed in (1, 2)
+        for row in [run_experiment(replace(config, calibration=calibration, seed=seed), tmp_path / str(seed))]
+    }
+    assert len(digests) == (2 if sampling is Sampling.stratified else 1)
+
+
+def test_without_bins_there_is_no_file_of_histograms(config: Config, tmp_path: Path) -> None:
+    run_experiment(config, tmp_path)
+    assert (tmp_path / "histograms.npz").exists()
+    run_experiment(replace(config, calibration=replace(config.calibration, bins=None)), tmp_path)
+    assert (tmp_path / "ranges.csv").exists()
+    assert not (tmp_path / "histograms.npz").exists()  # of the run before
+
+
+def test_a_float_run_is_not_calibrated(config: Config, tmp_path: Path) -> None:
+    quant = QuantConfig("float", NumberType.float32, NumberType.float32)
+    row = run_experiment(replace(config, quant=quant), tmp_path)
+    assert {row.calibration_method, row.calibration_sampling, row.calibration_cached, row.calibration_overlap} == {None}
+    assert not (tmp_path / "ranges.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ({"sampling": Sampling.mlperf_tiny, "indices": LISTED}, "allow_test_images is false"),
+        ({"sampling": Sampling.mlperf_tiny, "indices": [1000], "allow_test_images": True}, "lists image 1000"),
+        (
+            {"sampling": Sampling.mlperf_tiny, "indices": list(range(1000)), "allow_test_images": True},
+            "every test image is used",
+        ),
+        ({"method": Method.percentile, "percentile": 101.0}, "`calibration.percentile` is 101"),
+        ({"samples_per_class": 101}, "`calibration.samples_per_class` is 101"),
+    ],
+)
+def test_refusals_leave_no_results(config: Config, tmp_path: Path, calibration: dict, words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        run_experiment(replace(config, calibration=CalibrationConfig(**calibration)), tmp_path)
+    assert words in caught.value.problem
+    assert list(tmp_path.iterdir()) == []
