@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 
@@ -88,6 +91,18 @@ def unwritable(path: Path, error: OSError) -> ExperimentError:
         "free some space or choose a writable folder: hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir=FOLDER), "
         "cache_dir=FOLDER",
     )
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Take what was read of a memory-mapped array out of this process's memory; the file's cache still has it.
+
+    An array that is not mapped is left alone.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):  # not on Windows
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

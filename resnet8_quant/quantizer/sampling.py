@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet8_quant.config import CalibrationConfig, Sampling
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import forget_pages
 
 LARGEST_LIST = 10 << 20  # bytes of an index file
 
@@ -61,6 +62,7 @@ def overlapping(calibration: np.ndarray, chosen: np.ndarray, test: np.ndarray) -
     for index in chosen:  # hashes, not copies: the whole training set would be 150 MB
         for place in places.get(hash(calibration[index].tobytes()), ()):
             seen[place] |= bool((test[place] == calibration[index]).all())
+    forget_pages(calibration)
     return seen
 
 

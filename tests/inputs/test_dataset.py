@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from resnet8_quant.config import DataConfig, DataKind
+from resnet8_quant.files import forget_pages
 from resnet8_quant.inputs import cifar10, dataset
 from resnet8_quant.inputs.dataset import Dataset, Split, array_digest, dataset_of, load_dataset
 
@@ -67,3 +68,13 @@ def test_digest_does_not_depend_on_the_source(tiny, tmp_path):
     )
     loaded: Dataset = load_dataset(DataConfig(kind=DataKind.arrays, path=str(file)), tmp_path)
     assert loaded.digest == known.digest
+
+
+def test_forgotten_pages_are_read_again(tmp_path):
+    expected = np.arange(5000, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", expected)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r").view(np.ndarray)[10:]
+    forget_pages(mapped)
+    np.testing.assert_array_equal(mapped, expected[10:])
+    forget_pages(expected)  # not mapped: nothing happens
+    np.testing.assert_array_equal(mapped, expected[10:])

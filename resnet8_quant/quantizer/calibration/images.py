@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnet8_quant.files import sha256_bytes
+from resnet8_quant.files import forget_pages, sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -45,4 +45,6 @@ class CalibrationImages:
     def batch(self, start: int, size: int) -> np.ndarray:
         """uint8 [size,H,W,C] from ``start``; the last batch is filled up with its last image."""
         indices = self.chosen[start : start + size]
-        return np.asarray(self.images[np.pad(indices, (0, size - len(indices)), mode="edge")])
+        found = np.asarray(self.images[np.pad(indices, (0, size - len(indices)), mode="edge")])
+        forget_pages(self.images)
+        return found

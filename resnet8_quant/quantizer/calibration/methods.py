@@ -27,16 +27,17 @@ def minmax(observed: Observation, config: CalibrationConfig, levels: Levels) -> 
 def moving_average(observed: Observation, config: CalibrationConfig, levels: Levels) -> Range:
     """Exponential moving average of each image's extremes, image after image in the order of the training set.
 
-    The first image starts the average. Jacob et al., arXiv 1712.05877, section 3.1, who take batches for images; here
-    the batch size has no effect.
+    Jacob et al., arXiv 1712.05877, section 3.1, who take batches for images; here the batch size has no effect. The
+    weights are divided by their sum (Kingma and Ba, arXiv 1412.6980, section 3), or the first image would still count
+    more than a third after a hundred.
     """
     assert config.averaging_constant is not None  # checks.py
     weight = config.averaging_constant
     averages = []
     for values in (observed.image_lows, observed.image_highs):
         age = np.arange(len(values))[::-1]
-        weights = np.where(age < len(values) - 1, weight, 1.0) * (1.0 - weight) ** age
-        averages.append(np.float32(values @ weights))
+        weights = (1.0 - weight) ** age
+        averages.append(np.float32(values @ weights / weights.sum()))
     return max(averages[0], observed.low), min(averages[1], observed.high)
 
 

@@ -56,10 +56,12 @@ def test_percentile_of_mostly_zeros_keeps_zero(observation):
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_moving_average_is_a_loop_over_images(observation, constant, count):
     rows = np.random.default_rng(3).normal(size=(count, 50)).astype(np.float32)
-    low, high = float(rows[0].min()), float(rows[0].max())
-    for row in rows[1:]:
+    low = high = weight = 0.0
+    for row in rows:
+        weight = (1 - constant) * weight + constant
         low += constant * (float(row.min()) - low)
         high += constant * (float(row.max()) - high)
+    low, high = low / weight, high / weight
     config = CalibrationConfig(Method.moving_average, averaging_constant=constant)
     found = [moving_average(observation(rows, bins, batch), config, INT8) for bins, batch in ((None, 7), (2048, 1))]
     assert found[0] == found[1]
@@ -71,8 +73,8 @@ def test_moving_average_is_a_loop_over_images(observation, constant, count):
 def test_moving_average_follows_the_order_of_the_images(observation):
     rows = np.array([[0.0, 1.0], [0.0, 3.0]])
     config = CalibrationConfig(Method.moving_average, averaging_constant=0.25)
-    assert moving_average(observation(rows), config, INT8) == (0, 1.5)
-    assert moving_average(observation(rows[::-1]), config, INT8) == (0, 2.5)
+    assert moving_average(observation(rows), config, INT8) == (0, np.float32(3.75 / 1.75))
+    assert moving_average(observation(rows[::-1]), config, INT8) == (0, np.float32(3.25 / 1.75))
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
