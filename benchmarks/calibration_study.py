@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from _plots import plotting, save
+from _studies import (
+    LEVEL,
+    Test,
+    common_words,
+    facts,
+    filled,
+    holm,
+    paired,
+    read_rows,
+    spread,
+    values,
+    write_pages,
+    written,
+)
 
-from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.results import COLUMNS
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.terminal import markdown
 
 KEYS = ["quant_type", "calibration_method", "calibration_images", "seed"]
 BASE, FEW, USUAL, MANY = "minmax", 100, 1000, 10_000  # what the tests compare
-LEVEL = 0.05
 SIGNIFICANT = "Significant at 5 % after Holm"
 SWEEP = "python run.py experiment=calibration_study"
 # Okabe and Ito's colours, which colour-blind readers can tell apart
@@ -44,28 +52,13 @@ class Study:
     words: str
 
     def values(self, column: str) -> list[Any]:
-        """The different values of a column, in the order of the sweep; numbers ascending."""
-        found = list(dict.fromkeys(self.rows[column]))
-        return found if isinstance(found[0], str) else sorted(found)
+        return values(self.rows, column)
 
     def accuracies(self, quant: str, method: str, images: int) -> np.ndarray:
         """Of each seed, in the order of the seeds, in percent."""
         rows = self.rows
         chosen = (rows.quant_type == quant) & (rows.calibration_method == method) & (rows.calibration_images == images)
         return 100 * rows[chosen].sort_values("seed").accuracy.to_numpy(float)
-
-
-@dataclass(frozen=True)
-class Test:
-    """A paired t-test over the seeds; differences in percentage points."""
-
-    quant: str
-    method: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    holm: float = 1.0
 
 
 def load(folder: Path) -> Study:
@@ -75,23 +68,7 @@ def load(folder: Path) -> Study:
         ExperimentError: no summary, failed jobs, more than one model, or points of the grid that are missing.
     """
     remedy = f"{SWEEP} hydra.sweep.dir={folder}"
-    path = folder / "summary.csv"
-    try:
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExperimentError(f"{path} cannot be read: {reason}", remedy) from error
-    absent = [name for name in COLUMNS if name not in rows]
-    if absent or rows.empty:
-        raise ExperimentError(f"{path} is not a sweep's summary: no rows, or no column {', '.join(absent)}", remedy)
-    failed = rows[rows.status != "ok"]
-    if len(failed):
-        raise ExperimentError(
-            f"{path}: {len(failed)} of {len(rows)} jobs failed, the first with: {failed.error.iloc[0]}", remedy
-        )
-    if rows[[*KEYS, "accuracy", "float_accuracy"]].isna().any(axis=None) or rows.model.nunique() != 1:
-        raise ExperimentError(f"{path} holds jobs without calibration, or more than one model", remedy)
-    rows = rows.sort_values("job") if "job" in rows else rows
+    rows, path = read_rows(folder, remedy), folder / "summary.csv"
     axes = [list(dict.fromkeys(rows[key])) for key in KEYS]
     missing = sorted(set(itertools.product(*axes)) - set(rows[KEYS].itertuples(index=False, name=None)))
     missing += [(axes[0][0], BASE, size, "all seeds") for size in (FEW, USUAL, MANY) if size not in axes[2]]
@@ -102,30 +79,8 @@ def load(folder: Path) -> Study:
             f"types, methods, numbers of images and seeds, {len(missing)} missing{example}",
             remedy,
         )
-    common = set.intersection(*(set(words.split()) for words in rows.overrides))
-    words = sorted((word for word in common if word.startswith("model")), key=lambda word: word.replace("=", " "))
-    shown = " ".join(f"{word.split('=')[0]}={Path(word.split('=', 1)[1]).name}" for word in words)
-    return Study(rows.model.iloc[0], rows, shown)
-
-
-def paired(quant: str, method: str, values: np.ndarray, base: np.ndarray) -> Test:
-    """``values`` minus ``base``, seed by seed, with a 95 % t-interval; not yet corrected."""
-    differences = values - base
-    mean, error = float(differences.mean()), float(stats.sem(differences))
-    if error < 1e-9:  # the same difference with every seed
-        return Test(quant, method, mean, mean, mean, 1.0 if abs(mean) < 1e-9 else 0.0)
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
-    return Test(quant, method, mean, float(low), float(high), float(stats.ttest_rel(values, base).pvalue))
-
-
-def holm(tests: list[Test]) -> list[Test]:
-    """With p values corrected for the number of tests (Holm 1979), in the same order."""
-    corrected = [0.0] * len(tests)
-    largest = 0.0
-    for rank, i in enumerate(np.argsort([test.p for test in tests], kind="stable")):
-        largest = max(largest, min(1.0, (len(tests) - rank) * tests[i].p))
-        corrected[i] = largest
-    return [Test(**{**vars(test), "holm": p}) for test, p in zip(tests, corrected, strict=True)]
+    words = [word for word in common_words(rows) if word.startswith("model")]
+    return Study(rows.model.iloc[0], rows, " ".join(words))
 
 
 def accuracy_table(study: Study, quant: str) -> str:
@@ -133,14 +88,14 @@ def accuracy_table(study: Study, quant: str) -> str:
     rows = []
     for method in study.values("calibration_method"):
         cells = (study.accuracies(quant, method, size) for size in sizes)
-        rows.append((method, *(f"{cell.mean():.2f} ({cell.min():.2f}-{cell.max():.2f})" for cell in cells)))
+        rows.append((method, *map(spread, cells)))
     return markdown([f"{quant}, images", *(f"{size:,}" for size in sizes)], rows)
 
 
 def test_table(tests: list[Test]) -> str:
     rows = [
         (
-            f"{t.quant} {t.method}",
+            t.name,
             f"{t.difference:+.3f}",
             f"{t.low:+.3f} to {t.high:+.3f}",
             f"{t.p:.2g}",
@@ -153,21 +108,13 @@ def test_table(tests: list[Test]) -> str:
 
 def listed(tests: Iterable[Test]) -> str:
     """Names of the significant ones, with their differences."""
-    found = [f"{t.quant} {t.method} ({t.difference:+.2f})" for t in tests if t.holm < LEVEL]
+    found = [f"{t.name} ({t.difference:+.2f})" for t in tests if t.holm < LEVEL]
     return ", ".join(found) or "none"
 
 
 def draw(study: Study, folder: Path) -> str:
     """A panel for each quant type and method, the other methods in grey; returns the SVG's name."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise missing_extra("matplotlib", "bench") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 8, "svg.hashsalt": "calibration_study", "axes.spines.top": False})
-    plt.rcParams.update({"axes.spines.right": False, "axes.edgecolor": "#666666"})
+    plt = plotting("calibration_study")
     quants, methods, sizes = (study.values(key) for key in KEYS[:3])
     figure, axes = plt.subplots(
         len(quants), len(methods), figsize=(9.4, 0.5 + 2.2 * len(quants)), sharex=True, sharey="row", squeeze=False
@@ -206,35 +153,22 @@ def draw(study: Study, folder: Path) -> str:
         fontsize=8,
     )
     figure.tight_layout(pad=0.4, w_pad=0.6)
-    name = f"calibration_study_{study.model}"
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
-    figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-    plt.close(figure)
-    return f"{name}.svg"
+    return save(figure, folder, f"calibration_study_{study.model}")
 
 
 def section(study: Study, folder: Path) -> str:
     """The part of the page about one model; its figure goes to ``folder``."""
-    rows, seeds = study.rows, study.values("seed")
     quants, methods = study.values("quant_type"), study.values("calibration_method")
     pairs = list(itertools.product(quants, methods))
     at = study.accuracies
-    methods_tests = holm([paired(q, m, at(q, m, USUAL), at(q, BASE, USUAL)) for q, m in pairs if m != BASE])
-    sizes_tests = holm([paired(q, m, at(q, m, MANY), at(q, m, FEW)) for q, m in pairs])
-    dates = sorted(str(text)[:10] for text in rows.started_utc)
-    date = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    facts = (
-        f"`{' '.join([SWEEP, study.words]).strip()}`, {date}, {', '.join(study.values('cpu'))}, "
-        f"onnxruntime {', '.join(study.values('onnxruntime_version'))}, "
-        f"resnet8-quant {', '.join(study.values('package_version'))}: {len(rows)} runs, {len(seeds)} seeds, "
-        f"{rows.eval_images.iloc[0]:,} test images. Float model: {100 * rows.float_accuracy.iloc[0]:.2f} %."
-    )
+    methods_tests = holm([paired(f"{q} {m}", at(q, m, USUAL), at(q, BASE, USUAL)) for q, m in pairs if m != BASE])
+    sizes_tests = holm([paired(f"{q} {m}", at(q, m, MANY), at(q, m, FEW)) for q, m in pairs])
     best = {q: max(methods, key=lambda m, q=q: at(q, m, USUAL).mean()) for q in quants}  # type: ignore[misc]
     leaders = ", ".join(f"{q}: {m}, {at(q, m, USUAL).mean():.2f} %" for q, m in best.items())
     luck = ", ".join(f"{q}: {np.ptp(at(q, BASE, USUAL)):.2f}" for q in quants)
     parts = [
         f"## {study.model}",
-        filled(facts),
+        facts(study.rows, f"{SWEEP} {study.words}".strip()),
         f"![Top-1 against the number of calibration images, a panel for each method]({draw(study, folder)})",
         "Top-1 in %, mean over the seeds (smallest-largest):",
         *(accuracy_table(study, quant) for quant in quants),
@@ -252,10 +186,8 @@ def section(study: Study, folder: Path) -> str:
 
 
 def page(studies: list[Study], folder: Path) -> str:
-    command = " ".join(["python benchmarks/calibration_study.py", *["SWEEP_DIR"] * len(studies)])
-    packages = ", ".join(f"{name} {version(name)}" for name in ("pandas", "scipy", "matplotlib"))
     head = (
-        f"Written on {datetime.now(UTC):%Y-%m-%d} by `{command}` ({packages}) from the sweeps named below. A seed "
+        f"{written('calibration_study', len(studies))} A seed "
         "draws the training images that calibrate, the same ones for every method and quant type: differences are "
         "taken seed by seed, with a paired t-test and Student's interval, and p is corrected (Holm) for the number of "
         "rows of its table. This tells the luck of the draw from the rest; that the test images are a sample as well "
@@ -265,27 +197,18 @@ def page(studies: list[Study], folder: Path) -> str:
     return "\n\n".join([title, filled(head), *(section(study, folder) for study in studies)]) + "\n"
 
 
-def filled(text: str) -> str:
-    """In lines of at most 120 columns."""
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+def pages(options: argparse.Namespace) -> dict[str, str]:
+    studies = [load(folder) for folder in options.sweeps]
+    if len({study.model for study in studies}) < len(studies):
+        raise ExperimentError("two sweeps are of the same model", "name one sweep for each model")
+    return {"calibration_study.md": page(studies, options.out)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP_DIR", help="finished sweeps, one for each model")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER", help="default docs")
-    options = parser.parse_args()
-    try:
-        studies = [load(folder) for folder in options.sweeps]
-        if len({study.model for study in studies}) < len(studies):
-            raise ExperimentError("two sweeps are of the same model", "name one sweep for each model")
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = page(studies, options.out)
-        (options.out / "calibration_study.md").write_text(text, encoding="utf-8")
-    except ExperimentError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {options.out} cannot be written to: {error}")
+    write_pages(parser.parse_args(), pages)
 
 
 if __name__ == "__main__":

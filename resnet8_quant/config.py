@@ -21,6 +21,8 @@ class NumberType(Enum):
     uint16 = "uint16"
     int4 = "int4"
     uint4 = "uint4"
+    int2 = "int2"
+    uint2 = "uint2"
 
     @property
     def bits(self) -> int:
@@ -52,6 +54,30 @@ class Sampling(Enum):
     stratified = "stratified"
     first = "first"
     mlperf_tiny = "mlperf_tiny"
+
+
+class WeightScale(Enum):
+    """What the scale of a weight makes small: nothing, or the error of which quantity."""
+
+    max = "max"
+    mse = "mse"
+    hessian = "hessian"
+    rounded = "rounded"
+
+
+class Rounding(Enum):
+    """How weights become integers."""
+
+    nearest = "nearest"
+    gptq = "gptq"
+    descent = "descent"
+
+
+class Target(Enum):
+    """What a layer's integers approximate: its float weights, or what it makes of the float model's input."""
+
+    weights = "weights"
+    outputs = "outputs"
 
 
 class ModelKind(Enum):
@@ -88,6 +114,12 @@ class QuantConfig:
     activation_symmetric: bool = False
     weight_symmetric: Optional[bool] = None
     reduce_range: bool = False
+    weight_bits: Optional[int] = None
+    activation_bits: Optional[int] = None
+    residual_bits: int = 8
+    keep_first_last: Optional[int] = None
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    compact: bool = False
 
 
 @dataclass
@@ -102,6 +134,27 @@ class CalibrationConfig:
     norm: Optional[float] = None
     bins: Optional[int] = 2048
     allow_test_images: bool = False
+
+
+@dataclass
+class RefineConfig:
+    name: str = "none"
+    weight_scale: WeightScale = WeightScale.max
+    rounding: Rounding = Rounding.nearest
+    target: Target = Target.weights
+    bias: bool = False
+    equalize: bool = False
+    activation_ranges: bool = False
+    activation_order: bool = True
+    damping: float = 0.01
+    images: int = 1000
+
+
+@dataclass
+class AllocateConfig:
+    name: str = "none"
+    budget_bytes: Optional[int] = None
+    choices: list[int] = field(default_factory=lambda: [2, 4, 8])
 
 
 @dataclass
@@ -138,6 +191,8 @@ class LatencyConfig:
 class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    allocate: AllocateConfig = field(default_factory=AllocateConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -126,7 +126,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
             **latency,
             quant_type=config.quant.name,
-            refine="none",
+            refine=config.refine.name,
             model=model.name,
             data=data.name,
             seed=config.seed,
@@ -164,7 +164,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         quant_type=config.quant.name,
         calibration_method=config.calibration.method.name,
         samples_per_class=config.calibration.samples_per_class,
-        refine="none",
+        refine=config.refine.name,
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,
@@ -210,7 +210,16 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
         from resnet8_quant.quantizer.quantize import quantize
 
         threads = config.evaluation.threads
-        quantized = quantize(model, images, config.quant, config.calibration, threads=threads, cache=prepared.cache)
+        quantized = quantize(
+            model,
+            images,
+            config.quant,
+            config.calibration,
+            config.refine,
+            config.allocate,
+            threads=threads,
+            cache=prepared.cache,
+        )
         contents, calibration, details["serialized"] = quantized.contents, quantized.calibration, quantized.serialized
         details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
         listed = config.calibration.sampling is Sampling.mlperf_tiny
@@ -228,7 +237,9 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
     details["operators"] = contents.operators
     shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
     row.update({name: getattr(contents, name) for name in shared})
-    row.update(activation_bits=_bits(contents.activation_type), weight_bits=_bits(contents.weight_type))
+    layers = [dataclasses.asdict(layer) for layer in contents.layers]
+    row.update({name: _usual(layers, name) for name in ("weight_bits", "activation_bits")})
+    details["layers"] = layers
     return row, details, calibration
 
 
@@ -272,6 +283,7 @@ def _shared_fields(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.name in results.COLUMNS]
 
 
-def _bits(kinds: str) -> int:
-    """The widest of the types that were found, in bits: 8 for "int8+uint8"."""
-    return max(NumberType[kind].bits for kind in kinds.split("+"))
+def _usual(layers: list[dict[str, Any]], name: str) -> int:
+    """The width that most layers have, of equals the wider one; that of float32 where none is quantized."""
+    widths = sorted((layer[name] for layer in layers), reverse=True)
+    return max(widths, key=widths.count) if widths else NumberType.float32.bits

@@ -14,7 +14,9 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: Literal["images", "bytes", "runs"]) -> Iterator[Advance]:
+def progress(
+    description: str, total: int | None, unit: Literal["images", "bytes", "layers", "runs"]
+) -> Iterator[Advance]:
     """Yield ``advance(n)``; the bar shows the count, the rate and the time left, and is erased when done.
 
     Args:

@@ -23,12 +23,13 @@ FILE_NAME = "results.csv"
 class RunResult:
     """One run. The order of the fields is the order of the columns.
 
-    Units are in the names; sizes are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types
-    are what was found in the produced graph. ``calibration_overlap`` counts test images that calibration used and the
-    evaluation left out. ``ties`` counts images whose largest output is reached by more than one class.
-    ``calibration_cached`` says whether ``calibration_seconds`` had no need to run the model.
-    ``evaluation_seconds`` is the quantized model's; ``float_evaluation_seconds`` is near zero where the baseline came
-    from the cache. ``peak_rss_mb`` is the process's so far: in a sweep it includes earlier jobs.
+    ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
+    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are what was found in the
+    produced graph. ``calibration_overlap`` counts test images that calibration used and the evaluation left out.
+    ``ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says whether
+    ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
+    ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's
+    so far: in a sweep it includes earlier jobs.
     """
 
     schema_version: int = SCHEMA_VERSION

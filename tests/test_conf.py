@@ -10,12 +10,29 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from resnet8_quant.checks import check
-from resnet8_quant.config import CalibrationConfig, Config, DataConfig, ModelConfig, NumberType, QuantConfig
+from resnet8_quant.checks import check, narrowed, refines
+from resnet8_quant.config import (
+    AllocateConfig,
+    CalibrationConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    NumberType,
+    QuantConfig,
+    RefineConfig,
+)
 from resnet8_quant.sweep.compose import register, to_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-GROUPS = {"quant": QuantConfig, "calibration": CalibrationConfig, "model": ModelConfig, "data": DataConfig}
+GROUPS = {
+    "quant": QuantConfig,
+    "calibration": CalibrationConfig,
+    "refine": RefineConfig,
+    "allocate": AllocateConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+}
+NAMED = ("quant", "refine", "allocate")  # have a field for the word that chose them
 EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 FIELD_OPTIONS = [(group, option) for group, option in OPTIONS if group in GROUPS]
@@ -38,8 +55,8 @@ def test_option_composes_and_passes_the_check(group: str, option: str) -> None:
     words = [word, *EXTRA.get(word, [])]
     config = to_config(compose("config", words), words)
     check(config)
-    if group == "quant":
-        assert config.quant.name == option
+    if group in NAMED:
+        assert getattr(config, group).name == option
     elif group == "calibration":
         assert config.calibration.method.name == option
     elif group in GROUPS:
@@ -71,8 +88,16 @@ def test_defaults_of_code_and_command_line_are_equal() -> None:
 
 @pytest.mark.parametrize(
     ("member", "bits"),
-    [("float32", 32), ("int8", 8), ("uint8", 8), ("int16", 16), ("uint16", 16), ("int4", 4), ("uint4", 4)],
+    [("float32", 32), *((f"{sign}int{bits}", bits) for sign in ("", "u") for bits in (2, 4, 8, 16))],
 )
 def test_bits_of_a_number_type(member: str, bits: int) -> None:
     assert NumberType[member].bits == bits
-    assert len(NumberType) == 7
+    assert len(NumberType) == 9
+
+
+def test_the_plain_option_of_a_group_changes_nothing() -> None:
+    assert not refines(RefineConfig())
+    assert not narrowed(QuantConfig())
+    config = to_config(compose("config", ["quant=w4a4", "refine=best"]), [])
+    assert refines(config.refine)
+    assert narrowed(config.quant)

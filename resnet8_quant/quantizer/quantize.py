@@ -22,12 +22,20 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from resnet8_quant.config import CalibrationConfig, NumberType, QuantConfig
+from resnet8_quant.checks import narrowed, refines
+from resnet8_quant.config import AllocateConfig, CalibrationConfig, NumberType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.quantizer.allocate.fit import fit
+from resnet8_quant.quantizer.allocate.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.contents import GraphContents, read_contents
+from resnet8_quant.quantizer.emit import emit
+from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
+from resnet8_quant.quantizer.refine.equalize import equalized
+from resnet8_quant.quantizer.refine.walk import refine
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
 QUANT_TYPES: dict[NumberType, QuantType] = {
     kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
     for kind in NumberType
-    if kind is not NumberType.float32
+    if hasattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
 }
 
 
@@ -62,6 +70,8 @@ def quantize(
     images: CalibrationImages,
     quant: QuantConfig,
     calibration: CalibrationConfig,
+    refinement: RefineConfig | None = None,
+    allocation: AllocateConfig | None = None,
     *,
     threads: int = 0,
     cache: Path | None = None,
@@ -73,15 +83,25 @@ def quantize(
         images: calibration images from the training set.
         quant: number types and format.
         calibration: method and parameters.
-        threads: during calibration; 0 for all cores.
+        refinement: what is repaired after calibration; None: nothing.
+        allocation: how many bytes the file may have; None: any number.
+        threads: during calibration and refinement; 0 for all cores.
         cache: folder for what calibration observes; None: no cache.
 
     Raises:
         ExperimentError: NaN in an activation, or nothing in the graph could be quantized.
     """
+    refinement, allocation = refinement or RefineConfig(), allocation or AllocateConfig()
+    if refinement.equalize:
+        model = equalized(model)
     found = calibrate(model, images, quant, calibration, OPERATORS, threads=threads, cache=cache)
     calibrated = time.perf_counter()
     serialized = _insert(model, found, quant)
+    if narrowed(quant) or refines(refinement) or allocation.budget_bytes is not None:
+        draft = _Draft(model, images, quant, calibration, found, serialized, threads)
+        serialized = draft.fitted(refinement, allocation) if allocation.budget_bytes else draft.made(refinement)
+    elif quant.compact:
+        serialized = _compacted(onnx.load_from_string(serialized))
     contents = read_contents(onnx.load_from_string(serialized))
     if contents.quantized_ops == 0:
         raise ExperimentError(
@@ -100,6 +120,56 @@ def quantize(
         contents.float_ops,
     )
     return QuantizedModel(serialized, contents, found, time.perf_counter() - calibrated)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a refined model is made from: the float model, its calibration, and what quantize_static made of them."""
+
+    model: FloatModel
+    images: CalibrationImages
+    quant: QuantConfig
+    calibration: CalibrationConfig
+    found: Calibration
+    plain: bytes
+    threads: int
+
+    def made(self, refinement: RefineConfig, bits: dict[str, LayerBits] | None = None) -> bytes:
+        """The model with the integers that ``refinement`` chooses."""
+        plan = refine(
+            self.model,
+            self.images,
+            self.quant,
+            self.calibration,
+            refinement,
+            self.found,
+            bits=bits,
+            threads=self.threads,
+        )
+        emitted = emit(onnx.load_from_string(self.plain), plan)
+        return _compacted(emitted) if self.quant.compact else bytes(emitted.SerializeToString(deterministic=True))
+
+    def fitted(self, refinement: RefineConfig, allocation: AllocateConfig) -> bytes:
+        """The best model that is not larger than ``allocation.budget_bytes``."""
+        assert allocation.budget_bytes is not None
+        base = layer_bits(self.model.proto().graph, self.quant)
+        choices = sensitivities(self.model, self.images, self.quant, refinement, sorted(allocation.choices))
+        choices = {layer: allowed(layer, options, self.quant, base) for layer, options in choices.items()}
+
+        def bits(widths: dict[str, int]) -> dict[str, LayerBits]:
+            return {layer: LayerBits(width, base[layer].activation) for layer, width in widths.items()}
+
+        serialized, _ = fit(
+            lambda widths: self.made(refinement, bits(widths)),
+            lambda widths: self.made(RefineConfig(), bits(widths)),
+            choices,
+            allocation.budget_bytes,
+        )
+        return serialized
+
+
+def _compacted(model: onnx.ModelProto) -> bytes:
+    return bytes(compact(model).SerializeToString(deterministic=True))
 
 
 def _insert(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:

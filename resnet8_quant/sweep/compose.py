@@ -71,8 +71,11 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
         if key not in known:
             raise _unknown_key(f"{prefix}{key}", schema)
         child = config._get_node(key)
-        if isinstance(child, DictConfig):
-            _refuse_unknown(child, OmegaConf.get_type(child) or dict, f"{prefix}{key}.")
+        kind = OmegaConf.get_type(child) if isinstance(child, DictConfig) else None
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(
+            kind
+        ):  # quant.layers is a dict, whose keys are the user's
+            _refuse_unknown(child, kind, f"{prefix}{key}.")
 
 
 def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:

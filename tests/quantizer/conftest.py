@@ -1,17 +1,22 @@
-"""The bundled model, some images, tiny models, and observations of plain arrays."""
+"""The bundled model, some images, tiny models, and observations of plain arrays; helpers/ on the import path."""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Layout, Method, ModelConfig
+from resnet8_quant.config import CalibrationConfig, Layout, Method, ModelConfig, NumberType
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.calibration.observer import Batch, Observer
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +107,17 @@ def observation():
         return observer.finish(rows.min(), rows.max())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base():
+    """{activation type: the small network's Q/DQ model and its calibration}."""
+    from small_net import IMAGES, quantized, small_net
+
+    return {
+        kind: quantized(small_net(), IMAGES, kind, NumberType.int8 if kind is NumberType.uint8 else kind)
+        for kind in (NumberType.uint8, NumberType.int8)
+    }
 
 
 @pytest.fixture(scope="session")

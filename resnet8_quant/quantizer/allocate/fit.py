@@ -1,0 +1,52 @@
+"""A model that fits into a number of bytes: widths are allocated, the model is made, and measured.
+
+In: what makes a model of given widths, the choices of each layer, a budget. Out: the model with the smallest
+predicted error that is not larger than the budget.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.quantizer.allocate.budget import Choice, allocate, smallest
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+Widths = dict[str, int]
+
+
+def fit(
+    make: Callable[[Widths], bytes], draft: Callable[[Widths], bytes], choices: dict[str, list[Choice]], budget: int
+) -> tuple[bytes, Widths]:
+    """The best model of at most ``budget`` bytes.
+
+    Args:
+        make: from widths to the model's bytes; takes long.
+        draft: the same size in no time, whatever its accuracy.
+        choices: {layer: widths with their errors and bytes}.
+        budget: of the whole file.
+
+    Raises:
+        ExperimentError: no allocation fits; says the smallest possible file.
+    """
+    narrowest = {layer: min(options, key=lambda choice: choice.payload).bits for layer, options in choices.items()}
+    least = len(draft(narrowest))
+    if least > budget:
+        raise ExperimentError(
+            f"`allocate.budget_bytes` is {budget}; the smallest possible file has {least} bytes",
+            f"allocate.budget_bytes={least}, narrower allocate.choices, or quant.compact=true",
+        )
+    payload = budget - (least - smallest(choices))
+    for _ in range(ATTEMPTS):  # what is not integers grows a little with the widths that are in use
+        widths = allocate(choices, max(payload, smallest(choices)))
+        excess = len(draft(widths)) - budget
+        if excess <= 0:
+            break
+        payload -= excess
+    else:
+        widths = narrowest
+    log.info("allocated bits: %s", ", ".join(f"{layer} {bits}" for layer, bits in widths.items()))
+    return make(widths), widths

@@ -1,0 +1,125 @@
+"""What a layer sees: the rows that its weights are multiplied with, and their moments.
+
+In: a Conv, Gemm or MatMul node and its input. Out: rows, or their mean and second moments, for the quantized model's
+input and against the float model's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+CHUNK = 32  # images
+MOST_ROWS = 1 << 18  # of a layer; more rows than that no longer move the moments, but cost time
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a layer's weight is applied; a Gemm or MatMul is a convolution of one pixel.
+
+    Attributes:
+        kernel, strides, dilations: (height, width).
+        pads: top, left, bottom, right.
+        group: of the channels.
+    """
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    group: int = 1
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto, weight: np.ndarray, input_shape: tuple[int, ...]) -> Geometry:
+        """Of a 2-D Conv node; of any other node the one of a single pixel.
+
+        Args:
+            node: Conv, Gemm or MatMul.
+            weight: its initializer.
+            input_shape: of its input, for auto_pad.
+        """
+        if node.op_type != "Conv":
+            return cls()
+        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        kernel = weight.shape[2:]
+        strides = tuple(given.get("strides", (1, 1)))
+        dilations = tuple(given.get("dilations", (1, 1)))
+        pads = tuple(given.get("pads", (0, 0, 0, 0)))
+        auto = given.get("auto_pad", b"NOTSET").decode()
+        if auto.startswith("SAME"):
+            totals = [
+                max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
+                for size, s, k, d in zip(input_shape[2:], strides, kernel, dilations, strict=True)
+            ]
+            small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+            pads = (*small, *large) if auto == "SAME_UPPER" else (*large, *small)
+        return cls(kernel, strides, dilations, pads, int(given.get("group", 1)))
+
+
+def unfold(x: np.ndarray, geometry: Geometry, step: int = 1, offset: int = 0) -> np.ndarray:
+    """float32 [rows, group, K]: the patches that the kernel meets, K in the order of the weight's axes.
+
+    Args:
+        x: float32 [N, C, H, W], or [N, K] for one pixel.
+        geometry: of the layer.
+        step, offset: take each ``step``-th line of the output, from ``offset`` on.
+    """
+    if x.ndim != 4:
+        return x.reshape(-1, 1, x.shape[-1])
+    top, left, bottom, right = geometry.pads
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilations, geometry.strides
+    windows = np.lib.stride_tricks.sliding_window_view(padded, ((kh - 1) * dh + 1, (kw - 1) * dw + 1), axis=(2, 3))
+    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw][:, :, offset::step]
+    channels = x.shape[1] // geometry.group
+    patches = windows.transpose(0, 2, 3, 1, 4, 5)
+    return patches.reshape(-1, geometry.group, channels * kh * kw)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's inputs, for each group of channels.
+
+    Attributes:
+        mean: float64 [group, K], of the quantized model's input.
+        float_mean: the same of the float model's input.
+        covariance: float64 [group, K, K], of the quantized model's input.
+        cross: float64 [group, K, K], of the float model's input (rows) with the quantized model's (columns).
+    """
+
+    mean: np.ndarray
+    float_mean: np.ndarray
+    covariance: np.ndarray
+    cross: np.ndarray
+
+
+def moments(quantized: np.ndarray, floating: np.ndarray, geometry: Geometry) -> Moments:
+    """Moments of a layer's input in the quantized and in the float model.
+
+    Args:
+        quantized, floating: float32 [N, ...], the same images in the same order.
+        geometry: of the layer.
+    """
+    lines = unfold(quantized[:1], geometry)
+    step = max(1, len(lines) * len(quantized) // MOST_ROWS) if quantized.ndim == 4 else 1
+    group, size = lines.shape[1:]
+    second, cross = np.zeros((group, size, size)), np.zeros((group, size, size))
+    first, float_first, count = np.zeros((group, size)), np.zeros((group, size)), 0
+    for chunk, start in enumerate(range(0, len(quantized), CHUNK)):
+        part = slice(start, start + CHUNK)
+        a, b = (unfold(x[part], geometry, step, chunk % step) for x in (quantized, floating))
+        for g in range(group):
+            second[g] += a[:, g].T @ a[:, g]
+            cross[g] += b[:, g].T @ a[:, g]
+        first += a.sum(axis=0, dtype=np.float64)
+        float_first += b.sum(axis=0, dtype=np.float64)
+        count += len(a)
+    mean, float_mean = first / count, float_first / count
+    return Moments(
+        mean,
+        float_mean,
+        second / count - mean[:, :, None] * mean[:, None, :],
+        cross / count - float_mean[:, :, None] * mean[:, None, :],
+    )
