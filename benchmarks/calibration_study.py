@@ -122,9 +122,10 @@ def draw(study: Study, folder: Path) -> str:
     baseline = 100 * study.rows.float_accuracy.iloc[0]
     for row, quant in zip(axes, quants, strict=True):
         every = {m: np.array([study.accuracies(quant, m, size) for size in sizes]) for m in methods}
-        # down to the lowest mean: a band that reaches further is cut, and its end is written there
-        bottom = min(values.mean(axis=1).min() for values in every.values())
+        # a band that reaches far below the lowest mean is cut, and its end is written there
         top = max(baseline, *(values.max() for values in every.values()))
+        lowest_mean = min(values.mean(axis=1).min() for values in every.values())
+        bottom = max(min(values.min() for values in every.values()), lowest_mean - (top - lowest_mean) / 2)
         margin = 0.08 * (top - bottom)
         for axis, method, colour in zip(row, methods, itertools.cycle(COLOURS), strict=False):
             for other in methods:

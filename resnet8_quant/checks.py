@@ -111,6 +111,7 @@ def check(config: Config) -> None:
     if config.quant.activation_type is not NumberType.float32:
         _check_calibration(config.calibration, config.quant)
     _check_refine(config)
+    _check_allocate(config)
     _check_inputs(config)
 
 
@@ -165,7 +166,7 @@ def _check_widths(quant: QuantConfig) -> None:
         if name.startswith("layers.") and key not in _LAYER_FIELDS:
             raise ExperimentError(
                 f"`quant.{name}` is not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}",
-                f"quant.layers={{{name.split('.')[1]}: {{weight_bits: 8}}}}",
+                f"quant.layers={{{name[len('layers.') : -len(key) - 1]}: {{weight_bits: 8}}}}",
             )
         widest = min(8, kind.bits) if kind else 8
         if not 2 <= value <= widest:
@@ -191,6 +192,32 @@ def _check_refine(config: Config) -> None:
         raise ExperimentError(f"`refine.damping` is {refine.damping}; valid are above 0 to 1", "refine.damping=0.01")
     if refine.images < 1:
         raise ExperimentError(f"`refine.images` is {refine.images}; valid are 1 or more", "refine.images=1000")
+
+
+def _check_allocate(config: Config) -> None:
+    """A budget needs weights to narrow, written as Q/DQ, and widths to choose from."""
+    budget, choices, quant = config.allocate.budget_bytes, config.allocate.choices, config.quant
+    if budget is None:
+        return
+    if quant.activation_type is NumberType.float32:
+        raise ExperimentError(
+            f"`allocate` is {config.allocate.name}, but quant=float has no weights to narrow", "leave allocate out"
+        )
+    if quant.format is not Format.QDQ:
+        raise ExperimentError(
+            f"`quant.format` is {quant.format.name}; allocate={config.allocate.name} is written as QDQ",
+            "quant.format=QDQ",
+        )
+    if budget < 1:
+        raise ExperimentError(
+            f"`allocate.budget_bytes` is {budget}; valid are 1 or more", "allocate.budget_bytes=48000"
+        )
+    widest = min(8, quant.weight_type.bits)
+    if not choices or not all(2 <= bits <= widest for bits in choices):
+        raise ExperimentError(
+            f"`allocate.choices` is {choices}; valid are one or more of 2 to {widest} with {quant.weight_type.name}",
+            f"allocate.choices=[2,{widest}]",
+        )
 
 
 def _check_calibration(calibration: CalibrationConfig, quant: QuantConfig) -> None:

@@ -23,7 +23,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import NumberType
 from resnet8_quant.quantizer.calibration.grid import Grid
-from resnet8_quant.quantizer.plan import LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input
 REDEFINED = ("RoiAlign", "Split")  # at opsets 16 and 18, under the attributes that they had
@@ -256,7 +256,7 @@ class _Draft:
         scale = np.asarray(np.float32(layer.input_grid.scale) * layer.weight.scale.astype(np.float32))
         if bias is None or bias.ndim != 1 or scale.shape not in ((), bias.shape):
             raise ValueError(f"layer {layer.output!r}: its bias does not fit the {scale.size} scales of its weight")
-        integers = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
+        integers = bias_integers(bias, scale).astype(np.int32)
         name = site.bias or f"{layer.output}_bias"
         parts = {"": integers, "_scale": scale, "_zero_point": np.zeros(scale.shape, np.int32)}
         inputs = [self.store(f"{name}{TENSOR_NAME_QUANT_SUFFIX}{part}", values) for part, values in parts.items()]
@@ -265,7 +265,7 @@ class _Draft:
     def _dequantized(self, inputs: list[str], output: str, name: str, axis: int | None, site: _Site) -> str:
         output = self.unique(output)
         axes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        node = helper.make_node("DequantizeLinear", inputs, [output], f"{name}_DequantizeLinear", **axes)
+        node = helper.make_node("DequantizeLinear", inputs, [output], self.unique(f"{name}_DequantizeLinear"), **axes)
         self.before[site.node.output[0]].append(node)
         return output
 

@@ -76,3 +76,8 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     tensors: dict[str, Grid]
     activation_type: NumberType
+
+
+def bias_integers(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float64 [channels]: the 32-bit integers that a bias becomes on ``scale``, input's times weight's."""
+    return np.asarray(np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31), 2**31 - 1))

@@ -28,7 +28,9 @@ HELP = "python run.py --help"
 
 def register() -> None:
     """Tell Hydra the schema, and the resolvers that conf/config.yaml uses."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_struct(schema.quant.layers, False)  # its keys are the user's
+    ConfigStore.instance().store(name="schema", node=schema)
     # Cached within a config, as Hydra's own `now` is; microseconds, so that runs that start together do not meet.
     OmegaConf.register_new_resolver(
         "unique_time", lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), use_cache=True, replace=True
@@ -71,11 +73,10 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
         if key not in known:
             raise _unknown_key(f"{prefix}{key}", schema)
         child = config._get_node(key)
-        kind = OmegaConf.get_type(child) if isinstance(child, DictConfig) else None
-        if isinstance(child, DictConfig) and dataclasses.is_dataclass(
-            kind
-        ):  # quant.layers is a dict, whose keys are the user's
-            _refuse_unknown(child, kind, f"{prefix}{key}.")
+        if isinstance(child, DictConfig):
+            kind = OmegaConf.get_type(child)
+            if dataclasses.is_dataclass(kind):  # quant.layers is a dict, whose keys are the user's
+                _refuse_unknown(child, kind, f"{prefix}{key}.")
 
 
 def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:

@@ -57,8 +57,8 @@ class ActivationGrids:
         """The grid of tensor ``name``; ``values`` are those of the quantized model, where they are at hand."""
         if name not in self.tensors:
             source = self._moved.get(name)
-            if source in self.tensors:
-                self.tensors[name] = self.tensors[source]
+            if source in self.calibration.grids:  # whichever of the two is asked for first
+                self.tensors[name] = self.stored(source, None)
             else:
                 self.tensors[name] = self._grid(name, self._stored_bits(name), values)
         return self.tensors[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -42,7 +43,8 @@ def equalized(model: FloatModel) -> FloatModel:
 def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Layers whose output nothing but one other layer reads, through a Relu or directly."""
     layers = {node.output[0]: node for node in layer_nodes(graph) if _ungrouped(node)}
-    weights = {tensor.name for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    weights = {tensor.name for tensor in graph.initializer if uses[tensor.name] == 1}
     consumers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:

@@ -53,6 +53,8 @@ def plan_layer(
     target, hessians = rows, [np.eye(rows.shape[1])]
     if quantized is not None and floating is not None:
         found = moments(quantized, floating, Geometry.of(node, weight, quantized.shape))
+        if not (refinement.bias and node.op_type != "MatMul"):
+            found = found.raw()  # no bias makes up for the mean
         hessians = list(found.covariance)
         if refinement.target is Target.outputs:
             target = _compensated(rows, found, refinement.damping)

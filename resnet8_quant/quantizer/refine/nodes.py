@@ -56,6 +56,8 @@ class NodeRunner:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.threads
             options.log_severity_level = 4
+            # idle threads would spin and take the cores from NumPy, which works between the calls
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             model = helper.make_model(graph, opset_imports=self.opset, ir_version=self.ir)
             self.sessions[key] = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -23,6 +23,7 @@ class Geometry:
         kernel, strides, dilations: (height, width).
         pads: top, left, bottom, right.
         group: of the channels.
+        spatial: whether the last two axes of four are height and width; not so for a MatMul.
     """
 
     kernel: tuple[int, int] = (1, 1)
@@ -30,6 +31,7 @@ class Geometry:
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     group: int = 1
+    spatial: bool = True
 
     @classmethod
     def of(cls, node: onnx.NodeProto, weight: np.ndarray, input_shape: tuple[int, ...]) -> Geometry:
@@ -41,7 +43,7 @@ class Geometry:
             input_shape: of its input, for auto_pad.
         """
         if node.op_type != "Conv":
-            return cls()
+            return cls(spatial=False)
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         kernel = weight.shape[2:]
         strides = tuple(given.get("strides", (1, 1)))
@@ -66,7 +68,7 @@ def unfold(x: np.ndarray, geometry: Geometry, step: int = 1, offset: int = 0) ->
         geometry: of the layer.
         step, offset: take each ``step``-th line of the output, from ``offset`` on.
     """
-    if x.ndim != 4:
+    if x.ndim != 4 or not geometry.spatial:
         return x.reshape(-1, 1, x.shape[-1])
     top, left, bottom, right = geometry.pads
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -94,6 +96,12 @@ class Moments:
     covariance: np.ndarray
     cross: np.ndarray
 
+    def raw(self) -> Moments:
+        """The second moments about zero in place of those about the means."""
+        across = self.float_mean[:, :, None] * self.mean[:, None, :]
+        within = self.mean[:, :, None] * self.mean[:, None, :]
+        return Moments(self.mean, self.float_mean, self.covariance + within, self.cross + across)
+
 
 def moments(quantized: np.ndarray, floating: np.ndarray, geometry: Geometry) -> Moments:
     """Moments of a layer's input in the quantized and in the float model.
@@ -103,13 +111,14 @@ def moments(quantized: np.ndarray, floating: np.ndarray, geometry: Geometry) -> 
         geometry: of the layer.
     """
     lines = unfold(quantized[:1], geometry)
-    step = max(1, len(lines) * len(quantized) // MOST_ROWS) if quantized.ndim == 4 else 1
+    step = max(1, len(lines) * len(quantized) // MOST_ROWS) if geometry.spatial and quantized.ndim == 4 else 1
     group, size = lines.shape[1:]
+    middle = lines.mean(axis=0)  # float32 products of what is far from zero would drown a small covariance
     second, cross = np.zeros((group, size, size)), np.zeros((group, size, size))
     first, float_first, count = np.zeros((group, size)), np.zeros((group, size)), 0
     for chunk, start in enumerate(range(0, len(quantized), CHUNK)):
         part = slice(start, start + CHUNK)
-        a, b = (unfold(x[part], geometry, step, chunk % step) for x in (quantized, floating))
+        a, b = (unfold(x[part], geometry, step, chunk % step) - middle for x in (quantized, floating))
         for g in range(group):
             second[g] += a[:, g].T @ a[:, g]
             cross[g] += b[:, g].T @ a[:, g]
@@ -118,8 +127,8 @@ def moments(quantized: np.ndarray, floating: np.ndarray, geometry: Geometry) -> 
         count += len(a)
     mean, float_mean = first / count, float_first / count
     return Moments(
-        mean,
-        float_mean,
+        mean + middle,
+        float_mean + middle,
         second / count - mean[:, :, None] * mean[:, None, :],
         cross / count - float_mean[:, :, None] * mean[:, None, :],
     )

@@ -17,7 +17,7 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.engine import Calibration
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.plan import LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
 from resnet8_quant.quantizer.refine.activations import ActivationGrids, on_grid
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits, layer_nodes
 from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
@@ -78,6 +78,8 @@ def refine(
 
     folded = {node.input[0] for node in graph.node if node.op_type in ("Relu", "Clip")} & calibration.grids.keys()
     folded -= calibration.observations.keys()
+    if quant.activation_symmetric:  # quantize_static then keeps the Relu, and quantizes what it reads
+        folded = set()
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
     runner = NodeRunner(proto, model.contract.batch, threads)
     first = spread_images(model, images, refinement.images)
@@ -99,6 +101,10 @@ def refine(
                 plan = plan_layer(node, constants, grid, width, quant, refinement, read, floating[name])
                 plans.append(plan)
                 changed, constant = changed_node(node, plan, constants)
+                if plan.bias is not None:
+                    scale = np.float32(grid.scale) * plan.weight.scale
+                    stored = bias_integers(plan.bias, scale) * scale
+                    constant[changed.input[2]] = np.broadcast_to(stored, plan.bias.shape).astype(np.float32)
                 outputs = runner.run(changed, {name: read}, constant)
                 advance(1)
             else:

@@ -134,7 +134,6 @@ def test_dead_channels_stay_finite():
     np.testing.assert_allclose(a[2:], b[2:], rtol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a bias that two layers read is divided for both")
 def test_a_bias_with_two_readers_stays():
     model = three()
     proto = model.proto()

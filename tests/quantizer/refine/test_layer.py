@@ -152,7 +152,6 @@ def test_each_refinement_brings_the_output_closer(case, bits):
     assert gptq < (0.99 if case == "depthwise" else 0.9) * biased
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="no bias makes up for the mean, which the Hessian lacks")
 @pytest.mark.parametrize("case", ["matmul", "gemm"])
 def test_gptq_knows_the_mean_where_no_bias_makes_up_for_it(case):
     """A MatMul has no bias; elsewhere refine.bias=false leaves it as it is. 2-4 times better than nearest, if known."""

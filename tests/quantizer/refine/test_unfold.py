@@ -99,7 +99,6 @@ def test_rows_times_weight_are_a_matmul(shape):
     np.testing.assert_allclose((rows[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="unfold takes every input of four axes for an image")
 def test_a_matmul_of_four_axes_multiplies_the_last():
     x = RNG.normal(size=(3, 2, 5, 6)).astype(np.float32)
     weight = RNG.normal(size=(6, 4)).astype(np.float32)
