@@ -154,6 +154,8 @@ class RefineConfig:
 class AllocateConfig:
     name: str = "none"
     budget_bytes: Optional[int] = None
+    max_drop: Optional[float] = None
+    held_out: int = 5000
     choices: list[int] = field(default_factory=lambda: [2, 4, 8])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.evaluator.latency import measure
 from resnet8_quant.evaluator.statistics import Comparison, compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
+from resnet8_quant.held_out import held_out_drop
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
@@ -217,6 +219,7 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
             config.calibration,
             config.refine,
             config.allocate,
+            _drop(config, prepared, images),
             threads=threads,
             cache=prepared.cache,
         )
@@ -241,6 +244,13 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
     row.update({name: _usual(layers, name) for name in ("weight_bits", "activation_bits")})
     details["layers"] = layers
     return row, details, calibration
+
+
+def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
+    """What allocate=accuracy measures by, if it is asked for."""
+    if config.allocate.max_drop is None:
+        return None
+    return held_out_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
 
 
 def _latency(config: Config, model: FloatModel, serialized: bytes, images: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from resnet8_quant.checks import check, narrowed, refines
+from resnet8_quant.checks import check
 from resnet8_quant.config import (
     AllocateConfig,
     CalibrationConfig,
@@ -21,6 +21,7 @@ from resnet8_quant.config import (
     QuantConfig,
     RefineConfig,
 )
+from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.sweep.compose import register, to_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from resnet8_quant.checks import narrowed, refines
 from resnet8_quant.config import AllocateConfig, CalibrationConfig, NumberType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.quantizer.allocate.fit import fit
+from resnet8_quant.low_bit import narrowed, refines
+from resnet8_quant.quantizer.allocate.fit import fit, shrink
 from resnet8_quant.quantizer.allocate.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -72,6 +72,7 @@ def quantize(
     calibration: CalibrationConfig,
     refinement: RefineConfig | None = None,
     allocation: AllocateConfig | None = None,
+    drop: Callable[[bytes], float] | None = None,
     *,
     threads: int = 0,
     cache: Path | None = None,
@@ -84,7 +85,8 @@ def quantize(
         quant: number types and format.
         calibration: method and parameters.
         refinement: what is repaired after calibration; None: nothing.
-        allocation: how many bytes the file may have; None: any number.
+        allocation: how many bytes the file may have, or how much accuracy it may lose; None: any.
+        drop: a model's loss of accuracy on held-out images; needed with ``allocation.max_drop``.
         threads: during calibration and refinement; 0 for all cores.
         cache: folder for what calibration observes; None: no cache.
 
@@ -97,9 +99,10 @@ def quantize(
     found = calibrate(model, images, quant, calibration, OPERATORS, threads=threads, cache=cache)
     calibrated = time.perf_counter()
     serialized = _insert(model, found, quant)
-    if narrowed(quant) or refines(refinement) or allocation.budget_bytes is not None:
+    allocates = allocation.budget_bytes is not None or allocation.max_drop is not None
+    if narrowed(quant) or refines(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
-        serialized = draft.fitted(refinement, allocation) if allocation.budget_bytes else draft.made(refinement)
+        serialized = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
     elif quant.compact:
         serialized = _compacted(onnx.load_from_string(serialized))
     contents = read_contents(onnx.load_from_string(serialized))
@@ -149,9 +152,10 @@ class _Draft:
         emitted = emit(onnx.load_from_string(self.plain), plan)
         return _compacted(emitted) if self.quant.compact else bytes(emitted.SerializeToString(deterministic=True))
 
-    def fitted(self, refinement: RefineConfig, allocation: AllocateConfig) -> bytes:
-        """The best model that is not larger than ``allocation.budget_bytes``."""
-        assert allocation.budget_bytes is not None
+    def fitted(
+        self, refinement: RefineConfig, allocation: AllocateConfig, drop: Callable[[bytes], float] | None
+    ) -> bytes:
+        """The best model within ``allocation.budget_bytes``, or the smallest within ``allocation.max_drop``."""
         base = layer_bits(self.model.proto().graph, self.quant)
         choices = sensitivities(self.model, self.images, self.quant, refinement, sorted(allocation.choices))
         choices = {layer: allowed(layer, options, self.quant, base) for layer, options in choices.items()}
@@ -159,13 +163,17 @@ class _Draft:
         def bits(widths: dict[str, int]) -> dict[str, LayerBits]:
             return {layer: LayerBits(width, base[layer].activation) for layer, width in widths.items()}
 
-        serialized, _ = fit(
-            lambda widths: self.made(refinement, bits(widths)),
-            lambda widths: self.made(RefineConfig(), bits(widths)),
-            choices,
-            allocation.budget_bytes,
-        )
-        return serialized
+        def make(widths: dict[str, int]) -> bytes:
+            return self.made(refinement, bits(widths))
+
+        def draft(widths: dict[str, int]) -> bytes:
+            return self.made(RefineConfig(), bits(widths))
+
+        if allocation.budget_bytes is not None:
+            return fit(make, draft, choices, allocation.budget_bytes)[0]
+        assert drop is not None
+        assert allocation.max_drop is not None
+        return shrink(make, drop, choices, allocation.max_drop)[0]
 
 
 def _compacted(model: onnx.ModelProto) -> bytes:

@@ -15,6 +15,7 @@ from resnet8_quant.quantizer.allocate.budget import Choice, allocate, smallest
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
+STEP = 0.02  # of the bytes: where the bisection ends
 Widths = dict[str, int]
 
 
@@ -50,3 +51,49 @@ def fit(
         widths = narrowest
     log.info("allocated bits: %s", ", ".join(f"{layer} {bits}" for layer, bits in widths.items()))
     return make(widths), widths
+
+
+def shrink(
+    make: Callable[[Widths], bytes],
+    drop: Callable[[bytes], float],
+    choices: dict[str, list[Choice]],
+    most: float,
+) -> tuple[bytes, Widths]:
+    """The smallest model that loses at most ``most`` of its accuracy.
+
+    Bisects the bytes of the integers, taking the loss to fall as they grow; every model that is returned was measured.
+
+    Args:
+        make: from widths to the model's bytes.
+        drop: a model's loss of accuracy on held-out images.
+        choices: {layer: widths with their errors and bytes}.
+        most: the largest loss that is accepted, a ratio.
+
+    Raises:
+        ExperimentError: even the widest choices lose more.
+    """
+    low = smallest(choices)
+    high = sum(max(choice.payload for choice in options) for options in choices.values())
+    widths = allocate(choices, high)
+    best, lost = make(widths), 0.0
+    if (lost := drop(best)) > most:
+        raise ExperimentError(
+            f"`allocate.max_drop` is {most:g}; with the widest of allocate.choices the held-out images lose {lost:.4f}",
+            f"allocate.max_drop={lost + 0.001:.3f}, wider allocate.choices, or refine=best",
+        )
+    tried = [widths]
+    while high - low > STEP * high:
+        middle = (low + high) // 2
+        narrower = allocate(choices, middle)
+        if narrower in tried:
+            break
+        tried.append(narrower)
+        model = make(narrower)
+        lost = drop(model)
+        log.info("%d bytes lose %.2f points on the held-out images", len(model), 100 * lost)
+        if lost <= most:
+            best, widths, high = model, narrower, middle
+        else:
+            low = middle
+    log.info("allocated bits: %s", ", ".join(f"{layer} {bits}" for layer, bits in widths.items()))
+    return best, widths

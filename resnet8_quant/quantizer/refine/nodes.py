@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-CHUNK = 250  # images in a call, unless the model's batch is fixed
+CHUNK = 100  # images in a call, unless the model's batch is fixed
 
 
 class NodeRunner:
@@ -32,6 +32,7 @@ class NodeRunner:
             inputs: {name: array with the images on its first axis}.
             constants: {name: array that is the same for all images}.
         """
+        self.sessions.clear()  # their memory is of no use to the next node
         if not inputs:
             return self._call(node, constants)
         count = len(next(iter(inputs.values())))
@@ -56,6 +57,7 @@ class NodeRunner:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.threads
             options.log_severity_level = 4
+            options.enable_cpu_mem_arena = False
             # idle threads would spin and take the cores from NumPy, which works between the calls
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             model = helper.make_model(graph, opset_imports=self.opset, ir_version=self.ir)

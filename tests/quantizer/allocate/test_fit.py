@@ -74,7 +74,7 @@ QUANT = QuantConfig(activation_type=NumberType.uint8, per_channel=True, keep_fir
 
 
 def bundled(model, images, budget, quant=QUANT, choices=(2, 4, 8)):
-    allocation = AllocateConfig("bytes", budget, list(choices))
+    allocation = AllocateConfig("bytes", budget, choices=list(choices))
     return quantize(model, images, quant, CalibrationConfig(), RefineConfig(), allocation, threads=1)
 
 

@@ -1,0 +1,64 @@
+"""Accuracy on TRAIN images that do not calibrate: what decisions may look at, since the test images may not.
+
+In: a dataset, a float model, the calibration images. Out: a function from a model to its loss of accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from resnet8_quant.config import AllocateConfig, EvaluationConfig
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.accuracy import predict
+from resnet8_quant.inputs.dataset import Dataset
+from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+
+
+def held_out_drop(
+    data: Dataset,
+    model: FloatModel,
+    images: CalibrationImages,
+    config: AllocateConfig,
+    evaluation: EvaluationConfig,
+    seed: int,
+) -> Callable[[bytes], float]:
+    """A function from a serialized model to float accuracy minus its own, on held-out training images.
+
+    Args:
+        data: with the training images.
+        model: the float model.
+        images: those that calibrate; where they are training images, none of them is held out.
+        config: how many are held out.
+        evaluation: batch size and threads.
+        seed: of the draw.
+
+    Raises:
+        ExperimentError: too few training images are left.
+    """
+    count = len(data.train.labels)
+    used = images.chosen if images.images is data.train.images else np.empty(0, np.int64)
+    free = np.setdiff1d(np.arange(count), used)
+    if len(free) < config.held_out:
+        raise ExperimentError(
+            f"`allocate.held_out` is {config.held_out}, but {len(used)} of {count} training images calibrate",
+            f"allocate.held_out={len(free)}" if len(free) else "a smaller calibration.samples_per_class",
+        )
+    chosen = np.sort(np.random.default_rng([seed, 1]).choice(free, config.held_out, replace=False))
+    pictures, labels = data.train.images[chosen], data.train.labels[chosen]
+
+    def accuracy(serialized: bytes) -> float:
+        found = predict(
+            serialized,
+            model.contract,
+            pictures,
+            batch_size=evaluation.batch_size,
+            threads=evaluation.threads,
+            description="held-out images",
+        )
+        return float(np.mean(found.labels == labels))
+
+    float_accuracy = accuracy(model.serialized)
+    return lambda serialized: float_accuracy - accuracy(serialized)
