@@ -73,7 +73,7 @@ def run_table(result: RunResult) -> str:
 
 def changes(result: RunResult) -> list[str]:
     """Overrides that make the run's quantization another than its name says."""
-    return [word for word in (result.overrides or "").split() if word.startswith("quant.")]
+    return [word for word in (result.overrides or "").split() if word.startswith(("quant.", "refine", "allocate"))]
 
 
 def verdict(result: RunResult) -> list[str]:

@@ -24,10 +24,12 @@ def _collapse(row: RunResult) -> str | None:
         float_works = row.float_accuracy is not None and row.float_accuracy > NEAR_CHANCE / CLASSES_OF_CHANCE
         return broken + ("Check the calibration and the types." if float_works else "Check the input range and layout.")
     if row.accuracy_delta < -LARGE_LOSS:
-        narrow = row.weight_bits is not None and row.weight_bits < 8
+        narrow = min(row.weight_bits or 8, row.activation_bits or 8) < 8
         hint = "quant=u8s8 or calibration=percentile"
-        if narrow:
-            hint = "quant.weight_type=int8" if row.per_channel else "quant.per_channel=true or quant.weight_type=int8"
+        if narrow and row.refine == "none":
+            hint = "refine=best" if row.per_channel else "refine=best with quant.per_channel=true"
+        elif narrow:
+            hint = "more bits for the layers that need them: quant.layers, or allocate=accuracy"
         return f"WARNING: top-1 fell by {-100 * row.accuracy_delta:.2f} points. Try {hint}."
     return None
 
@@ -38,7 +40,10 @@ def _slow(row: RunResult) -> str | None:
         return None
     how = f"ran {slow / fast:.1f}x slower than float on this CPU"
     if row.kernels == "simulated":
-        return f"{row.weight_type} weights {how}: only the file shrinks, all kernels compute in float."
+        return (
+            f"{row.weight_type} weights {how}: only the file shrinks, all kernels compute in float. "
+            f"Try quant.weight_bits={row.weight_bits} with an 8-bit type."
+        )
     if row.kernels == "mixed":
         how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
     return f"{row.activation_type} activations {how}; try quant=u8s8."

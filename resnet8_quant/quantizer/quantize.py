@@ -33,6 +33,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.contents import GraphContents, read_contents
 from resnet8_quant.quantizer.emit import emit
+from resnet8_quant.quantizer.plan import Plan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
 from resnet8_quant.quantizer.refine.equalize import equalized
 from resnet8_quant.quantizer.refine.walk import refine
@@ -102,7 +103,8 @@ def quantize(
     allocates = allocation.budget_bytes is not None or allocation.max_drop is not None
     if narrowed(quant) or refines(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
-        serialized = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
+        made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
+        serialized, found = made.serialized, found.refined_by(made.plan.tensors)
     elif quant.compact:
         serialized = _compacted(onnx.load_from_string(serialized))
     contents = read_contents(onnx.load_from_string(serialized))
@@ -126,6 +128,14 @@ def quantize(
 
 
 @dataclass(frozen=True)
+class _Made:
+    """A model, and the plan that it was made from."""
+
+    serialized: bytes
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class _Draft:
     """What a refined model is made from: the float model, its calibration, and what quantize_static made of them."""
 
@@ -137,7 +147,7 @@ class _Draft:
     plain: bytes
     threads: int
 
-    def made(self, refinement: RefineConfig, bits: dict[str, LayerBits] | None = None) -> bytes:
+    def made(self, refinement: RefineConfig, bits: dict[str, LayerBits] | None = None) -> _Made:
         """The model with the integers that ``refinement`` chooses."""
         plan = refine(
             self.model,
@@ -150,11 +160,11 @@ class _Draft:
             threads=self.threads,
         )
         emitted = emit(onnx.load_from_string(self.plain), plan)
-        return _compacted(emitted) if self.quant.compact else bytes(emitted.SerializeToString(deterministic=True))
+        return _Made(_compacted(emitted) if self.quant.compact else emitted.SerializeToString(deterministic=True), plan)
 
     def fitted(
         self, refinement: RefineConfig, allocation: AllocateConfig, drop: Callable[[bytes], float] | None
-    ) -> bytes:
+    ) -> _Made:
         """The best model within ``allocation.budget_bytes``, or the smallest within ``allocation.max_drop``."""
         base = layer_bits(self.model.proto().graph, self.quant)
         choices = sensitivities(self.model, self.images, self.quant, refinement, sorted(allocation.choices))
@@ -163,17 +173,17 @@ class _Draft:
         def bits(widths: dict[str, int]) -> dict[str, LayerBits]:
             return {layer: LayerBits(width, base[layer].activation) for layer, width in widths.items()}
 
-        def make(widths: dict[str, int]) -> bytes:
+        def make(widths: dict[str, int]) -> _Made:
             return self.made(refinement, bits(widths))
 
         def draft(widths: dict[str, int]) -> bytes:
-            return self.made(RefineConfig(), bits(widths))
+            return self.made(RefineConfig(), bits(widths)).serialized
 
         if allocation.budget_bytes is not None:
             return fit(make, draft, choices, allocation.budget_bytes)[0]
         assert drop is not None
         assert allocation.max_drop is not None
-        return shrink(make, drop, choices, allocation.max_drop)[0]
+        return shrink(make, lambda made: drop(made.serialized), choices, allocation.max_drop)[0]
 
 
 def _compacted(model: onnx.ModelProto) -> bytes:

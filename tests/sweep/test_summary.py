@@ -124,9 +124,16 @@ def test_collapse_is_a_warning() -> None:
     assert sentence.startswith("WARNING: top-1 of 10.00 % is near chance")
 
 
-@pytest.mark.parametrize(("bits", "hint"), [(8, "quant=u8s8"), (4, "quant.per_channel=true")])
-def test_large_loss_is_a_warning(bits: int, hint: str) -> None:
-    (sentence,) = advise(_quantized(accuracy=0.82, accuracy_delta=-0.06, weight_bits=bits))
+@pytest.mark.parametrize(
+    ("bits", "refine", "hint"),
+    [
+        (8, "none", "quant=u8s8"),
+        (4, "none", "refine=best with quant.per_channel=true"),
+        (4, "best", "allocate=accuracy"),
+    ],
+)
+def test_large_loss_is_a_warning(bits: int, refine: str, hint: str) -> None:
+    (sentence,) = advise(_quantized(accuracy=0.82, accuracy_delta=-0.06, weight_bits=bits, refine=refine))
     assert sentence.startswith("WARNING: top-1 fell by 6.00 points")
     assert hint in sentence
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.quantizer.allocate.budget import Choice, allocate, smallest
@@ -17,16 +18,17 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5
 STEP = 0.02  # of the bytes: where the bisection ends
 Widths = dict[str, int]
+Model = TypeVar("Model")
 
 
 def fit(
-    make: Callable[[Widths], bytes], draft: Callable[[Widths], bytes], choices: dict[str, list[Choice]], budget: int
-) -> tuple[bytes, Widths]:
+    make: Callable[[Widths], Model], draft: Callable[[Widths], bytes], choices: dict[str, list[Choice]], budget: int
+) -> tuple[Model, Widths]:
     """The best model of at most ``budget`` bytes.
 
     Args:
-        make: from widths to the model's bytes; takes long.
-        draft: the same size in no time, whatever its accuracy.
+        make: from widths to a model; takes long.
+        draft: a model of the same size in no time, whatever its accuracy.
         choices: {layer: widths with their errors and bytes}.
         budget: of the whole file.
 
@@ -54,17 +56,17 @@ def fit(
 
 
 def shrink(
-    make: Callable[[Widths], bytes],
-    drop: Callable[[bytes], float],
+    make: Callable[[Widths], Model],
+    drop: Callable[[Model], float],
     choices: dict[str, list[Choice]],
     most: float,
-) -> tuple[bytes, Widths]:
+) -> tuple[Model, Widths]:
     """The smallest model that loses at most ``most`` of its accuracy.
 
     Bisects the bytes of the integers, taking the loss to fall as they grow; every model that is returned was measured.
 
     Args:
-        make: from widths to the model's bytes.
+        make: from widths to a model.
         drop: a model's loss of accuracy on held-out images.
         choices: {layer: widths with their errors and bytes}.
         most: the largest loss that is accepted, a ratio.
@@ -90,7 +92,7 @@ def shrink(
         tried.append(narrower)
         model = make(narrower)
         lost = drop(model)
-        log.info("%d bytes lose %.2f points on the held-out images", len(model), 100 * lost)
+        log.info("weights of at most %d bytes lose %.2f points on the held-out images", middle, 100 * lost)
         if lost <= most:
             best, widths, high = model, narrower, middle
         else:

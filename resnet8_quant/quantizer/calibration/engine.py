@@ -5,10 +5,13 @@ In: `FloatModel`, `CalibrationImages`, the `quant` and `calibration` parts of th
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from resnet8_quant.config import CalibrationConfig, QuantConfig
 from resnet8_quant.inputs.model import FloatModel
@@ -33,6 +36,7 @@ class Calibration:
         grids: {tensor: scale and zero point} that onnxruntime makes of ``ranges``.
         cached: whether the observations came from the cache.
         seconds: wall time.
+        refined: tensors whose range a refinement chose.
     """
 
     ranges: dict[str, Range]
@@ -40,6 +44,15 @@ class Calibration:
     grids: dict[str, Grid]
     cached: bool
     seconds: float
+    refined: frozenset[str] = frozenset()
+
+    def refined_by(self, grids: dict[str, Grid]) -> Calibration:
+        """The same with the ``grids`` of a refined model, where they are others."""
+        changed = {name: grid for name, grid in grids.items() if grid != self.grids.get(name)}
+        ranges = {name: (np.float32(grid.low), np.float32(grid.high)) for name, grid in changed.items()}
+        return dataclasses.replace(
+            self, grids=self.grids | changed, ranges=self.ranges | ranges, refined=frozenset(changed)
+        )
 
 
 def calibrate(

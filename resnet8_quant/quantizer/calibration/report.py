@@ -24,9 +24,10 @@ def write_ranges(calibration: Calibration, model: onnx.ModelProto, path: Path) -
     """Write ranges.csv.
 
     ``scale`` and ``zero_point`` are read back from ``model``; ``decided_by`` says whether they are this engine's
-    ("calibration") or something else put them there ("onnxruntime"). ``clipped_fraction`` and ``snr_db`` (signal to
-    quantization noise) are those of the stored scale on the calibration images; both are empty without a histogram,
-    except that nothing is clipped where [low, high] holds all values.
+    ("calibration"), a refinement's ("refinement"), or something else put them there ("onnxruntime").
+    ``clipped_fraction`` and ``snr_db`` (signal to quantization noise) are those of the stored scale on the
+    calibration images; both are empty without a histogram, except that nothing is clipped where [low, high] holds all
+    values.
     """
     rows = []
     for name, (scale, zero_point) in stored_grids(model).items():
@@ -41,7 +42,7 @@ def write_ranges(calibration: Calibration, model: onnx.ModelProto, path: Path) -
             "high": high,
             "scale": scale,
             "zero_point": zero_point,
-            "decided_by": "calibration" if same else "onnxruntime",
+            "decided_by": ("refinement" if name in calibration.refined else "calibration") if same else "onnxruntime",
         }
         observed = calibration.observations.get(name)
         if observed is not None:

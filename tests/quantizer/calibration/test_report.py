@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from resnet8_quant.config import CalibrationConfig, Format, Method, QuantConfig
+from resnet8_quant.config import CalibrationConfig, Format, Method, NumberType, QuantConfig, RefineConfig
 from resnet8_quant.quantizer.calibration.report import COLUMNS, stored_grids, write_histograms, write_ranges
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -110,3 +110,19 @@ def test_histograms_hold_every_value(written, images, tmp_path):
 def test_a_config_without_parameters_needs_no_histogram(model, images, cache):
     quantized = quantize(model, images, QuantConfig(), CalibrationConfig(bins=None), threads=1, cache=cache)
     assert quantized.calibration.ranges["image"] == (0, images.batch(0, len(images)).max())
+
+
+def test_a_refined_range_is_named_so(model, images, tmp_path):
+    quant = QuantConfig(activation_type=NumberType.uint8, per_channel=True, activation_bits=4, keep_first_last=8)
+    refined = RefineConfig("ranges", activation_ranges=True)
+    result = quantize(model, images, quant, CalibrationConfig(), refined, threads=1)
+    write_ranges(result.calibration, onnx.load_from_string(result.serialized), tmp_path / "ranges.csv")
+    with (tmp_path / "ranges.csv").open() as file:
+        rows = {row["tensor"]: row for row in csv.DictReader(file)}
+    decided = {name: row["decided_by"] for name, row in rows.items()}
+    assert set(decided.values()) == {"calibration", "refinement"}
+    assert decided["stack1.relu1"] == "refinement"
+    assert decided["relu"] == "calibration"  # an Add reads it too
+    row = rows["stack1.relu1"]
+    assert float(row["high"]) == pytest.approx(15 * float(row["scale"]))
+    assert 5 < float(row["snr_db"]) < 30 < float(rows["relu"]["snr_db"])
