@@ -30,6 +30,7 @@ from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.held_out import held_out_drop
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
+from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
@@ -37,7 +38,7 @@ from resnet8_quant.record import write_outputs
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
-    from resnet8_quant.quantizer.calibration.engine import Calibration
+    from resnet8_quant.quantizer.quantize import QuantizedModel
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
         float_accuracy = np.mean(float_predictions.labels == test.labels)
         log.info("float model: %.2f %% top-1 on %d images", 100 * float_accuracy, len(test.labels))
 
-        row, details, calibration = _quantized(config, prepared)
+        row, details, quantized = _quantized(config, prepared)
         serialized: bytes = details.pop("serialized")
         clock = time.perf_counter()
         predictions = float_predictions
@@ -128,7 +129,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
             **latency,
             quant_type=config.quant.name,
-            refine=config.refine.name,
+            refine=refine_word(config.refine),
             model=model.name,
             data=data.name,
             seed=config.seed,
@@ -152,7 +153,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         write_outputs(
-            folder, config, result, comparison.per_class, predictions, serialized, kernels, calibration, details
+            folder, config, result, comparison.per_class, predictions, serialized, kernels, quantized, details
         )
     return result
 
@@ -166,7 +167,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         quant_type=config.quant.name,
         calibration_method=config.calibration.method.name,
         samples_per_class=config.calibration.samples_per_class,
-        refine=config.refine.name,
+        refine=refine_word(config.refine),
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,
@@ -199,11 +200,11 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], Calibration | None]:
-    """Columns that describe the quantization, details for run.json with the model's bytes, and the calibration."""
+def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], QuantizedModel | None]:
+    """Columns that describe the quantization, details for run.json with the model's bytes, and the quantized model."""
     from resnet8_quant.quantizer.contents import read_contents
 
-    model, images, calibration = prepared.model, prepared.images, None
+    model, images, quantized = prepared.model, prepared.images, None
     row: dict[str, Any] = {}
     details: dict[str, Any] = {}
     if images is None:
@@ -243,7 +244,7 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
     layers = [dataclasses.asdict(layer) for layer in contents.layers]
     row.update({name: _usual(layers, name) for name in ("weight_bits", "activation_bits")})
     details["layers"] = layers
-    return row, details, calibration
+    return row, details, quantized
 
 
 def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:

@@ -30,6 +30,11 @@ def refines(refine: RefineConfig) -> bool:
     return any(getattr(refine, name) != plain for name, plain in _PLAIN_REFINE.items())
 
 
+def refine_word(refine: RefineConfig) -> str:
+    """The word for the row: the preset's name, or "custom" where parts of none are on."""
+    return "custom" if refine.name == "none" and refines(refine) else refine.name
+
+
 def check_widths(quant: QuantConfig) -> None:
     """Widths of grids: 2 to 8 bits, and never wider than the type that stores them."""
     float_model = quant.activation_type is NumberType.float32
@@ -39,7 +44,7 @@ def check_widths(quant: QuantConfig) -> None:
         ("residual_bits", quant.residual_bits if quant.activation_bits is not None else None, quant.activation_type),
         ("keep_first_last", quant.keep_first_last, None),
         *(
-            (f"layers.{layer}.{key}", value, _LAYER_FIELDS.get(key) and getattr(quant, _LAYER_FIELDS[key]))
+            (f"layers.{layer}.{key}", value, getattr(quant, _LAYER_FIELDS[key]) if key in _LAYER_FIELDS else None)
             for layer, override in quant.layers.items()
             for key, value in override.items()
         ),
@@ -57,6 +62,12 @@ def check_widths(quant: QuantConfig) -> None:
                 f"`quant.{name}` is not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}",
                 f"quant.layers={{{name[len('layers.') : -len(key) - 1]}: {{weight_bits: 8}}}}",
             )
+        if kind is not None and kind.bits > 8 and "activation" in key:
+            raise ExperimentError(
+                f"`quant.{name}` is {value} with `quant.activation_type` {kind.name}; ONNX Runtime has no kernel for "
+                "16-bit integers that are clipped; valid types are int8, uint8",
+                "quant.activation_type=uint8",
+            )
         widest = min(8, kind.bits) if kind else 8
         if not 2 <= value <= widest:
             of_type = f" with {kind.name}" if kind else ""
@@ -70,13 +81,18 @@ def check_refine(config: Config) -> None:
     refine, quant = config.refine, config.quant
     if not refines(refine) and not narrowed(quant):
         return
-    cause = f"refine={refine.name}" if refines(refine) else "a width below that of its type"
+    cause = f"refine={refine.name}" if refines(refine) else "what quant.weight_bits, activation_bits and layers ask for"
     if quant.activation_type is NumberType.float32:
         raise ExperimentError(
             f"`refine` is {refine.name}, but quant=float has no weights to refine", "leave refine out"
         )
     if quant.format is not Format.QDQ:
         raise ExperimentError(f"`quant.format` is {quant.format.name}; {cause} is written as QDQ", "quant.format=QDQ")
+    if quant.reduce_range:
+        raise ExperimentError(
+            f"`quant.reduce_range` is true; with {cause} the weights' width is quant.weight_bits",
+            "quant.reduce_range=false quant.weight_bits=7",
+        )
     if not 0.0 < refine.damping <= 1.0:
         raise ExperimentError(f"`refine.damping` is {refine.damping}; valid are above 0 to 1", "refine.damping=0.01")
     if refine.images < 1:
@@ -88,7 +104,14 @@ def check_allocate(config: Config) -> None:
     budget, drop, choices = config.allocate.budget_bytes, config.allocate.max_drop, config.allocate.choices
     quant = config.quant
     if budget is None and drop is None:
+        if config.allocate.name != "none":
+            raise ExperimentError(
+                f"`allocate` is {config.allocate.name}, but neither budget_bytes nor max_drop is set",
+                "allocate.budget_bytes=48000, or allocate=none",
+            )
         return
+    if quant.reduce_range:
+        raise ExperimentError("`quant.reduce_range` is true; allocate chooses the widths", "quant.reduce_range=false")
     if budget is not None and drop is not None:
         raise ExperimentError(
             f"`allocate.budget_bytes` is {budget} and `allocate.max_drop` {drop}; one of them limits a model",

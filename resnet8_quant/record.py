@@ -26,7 +26,7 @@ from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
-    from resnet8_quant.quantizer.calibration.engine import Calibration
+    from resnet8_quant.quantizer.quantize import QuantizedModel
 
 
 def write_outputs(
@@ -37,7 +37,7 @@ def write_outputs(
     predictions: Predictions,
     serialized: bytes,
     kernels: KernelReport,
-    calibration: Calibration | None,
+    quantized: QuantizedModel | None,
     details: dict[str, Any],
 ) -> None:
     """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it."""
@@ -52,11 +52,11 @@ def write_outputs(
         writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in per_class)
-    if calibration is not None:
+    if quantized is not None:
         from resnet8_quant.quantizer.calibration.report import write_histograms, write_ranges
 
-        write_ranges(calibration, onnx.load_from_string(serialized), folder / "ranges.csv")
-        write_histograms(calibration, folder / "histograms.npz")
+        write_ranges(quantized.calibration, onnx.load_from_string(quantized.named), folder / "ranges.csv")
+        write_histograms(quantized.calibration, folder / "histograms.npz")
     record = {
         "result": dataclasses.asdict(result),
         "config": dataclasses.asdict(config, dict_factory=_plain),

@@ -5,6 +5,7 @@ In: `RunResult`s. Out: Markdown tables, within 80 columns for ResNet8, the same 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def run_table(result: RunResult) -> str:
 
 def changes(result: RunResult) -> list[str]:
     """Overrides that make the run's quantization another than its name says."""
-    return [word for word in (result.overrides or "").split() if word.startswith(("quant.", "refine", "allocate"))]
+    return [word for word in shlex.split(result.overrides or "") if word.startswith(("quant.", "refine", "allocate"))]
 
 
 def verdict(result: RunResult) -> list[str]:

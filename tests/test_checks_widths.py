@@ -15,6 +15,7 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.low_bit import refine_word
 
 FLOAT = {"activation_type": NumberType.float32, "weight_type": NumberType.float32}
 QOPERATOR = {"format": Format.QOperator}
@@ -59,7 +60,7 @@ def test_a_weight_is_no_wider_than_its_type(kind):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_all_widths_from_2_to_8_pass(bits):
-    for kind in (NumberType.uint8, NumberType.int8, NumberType.uint16):
+    for kind in (NumberType.uint8, NumberType.int8):
         layers = {"dense": {"weight_bits": bits, "activation_bits": bits}}
         quant = QuantConfig("w", kind, weight_bits=bits, activation_bits=bits, residual_bits=bits, layers=layers)
         check(Config(quant=quant))
@@ -99,7 +100,7 @@ def test_the_remedy_names_the_whole_layer():
 @pytest.mark.parametrize("name", ["weight_bits", "activation_bits"])
 def test_integer_operators_have_no_narrow_grids(name):
     quant = QOPERATOR | {name: 4}
-    refused(("`quant.format` is QOperator", "a width below", "QDQ"), "quant.format=QDQ", quant)
+    refused(("`quant.format` is QOperator", "what quant.weight_bits", "QDQ"), "quant.format=QDQ", quant)
 
 
 REFINING = {
@@ -148,3 +149,24 @@ ALLOCATIONS = {
 def test_an_allocation_that_cannot_be(why):
     words, quant, allocate = ALLOCATIONS[why]
     refused(words, "", quant, None, allocate)
+
+
+@pytest.mark.parametrize("field", ["activation_bits", "layers"])
+def test_16_bit_activations_have_no_narrow_grids(field):
+    value = {"dense": {"activation_bits": 4}} if field == "layers" else 4
+    quant = {"activation_type": NumberType.uint16, field: value}
+    refused(("activation_bits` is 4", "uint16", "int8, uint8"), "quant.activation_type=uint8", quant)
+
+
+def test_a_reduced_range_is_a_width():
+    refused(("`quant.reduce_range` is true",), "quant.weight_bits=7", {"reduce_range": True, "weight_bits": 8})
+
+
+def test_an_allocation_needs_a_limit():
+    refused(("`allocate` is bytes", "neither"), "allocate.budget_bytes", {}, allocate={"name": "bytes"})
+
+
+def test_the_word_of_the_row():
+    assert refine_word(RefineConfig()) == "none"
+    assert refine_word(RefineConfig(bias=True)) == "custom"
+    assert refine_word(RefineConfig("gptq", bias=True)) == "gptq"

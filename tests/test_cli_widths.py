@@ -41,10 +41,19 @@ def test_one_layer_keeps_its_bits(start):
     assert [layer["weight_type"] for layer in layers] == ["int4"] * 9 + ["int8"]
 
 
+def test_a_pattern_and_its_footnote(start):
+    code, err, row, details = start("quant=u8s8", "quant.layers={stack1.*: {weight_bits: 2, activation_bits: 6}}")
+    assert code == 0, err
+    narrow = [layer for layer in details["layers"] if layer["weight_type"] == "int2"]
+    assert [layer["activation_bits"] for layer in narrow] == [6, 6]
+    assert "stack1.*: {weight_bits: 2, activation_bits: 6}" in row["overrides"]
+
+
 def test_a_budget_and_a_refinement(start):
     words = ("quant=u8s8", "quant.compact=true", "refine=bias", "allocate=bytes", "allocate.budget_bytes=50000")
-    code, err, row, _ = start(*words)
+    code, err, row, details = start(*words)
     assert code == 0, err
+    assert details["layers"][-1]["output"] == "dense"  # the file has short names, the record the model's
     assert row["refine"] == "bias"
     assert 45_000 < int(row["model_bytes"]) <= 50_000
 

@@ -54,7 +54,7 @@ def _ties(row: RunResult) -> str | None:
         return None
     if row.float_ties is not None and row.ties <= row.float_ties:
         return None
-    return f"{row.ties} images tie between classes in the output (its scale is 1/256); the first class wins."
+    return f"{row.ties} images tie between classes in the quantized output; the first class wins."
 
 
 RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _slow, _ties)

@@ -8,6 +8,7 @@ cache, its documented way in; quantize_static inserts the Q/DQ pairs or the inte
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import tempfile
@@ -26,7 +27,8 @@ from resnet8_quant.config import AllocateConfig, CalibrationConfig, NumberType, 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.low_bit import narrowed, refines
-from resnet8_quant.quantizer.allocate.fit import fit, shrink
+from resnet8_quant.quantizer.allocate.budget import Choice
+from resnet8_quant.quantizer.allocate.fit import check_budget, fit, shrink
 from resnet8_quant.quantizer.allocate.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -55,12 +57,14 @@ class QuantizedModel:
 
     Attributes:
         serialized: ONNX bytes.
+        named: the same before ``quant.compact`` took the names.
         contents: what was really quantized.
         calibration: the ranges, and what was observed of each activation.
         seconds: wall time of what came after calibration.
     """
 
     serialized: bytes
+    named: bytes
     contents: GraphContents
     calibration: Calibration
     seconds: float
@@ -104,10 +108,15 @@ def quantize(
     if narrowed(quant) or refines(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
         made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
-        serialized, found = made.serialized, found.refined_by(made.plan.tensors)
-    elif quant.compact:
-        serialized = _compacted(onnx.load_from_string(serialized))
+        named, serialized = made.named, made.serialized
+        found = found.regridded(made.plan.tensors, refined=refinement.activation_ranges)
+    else:
+        named = serialized
+        if quant.compact:
+            serialized = _compacted(onnx.load_from_string(named))
     contents = read_contents(onnx.load_from_string(serialized))
+    if quant.compact:
+        contents = dataclasses.replace(contents, layers=read_contents(onnx.load_from_string(named)).layers)
     if contents.quantized_ops == 0:
         raise ExperimentError(
             f"`model`: none of its {contents.float_ops} operators could be quantized",
@@ -124,13 +133,14 @@ def quantize(
         contents.quantized_ops,
         contents.float_ops,
     )
-    return QuantizedModel(serialized, contents, found, time.perf_counter() - calibrated)
+    return QuantizedModel(serialized, named, contents, found, time.perf_counter() - calibrated)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A model, and the plan that it was made from."""
+    """A model, before and after ``quant.compact``, and the plan that it was made from."""
 
+    named: bytes
     serialized: bytes
     plan: Plan
 
@@ -160,24 +170,35 @@ class _Draft:
             threads=self.threads,
         )
         emitted = emit(onnx.load_from_string(self.plain), plan)
-        return _Made(_compacted(emitted) if self.quant.compact else emitted.SerializeToString(deterministic=True), plan)
+        named = bytes(emitted.SerializeToString(deterministic=True))
+        return _Made(named, _compacted(emitted) if self.quant.compact else named, plan)
 
     def fitted(
         self, refinement: RefineConfig, allocation: AllocateConfig, drop: Callable[[bytes], float] | None
     ) -> _Made:
         """The best model within ``allocation.budget_bytes``, or the smallest within ``allocation.max_drop``."""
         base = layer_bits(self.model.proto().graph, self.quant)
-        choices = sensitivities(self.model, self.images, self.quant, refinement, sorted(allocation.choices))
-        choices = {layer: allowed(layer, options, self.quant, base) for layer, options in choices.items()}
+        if not base:
+            raise ExperimentError("`allocate`: the model has no Conv, Gemm or MatMul to narrow", "allocate=none")
+        widths = sorted(set(allocation.choices))
+        narrowest = {
+            layer: allowed(layer, [Choice(width, 0.0, width) for width in widths], self.quant, base)[0].bits
+            for layer in base
+        }
 
         def bits(widths: dict[str, int]) -> dict[str, LayerBits]:
             return {layer: LayerBits(width, base[layer].activation) for layer, width in widths.items()}
 
-        def make(widths: dict[str, int]) -> _Made:
-            return self.made(refinement, bits(widths))
-
         def draft(widths: dict[str, int]) -> bytes:
             return self.made(RefineConfig(), bits(widths)).serialized
+
+        if allocation.budget_bytes is not None:  # before the work
+            check_budget(len(draft(narrowest)), allocation.budget_bytes)
+        choices = sensitivities(self.model, self.images, self.quant, refinement, widths)
+        choices = {layer: allowed(layer, options, self.quant, base) for layer, options in choices.items()}
+
+        def make(widths: dict[str, int]) -> _Made:
+            return self.made(refinement, bits(widths))
 
         if allocation.budget_bytes is not None:
             return fit(make, draft, choices, allocation.budget_bytes)[0]

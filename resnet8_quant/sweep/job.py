@@ -6,6 +6,7 @@ In: a checked config, an output folder, the words of the command line. Out: the 
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
     """Run and show the table, what the difference is worth, advice, and the paths."""
-    result = run_experiment(config, folder, " ".join(words))
+    result = run_experiment(config, folder, shlex.join(words))
     sentences = [*terminal.verdict(result), *advise(result)]
     lines = ["", terminal.run_table(result), "", *map(terminal.wrapped, sentences), "Written to"]
     lines += [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
@@ -31,7 +32,7 @@ def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
 
 def run_in_sweep(config: Config, folder: Path, words: Sequence[str]) -> None:
     """Run; on failure log the reason and write a row that says so, so that the sweep goes on."""
-    overrides = " ".join(words)
+    overrides = shlex.join(words)
     try:
         result = run_experiment(config, folder, overrides)
     except Exception as error:

@@ -7,6 +7,7 @@ table on the terminal: the float baseline first, then by accuracy, failed jobs l
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -118,7 +119,9 @@ def collect(folder: Path, expected: int | None) -> list[Job]:
 
 def name_choices(jobs: Sequence[Job]) -> None:
     """Give each job the values of the overrides that are not the same in all jobs."""
-    settings = [dict(word.split("=", 1) for word in (job.row.overrides or "").split() if "=" in word) for job in jobs]
+    settings = [
+        dict(word.split("=", 1) for word in shlex.split(job.row.overrides or "") if "=" in word) for job in jobs
+    ]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     varied = [key for key in keys if len({setting.get(key) for setting in settings if setting}) > 1] or keys
     for job, setting in zip(jobs, settings, strict=True):

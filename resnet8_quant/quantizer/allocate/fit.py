@@ -21,6 +21,15 @@ Widths = dict[str, int]
 Model = TypeVar("Model")
 
 
+def check_budget(least: int, budget: int) -> None:
+    """Refuse a budget below the smallest possible file."""
+    if least > budget:
+        raise ExperimentError(
+            f"`allocate.budget_bytes` is {budget}; the smallest possible file has {least} bytes",
+            f"allocate.budget_bytes={least}, narrower allocate.choices, or quant.compact=true",
+        )
+
+
 def fit(
     make: Callable[[Widths], Model], draft: Callable[[Widths], bytes], choices: dict[str, list[Choice]], budget: int
 ) -> tuple[Model, Widths]:
@@ -37,11 +46,7 @@ def fit(
     """
     narrowest = {layer: min(options, key=lambda choice: choice.payload).bits for layer, options in choices.items()}
     least = len(draft(narrowest))
-    if least > budget:
-        raise ExperimentError(
-            f"`allocate.budget_bytes` is {budget}; the smallest possible file has {least} bytes",
-            f"allocate.budget_bytes={least}, narrower allocate.choices, or quant.compact=true",
-        )
+    check_budget(least, budget)
     payload = budget - (least - smallest(choices))
     for _ in range(ATTEMPTS):  # what is not integers grows a little with the widths that are in use
         widths = allocate(choices, max(payload, smallest(choices)))

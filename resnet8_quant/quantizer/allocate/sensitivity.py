@@ -76,7 +76,9 @@ def allowed(layer: str, options: list[Choice], quant: QuantConfig, bits: dict[st
     """The options that quant.layers and quant.keep_first_last leave to a layer: one named there keeps its width."""
     fixed = any("weight_bits" in override and fnmatchcase(layer, name) for name, override in quant.layers.items())
     ends = (next(iter(bits)), list(bits)[-1])
-    least = bits[layer].weight if fixed else (quant.keep_first_last or 0) if layer in ends else 0
+    least = (
+        bits[layer].weight if fixed else min(quant.keep_first_last or 0, quant.weight_type.bits) if layer in ends else 0
+    )
     most = bits[layer].weight if fixed else max(choice.bits for choice in options)
     found = [choice for choice in options if least <= choice.bits <= most]
     if not found:

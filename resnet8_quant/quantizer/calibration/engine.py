@@ -46,12 +46,12 @@ class Calibration:
     seconds: float
     refined: frozenset[str] = frozenset()
 
-    def refined_by(self, grids: dict[str, Grid]) -> Calibration:
-        """The same with the ``grids`` of a refined model, where they are others."""
+    def regridded(self, grids: dict[str, Grid], *, refined: bool) -> Calibration:
+        """The same with other ``grids``, of fewer bits; ``refined``: a refinement chose their ranges."""
         changed = {name: grid for name, grid in grids.items() if grid != self.grids.get(name)}
         ranges = {name: (np.float32(grid.low), np.float32(grid.high)) for name, grid in changed.items()}
         return dataclasses.replace(
-            self, grids=self.grids | changed, ranges=self.ranges | ranges, refined=frozenset(changed)
+            self, grids=self.grids | changed, ranges=self.ranges | ranges, refined=frozenset(changed if refined else ())
         )
 
 

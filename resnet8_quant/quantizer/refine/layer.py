@@ -59,7 +59,9 @@ def plan_layer(
         if refinement.target is Target.outputs:
             target = _compensated(rows, found, refinement.damping)
     levels = WeightLevels.of(width, signed, symmetric)
-    rounded = round_rows(target, hessians, levels, quant.per_channel, width, refinement)
+    # the bias is stored in 32 bits and steps of both scales; twice, for what its correction adds
+    smallest = None if bias is None else 2 * np.abs(bias) / (2**31 * float(input_grid.scale))
+    rounded = round_rows(target, hessians, levels, quant.per_channel, width, refinement, smallest)
     if found is not None and refinement.bias and node.op_type != "MatMul":
         size = len(rows) // len(hessians)
         group = np.arange(len(rows)) // size

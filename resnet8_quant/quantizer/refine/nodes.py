@@ -40,6 +40,8 @@ class NodeRunner:
         for start in range(0, count, self.batch):
             part = {name: array[start : start + self.batch] for name, array in inputs.items()}
             parts.append(self._call(node, part | constants))
+        if len(parts) == 1:  # what a Shape returns has no axis for the images
+            return parts[0]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def _call(self, node: onnx.NodeProto, values: dict[str, np.ndarray]) -> list[np.ndarray]:

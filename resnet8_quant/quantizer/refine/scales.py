@@ -60,6 +60,7 @@ def round_rows(
     per_channel: bool,
     bits: int,
     config: RefineConfig,
+    smallest: np.ndarray | None = None,
 ) -> RoundedRows:
     """Choose scales and integers for a layer.
 
@@ -70,11 +71,12 @@ def round_rows(
         per_channel: a scale for each row, or one for all.
         bits: of the grid.
         config: how scales are chosen and weights rounded.
+        smallest: float64 [R], below which no scale may be; None: no such limit.
     """
     shares = np.ones(1)
     if config.weight_scale is not WeightScale.max:
         shares = np.append(np.linspace(NARROWEST.get(bits, 0.9), 1.0, CANDIDATES), 1.05)
-    scale, zero_point = _grids(target, shares, levels, per_channel)  # [C, R]
+    scale, zero_point = _grids(target, shares, levels, per_channel, smallest)  # [C, R]
     in_loop = config.weight_scale is WeightScale.rounded
     errors = np.empty(scale.shape)
     steps = np.empty((*scale.shape, target.shape[1]))
@@ -121,7 +123,7 @@ def _compensated(
 
 
 def _grids(
-    target: np.ndarray, shares: np.ndarray, levels: WeightLevels, per_channel: bool
+    target: np.ndarray, shares: np.ndarray, levels: WeightLevels, per_channel: bool, smallest: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32-exact scales and zero points [C, R] for each share of the widest range."""
     low, high = np.minimum(target.min(axis=1), 0.0), np.maximum(target.max(axis=1), 0.0)
@@ -133,7 +135,10 @@ def _grids(
     else:
         widest = (high - low) / (levels.highest - levels.lowest)
     widest = np.where(widest > np.finfo(np.float32).tiny, widest, 1.0)  # a row of zeros
-    scale = (shares[:, None] * widest).astype(np.float32).astype(np.float64)
+    scale = shares[:, None] * widest
+    if smallest is not None:
+        scale = np.maximum(scale, smallest if per_channel else smallest.max())
+    scale = scale.astype(np.float32).astype(np.float64)
     if levels.symmetric:
         return scale, np.full(scale.shape, float(middle))
     return scale, np.clip(np.rint(levels.lowest - shares[:, None] * low / scale), levels.lowest, levels.highest)

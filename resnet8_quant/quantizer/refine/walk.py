@@ -9,10 +9,14 @@ up for earlier ones.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+import onnx
 from onnx import numpy_helper
 
 from resnet8_quant.config import CalibrationConfig, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.engine import Calibration
@@ -22,6 +26,10 @@ from resnet8_quant.quantizer.refine.activations import ActivationGrids, on_grid
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits, layer_nodes
 from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
 from resnet8_quant.quantizer.refine.nodes import NodeRunner
+
+log = logging.getLogger(__name__)
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def needs_images(config: RefineConfig) -> bool:
@@ -65,6 +73,10 @@ def refine(
     graph = proto.graph
     bits = layer_bits(graph, quant) if bits is None else bits
     layers = {node.output[0]: node for node in layer_nodes(graph)}
+    weights = {tensor.name for tensor in graph.initializer}
+    left = [node.output[0] for node in graph.node if node.op_type in WEIGHTED and weights & set(node.input[:2])]
+    if left := [name for name in left if name not in layers]:
+        log.warning("neither narrowed nor refined: %s", ", ".join(left))
     grids = ActivationGrids(graph, bits, quant, config, calibration, refinement.activation_ranges)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     plans: list[LayerPlan] = []
@@ -81,8 +93,8 @@ def refine(
     if quant.activation_symmetric:  # quantize_static then keeps the Relu, and quantizes what it reads
         folded = set()
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
-    runner = NodeRunner(proto, model.contract.batch, threads)
     first = spread_images(model, images, refinement.images)
+    runner = NodeRunner(proto, _batch(model, graph, len(first)), threads)
     source = graph.input[0].name
     floating, quantized = {source: first}, {source: on_grid(first, grids.stored(source, first))}
     with progress("refining", len(layers), "layers") as advance:
@@ -119,6 +131,17 @@ def refine(
     for name in calibration.grids:
         grids.stored(name, None)
     return Plan(tuple(plans), grids.tensors, quant.activation_type)
+
+
+def _batch(model: FloatModel, graph: onnx.GraphProto, count: int) -> int | None:
+    """Images in a call: all at once where the graph computes with the shapes of its tensors."""
+    shapes = [node.op_type for node in graph.node if node.op_type in ("Shape", "Size")]
+    if shapes and model.contract.batch is not None and model.contract.batch < count:
+        raise ExperimentError(
+            f"`model`: it has a fixed batch and computes with shapes ({shapes[0]}), which cannot be refined",
+            "export it with a free batch, or refine=none",
+        )
+    return count if shapes else model.contract.batch
 
 
 def spread_images(model: FloatModel, images: CalibrationImages, most: int) -> np.ndarray:

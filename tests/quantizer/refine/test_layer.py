@@ -6,6 +6,7 @@ from onnx import helper
 
 from resnet8_quant.config import NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
+from resnet8_quant.quantizer.plan import bias_integers
 from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
 from resnet8_quant.quantizer.refine.nodes import NodeRunner
 from resnet8_quant.quantizer.refine.unfold import Geometry, unfold
@@ -196,3 +197,14 @@ def test_the_changed_node_computes_with_the_plan():
         assert list(changed.input) == ["x", "w", name]
         np.testing.assert_array_equal(values["w"], plan.weight.dequantized())
         np.testing.assert_array_equal(values[name], plan.bias.astype(np.float32))
+
+
+def test_a_bias_fits_into_32_bits():
+    weight = np.full((2, 3, 1, 1), 1e-7, np.float32)
+    bias = np.array([-0.3, 0.0], np.float32)
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"])
+    grid = Grid(np.float32(2e-4), 0, Levels(0, 65535, False))
+    quant = QuantConfig(activation_type=NumberType.uint16, per_channel=True)
+    plan = plan_layer(node, {"w": weight, "b": bias}, grid, 8, quant, RefineConfig(), None, None)
+    scale = np.float32(grid.scale) * plan.weight.scale
+    np.testing.assert_allclose(bias_integers(plan.bias, scale) * scale, bias, atol=1e-6)
