@@ -38,7 +38,7 @@ from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import OPERATORS, _insert
+from resnet8_quant.quantizer.quantize import OPERATORS, insert_ranges
 from resnet8_quant.quantizer.sampling import choose_images
 from resnet8_quant.terminal import markdown
 
@@ -101,7 +101,7 @@ def measure(method: str, feed: int, size: int, kind: str, source: str | None) ->
     else:
         found = calibrate(model, images, quant, config, OPERATORS, threads=0, cache=None)
     seconds, peak, mapped = time.perf_counter() - clock, peak_rss_mb(), kilobytes("/proc/self/status", "RssFile")
-    answers = predict(_insert(model, found, quant), model.contract, data.test.images, batch_size=500, threads=0)
+    answers = predict(insert_ranges(model, found, quant), model.contract, data.test.images, batch_size=500, threads=0)
     top1 = 100 * float(np.mean(answers.labels == data.test.labels))
     return Measured(seconds, peak or 0.0, (mapped or 0) * 1024 / 1e6, top1)
 

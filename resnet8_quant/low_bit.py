@@ -38,6 +38,13 @@ def refine_word(refine: RefineConfig) -> str:
 def check_widths(quant: QuantConfig) -> None:
     """Widths of grids: 2 to 8 bits, and never wider than the type that stores them."""
     float_model = quant.activation_type is NumberType.float32
+    if float_model and quant.compact:
+        raise ExperimentError("`quant.compact` is true, but quant=float does not read it", "quant.compact=false")
+    if quant.residual_bits != 8 and quant.activation_bits is None:
+        raise ExperimentError(
+            f"`quant.residual_bits` is {quant.residual_bits}, but without quant.activation_bits nothing reads it",
+            f"quant.activation_bits={quant.residual_bits}, or quant.residual_bits=8",
+        )
     for name, value, kind in (
         ("weight_bits", quant.weight_bits, quant.weight_type),
         ("activation_bits", quant.activation_bits, quant.activation_type),

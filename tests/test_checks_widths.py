@@ -42,10 +42,12 @@ def test_a_width_out_of_range(field, value):
 
 
 @pytest.mark.parametrize("value", [0, 1, 9])
-def test_residual_bits_count_with_activation_bits_only(value):
+def test_residual_bits_belong_to_activation_bits(value):
     words = (f"`quant.residual_bits` is {value}", "valid are 2 to 8 with int8")
     refused(words, "quant.residual_bits=8", {"residual_bits": value, "activation_bits": 4})
-    check(Config(quant=QuantConfig(residual_bits=value)))
+    refused(
+        (f"`quant.residual_bits` is {value}", "nothing reads it"), "quant.residual_bits=8", {"residual_bits": value}
+    )
 
 
 @pytest.mark.parametrize("kind", [NumberType.int4, NumberType.uint4])
@@ -170,3 +172,11 @@ def test_the_word_of_the_row():
     assert refine_word(RefineConfig()) == "none"
     assert refine_word(RefineConfig(bias=True)) == "custom"
     assert refine_word(RefineConfig("gptq", bias=True)) == "gptq"
+
+
+def test_residual_bits_without_activation_bits_are_not_ignored():
+    refused(("`quant.residual_bits` is 4", "quant.activation_bits"), "quant.residual_bits=8", {"residual_bits": 4})
+
+
+def test_a_float_model_is_not_compacted():
+    refused(("`quant.compact` is true", "quant=float"), "quant.compact=false", FLOAT | {"compact": True})

@@ -103,7 +103,7 @@ def quantize(
         model = equalized(model)
     found = calibrate(model, images, quant, calibration, OPERATORS, threads=threads, cache=cache)
     calibrated = time.perf_counter()
-    serialized = _insert(model, found, quant)
+    serialized = insert_ranges(model, found, quant)
     allocates = allocation.budget_bytes is not None or allocation.max_drop is not None
     if narrowed(quant) or refines(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
@@ -211,7 +211,7 @@ def _compacted(model: onnx.ModelProto) -> bytes:
     return bytes(compact(model).SerializeToString(deterministic=True))
 
 
-def _insert(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
+def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
     """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
     proto = model.proto()
     add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it

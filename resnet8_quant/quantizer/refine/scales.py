@@ -44,7 +44,7 @@ class RoundedRows:
 
     Attributes:
         steps: float64 [R, K], whole numbers relative to the zero point.
-        scale: float32 [R].
+        scale: float64 [R], values that float32 holds.
         zero_point: int64 [R].
     """
 
