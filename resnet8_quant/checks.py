@@ -8,6 +8,7 @@ from __future__ import annotations
 from resnet8_quant.config import (
     CalibrationConfig,
     Config,
+    DeployConfig,
     Format,
     Method,
     NumberType,
@@ -56,6 +57,8 @@ PARAMETERS: dict[Method, dict[str, tuple[float, float]]] = {
 # Without bins these take no histogram: faster, but ranges.csv cannot say how much noise a range makes.
 HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
 
+_DEPLOYABLE = (NumberType.uint8, NumberType.int8)
+
 # Field -> (lowest, highest or None).
 _RANGES: dict[str, tuple[int, int | None]] = {
     "calibration.samples_per_class": (1, None),
@@ -64,6 +67,7 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "latency.runs": (0, 1_000_000),
     "latency.warmup": (0, 1_000_000),
     "latency.threads": (0, 1024),
+    "latency.batch": (0, 10_000),
     "seed": (0, 2**32 - 1),
 }
 
@@ -88,6 +92,7 @@ def check(config: Config) -> None:
         _check_calibration(config.calibration, config.quant)
     check_refine(config)
     check_allocate(config)
+    _check_deploy(config.deploy, config.quant)
     _check_inputs(config)
 
 
@@ -169,6 +174,38 @@ def _check_sampling(calibration: CalibrationConfig) -> None:
             "`calibration.sampling` is mlperf_tiny, whose list names TEST images, but calibration.allow_test_images is "
             "false",
             "to leave these images out of the evaluation: calibration.allow_test_images=true",
+        )
+
+
+def _check_deploy(deploy: DeployConfig, quant: QuantConfig) -> None:
+    if deploy.activation_type is None:
+        plain = DeployConfig()
+        for name in ("wide_input", "products", "input", "output"):
+            value = getattr(deploy, name)
+            if value != getattr(plain, name):
+                shown = getattr(value, "name", str(value).lower())
+                raise ExperimentError(
+                    f"`deploy.{name}` is {shown}, but deploy={deploy.name} rewrites nothing",
+                    f"python run.py deploy=x86 deploy.{name}={shown}",
+                )
+        return
+    if deploy.activation_type not in _DEPLOYABLE:
+        raise ExperimentError(
+            f"`deploy.activation_type` is {deploy.activation_type.name}; valid are "
+            f"{', '.join(kind.name for kind in _DEPLOYABLE)}",
+            "python run.py deploy=x86",
+        )
+    if quant.activation_type is not NumberType.float32 and quant.activation_type not in _DEPLOYABLE:
+        raise ExperimentError(
+            f"`quant.activation_type` is {quant.activation_type.name} with deploy={deploy.name}: ONNX Runtime's "
+            f"integer kernels take 8-bit activations, {' or '.join(kind.name for kind in _DEPLOYABLE)}",
+            "python run.py quant=u8s8 deploy=x86",
+        )
+    if quant.format is Format.QOperator:
+        raise ExperimentError(
+            f"`quant.format` is QOperator with deploy={deploy.name}, which starts from Q/DQ pairs and writes integer "
+            "operators itself",
+            f"python run.py quant.format=QDQ deploy={deploy.name}",
         )
 
 

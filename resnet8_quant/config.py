@@ -104,6 +104,22 @@ class Layout(Enum):
     NCHW = "NCHW"
 
 
+class DeployInput(Enum):
+    """What a deployed model takes: what the float model takes, or the images' bytes."""
+
+    float32 = "float32"
+    uint8 = "uint8"
+
+
+class DeployOutput(Enum):
+    """What a deployed model gives: what it gave before, or something from its 32-bit sums."""
+
+    same = "same"
+    probabilities = "probabilities"
+    logits = "logits"
+    label = "label"
+
+
 @dataclass
 class QuantConfig:
     name: str = "int8"
@@ -160,6 +176,16 @@ class AllocateConfig:
 
 
 @dataclass
+class DeployConfig:
+    name: str = "none"
+    activation_type: Optional[NumberType] = None
+    wide_input: bool = False
+    products: bool = False
+    input: DeployInput = DeployInput.float32
+    output: DeployOutput = DeployOutput.same
+
+
+@dataclass
 class ModelConfig:
     kind: ModelKind = ModelKind.resnet8
     source: Optional[str] = None
@@ -180,6 +206,7 @@ class DataConfig:
 class EvaluationConfig:
     batch_size: int = 500
     threads: int = 0
+    providers: list[str] = field(default_factory=lambda: ["CPUExecutionProvider"])
 
 
 @dataclass
@@ -187,6 +214,7 @@ class LatencyConfig:
     runs: int = 300
     warmup: int = 50
     threads: int = 1
+    batch: int = 100
 
 
 @dataclass
@@ -195,6 +223,7 @@ class Config:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     allocate: AllocateConfig = field(default_factory=AllocateConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from resnet8_quant import __version__, results
 from resnet8_quant.checks import check
@@ -24,17 +25,20 @@ from resnet8_quant.config import Config, NumberType, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import cached_predictions, predict
 from resnet8_quant.evaluator.kernels import kernel_report
-from resnet8_quant.evaluator.latency import measure
+from resnet8_quant.evaluator.latency import Subject
+from resnet8_quant.evaluator.session import check_providers
+from resnet8_quant.evaluator.speed import speed_columns
 from resnet8_quant.evaluator.statistics import Comparison, compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.held_out import held_out_drop
+from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
-from resnet8_quant.record import write_outputs
+from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ def prepare(config: Config) -> Prepared:
         ExperimentError: the config, the data, the model or the number of calibration images.
     """
     check(config)
+    check_providers(config.evaluation.providers)
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache)
     height, width, channels = data.test.images.shape[1:]
@@ -90,13 +95,14 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
         prepared = prepare(config)
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
-        threads, batch_size = config.evaluation.threads, config.evaluation.batch_size
+        evaluation = config.evaluation
         float_predictions, float_seconds = cached_predictions(
             model.serialized,
             model.contract,
             test.images,
-            batch_size=batch_size,
-            threads=threads,
+            batch_size=evaluation.batch_size,
+            threads=evaluation.threads,
+            providers=evaluation.providers,
             cache=prepared.cache,
             images_digest=None if overlap else f"test split of {data.digest}",
             description="evaluating float",
@@ -104,46 +110,57 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
         float_accuracy = np.mean(float_predictions.labels == test.labels)
         log.info("float model: %.2f %% top-1 on %d images", 100 * float_accuracy, len(test.labels))
 
-        row, details, quantized = _quantized(config, prepared)
-        serialized: bytes = details.pop("serialized")
+        made = _made(config, prepared)
         clock = time.perf_counter()
         predictions = float_predictions
-        if serialized is not model.serialized:
+        if made.serialized is not model.serialized:
             predictions = predict(
-                serialized,
-                model.contract,
+                made.serialized,
+                made.contract,
                 test.images,
-                batch_size=batch_size,
-                threads=threads,
+                batch_size=evaluation.batch_size,
+                threads=evaluation.threads,
+                providers=evaluation.providers,
                 description="evaluating quantized",
             )
         evaluation_seconds = time.perf_counter() - clock
         comparison = compare(
             predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model)
         )
-        kernels = kernel_report(serialized, config.latency.threads)
-        latency = _latency(config, model, serialized, test.images)
+        kernels = kernel_report(made.serialized, config.latency.threads, evaluation.providers)
+        speed = speed_columns(
+            Subject(model.serialized, model.contract),
+            None if made.serialized is model.serialized else Subject(made.serialized, made.contract),
+            test.images,
+            config.latency,
+            evaluation.providers,
+            config.seed,
+        )
 
         result = RunResult(
-            **row,
+            **made.columns,
             **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
-            **latency,
+            **speed,
             quant_type=config.quant.name,
             refine=refine_word(config.refine),
+            deploy=config.deploy.name,
+            deploy_input=config.deploy.input.name,
+            deploy_output=config.deploy.output.name,
             model=model.name,
             data=data.name,
             seed=config.seed,
             calibration_overlap=overlap,
             eval_images=len(test.labels),
-            model_bytes=len(serialized),
+            model_bytes=len(made.serialized),
             float_model_bytes=len(model.serialized),
             kernels=kernels.kernels,
             integer_kernels=kernels.integer,
             compute_kernels=kernels.total,
+            provider="+".join(name.removesuffix("ExecutionProvider") for name in evaluation.providers),
             evaluation_seconds=round(evaluation_seconds, 4),
             float_evaluation_seconds=round(float_seconds, 4),
             peak_rss_mb=peak_rss_mb(),
-            model_sha256=sha256_bytes(serialized),
+            model_sha256=sha256_bytes(made.serialized),
             float_model_sha256=model.digest,
             data_sha256=data.digest,
             onnxruntime_version=version("onnxruntime"),
@@ -153,7 +170,15 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         write_outputs(
-            folder, config, result, comparison.per_class, predictions, serialized, kernels, quantized, details
+            folder,
+            config,
+            result,
+            comparison.per_class,
+            predictions,
+            made.serialized,
+            kernels,
+            made.quantized,
+            made.details,
         )
     return result
 
@@ -168,6 +193,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         calibration_method=config.calibration.method.name,
         samples_per_class=config.calibration.samples_per_class,
         refine=refine_word(config.refine),
+        deploy=config.deploy.name,
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,
@@ -200,19 +226,28 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any], QuantizedModel | None]:
-    """Columns that describe the quantization, details for run.json with the model's bytes, and the quantized model."""
+@dataclass(frozen=True)
+class _Made:
+    """The model that is judged, how it is fed, and what the row and run.json say of how it came about."""
+
+    serialized: bytes
+    contract: InputContract
+    columns: dict[str, Any]
+    details: dict[str, Any]
+    quantized: QuantizedModel | None
+
+
+def _made(config: Config, prepared: Prepared) -> _Made:
+    """Quantize and deploy, as far as the config asks for it."""
     from resnet8_quant.quantizer.contents import read_contents
 
     model, images, quantized = prepared.model, prepared.images, None
-    row: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    if images is None:
-        contents, details["serialized"] = read_contents(model.proto()), model.serialized
-    else:
+    serialized, named = model.serialized, model.serialized
+    if images is not None:
         from resnet8_quant.quantizer.quantize import quantize
 
-        threads = config.evaluation.threads
         quantized = quantize(
             model,
             images,
@@ -221,30 +256,22 @@ def _quantized(config: Config, prepared: Prepared) -> tuple[dict[str, Any], dict
             config.refine,
             config.allocate,
             _drop(config, prepared, images),
-            threads=threads,
+            threads=config.evaluation.threads,
             cache=prepared.cache,
         )
-        contents, calibration, details["serialized"] = quantized.contents, quantized.calibration, quantized.serialized
+        serialized, named = quantized.serialized, quantized.named
         details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
-        listed = config.calibration.sampling is Sampling.mlperf_tiny
-        row = {
-            "format": config.quant.format.name,
-            "per_channel": contents.per_channel,
-            "calibration_method": config.calibration.method.name,
-            "calibration_sampling": config.calibration.sampling.name,
-            "samples_per_class": None if listed else config.calibration.samples_per_class,
-            "calibration_images": len(images),
-            "calibration_seconds": round(calibration.seconds, 4),
-            "calibration_cached": calibration.cached,
-            "quantization_seconds": round(quantized.seconds, 4),
-        }
-    details["operators"] = contents.operators
-    shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
-    row.update({name: getattr(contents, name) for name in shared})
-    layers = [dataclasses.asdict(layer) for layer in contents.layers]
-    row.update({name: _usual(layers, name) for name in ("weight_bits", "activation_bits")})
-    details["layers"] = layers
-    return row, details, quantized
+        columns = calibration_columns(config, quantized, len(images))
+    contract = model.contract
+    if config.deploy.activation_type is not None:
+        from resnet8_quant.quantizer.deploy.deploy import deploy
+
+        serialized, contract = deploy(named, config.deploy, contract, small=config.quant.compact)
+    contents = read_contents(onnx.load_from_string(serialized))
+    layers = (quantized.contents if quantized else contents).layers
+    columns |= contents_columns(contents, layers)
+    details |= {"operators": contents.operators, "layers": [dataclasses.asdict(layer) for layer in layers]}
+    return _Made(serialized, contract, columns, details, quantized)
 
 
 def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
@@ -252,35 +279,6 @@ def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Call
     if config.allocate.max_drop is None:
         return None
     return held_out_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
-
-
-def _latency(config: Config, model: FloatModel, serialized: bytes, images: np.ndarray) -> dict[str, Any]:
-    """Columns of the interleaved latency measurement; none where latency.runs is 0."""
-    clock = time.perf_counter()
-    models = {"float": model.serialized, "quantized": serialized}
-    if serialized is model.serialized:
-        del models["quantized"]
-    measured = measure(
-        models,
-        model.contract,
-        images[: model.contract.batch or 1],
-        runs=config.latency.runs,
-        warmup=config.latency.warmup,
-        threads=config.latency.threads,
-    )
-    if not measured:
-        return {}
-    float_latency = measured["float"]
-    latency = measured.get("quantized", float_latency)
-    return {
-        "latency_us_median": round(latency.median_us, 2),
-        "latency_us_p95": round(latency.p95_us, 2),
-        "float_latency_us_median": round(float_latency.median_us, 2),
-        "float_latency_us_p95": round(float_latency.p95_us, 2),
-        "latency_batch": latency.batch,
-        "latency_threads": config.latency.threads,
-        "latency_seconds": round(time.perf_counter() - clock, 4),
-    }
 
 
 def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
@@ -292,9 +290,3 @@ def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
 def _shared_fields(kind: type) -> list[str]:
     """Fields that a dataclass shares with the row."""
     return [field.name for field in dataclasses.fields(kind) if field.name in results.COLUMNS]
-
-
-def _usual(layers: list[dict[str, Any]], name: str) -> int:
-    """The width that most layers have, of equals the wider one; that of float32 where none is quantized."""
-    widths = sorted((layer[name] for layer in layers), reverse=True)
-    return max(widths, key=widths.count) if widths else NumberType.float32.bits

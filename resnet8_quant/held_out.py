@@ -56,6 +56,7 @@ def held_out_drop(
             pictures,
             batch_size=evaluation.batch_size,
             threads=evaluation.threads,
+            providers=evaluation.providers,
             description="held-out images",
         )
         return float(np.mean(found.labels == labels))

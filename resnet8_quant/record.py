@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant import results
-from resnet8_quant.config import Config
+from resnet8_quant.config import Config, NumberType, Sampling
 from resnet8_quant.evaluator.accuracy import Predictions
 from resnet8_quant.evaluator.kernels import KernelReport
 from resnet8_quant.evaluator.statistics import ClassRow
@@ -26,6 +27,7 @@ from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
+    from resnet8_quant.quantizer.contents import GraphContents, LayerContents
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
 
@@ -67,6 +69,44 @@ def write_outputs(
     with replacing(folder / "run.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     results.write(result, folder)
+
+
+def calibration_columns(config: Config, quantized: QuantizedModel, images: int) -> dict[str, Any]:
+    """Columns of the row that say how a model was calibrated and what that cost.
+
+    Args:
+        config: of the run.
+        quantized: what it made.
+        images: how many calibrated.
+    """
+    calibration = quantized.calibration
+    listed = config.calibration.sampling is Sampling.mlperf_tiny
+    return {
+        "format": config.quant.format.name,
+        "per_channel": quantized.contents.per_channel,
+        "calibration_method": config.calibration.method.name,
+        "calibration_sampling": config.calibration.sampling.name,
+        "samples_per_class": None if listed else config.calibration.samples_per_class,
+        "calibration_images": images,
+        "calibration_seconds": round(calibration.seconds, 4),
+        "calibration_cached": calibration.cached,
+        "quantization_seconds": round(quantized.seconds, 4),
+    }
+
+
+def contents_columns(contents: GraphContents, layers: Sequence[LayerContents]) -> dict[str, Any]:
+    """Columns of the row that say what the file holds.
+
+    Args:
+        contents: of the file.
+        layers: with integer weights, as they were quantized; a deployed file keeps fewer bits in wider types.
+    """
+    shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
+    columns: dict[str, Any] = {name: getattr(contents, name) for name in shared}
+    for name in ("weight_bits", "activation_bits"):  # that most layers have, of equals the wider one
+        widths = sorted((getattr(layer, name) for layer in layers), reverse=True)
+        columns[name] = max(widths, key=widths.count) if widths else NumberType.float32.bits
+    return columns
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import get_type_hints
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "results.csv"
 
 
@@ -30,6 +30,11 @@ class RunResult:
     ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
     ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's
     so far: in a sweep it includes earlier jobs.
+
+    Latencies are medians of calls that alternate with the float model's, with 95 % bootstrap intervals; ``speedup`` is
+    float over quantized. ``latency_spread`` is interquartile range over median, ``machine_load`` the processes that ran
+    or waited per core when the measurement began, ``machine_others`` the share of the cores' time that other processes
+    took during it; ``machine_busy`` says that one of them is too high for the figures to be trusted.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -48,6 +53,9 @@ class RunResult:
     calibration_images: int | None = None
     calibration_overlap: int | None = None
     refine: str | None = None
+    deploy: str | None = None
+    deploy_input: str | None = None
+    deploy_output: str | None = None
     model: str | None = None
     data: str | None = None
     seed: int | None = None
@@ -71,12 +79,31 @@ class RunResult:
     kernels: str | None = None
     integer_kernels: int | None = None
     compute_kernels: int | None = None
+    provider: str | None = None
     latency_us_median: float | None = None
+    latency_us_ci_low: float | None = None
+    latency_us_ci_high: float | None = None
     latency_us_p95: float | None = None
+    latency_spread: float | None = None
     float_latency_us_median: float | None = None
     float_latency_us_p95: float | None = None
+    float_latency_spread: float | None = None
+    speedup: float | None = None
+    speedup_ci_low: float | None = None
+    speedup_ci_high: float | None = None
+    latency_runs: int | None = None
     latency_batch: int | None = None
     latency_threads: int | None = None
+    all_threads: int | None = None
+    all_threads_latency_us_median: float | None = None
+    all_threads_speedup: float | None = None
+    throughput_batch: int | None = None
+    images_per_second: float | None = None
+    float_images_per_second: float | None = None
+    throughput_speedup: float | None = None
+    machine_load: float | None = None
+    machine_others: float | None = None
+    machine_busy: bool | None = None
     calibration_seconds: float | None = None
     calibration_cached: bool | None = None
     quantization_seconds: float | None = None

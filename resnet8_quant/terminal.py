@@ -74,7 +74,11 @@ def run_table(result: RunResult) -> str:
 
 def changes(result: RunResult) -> list[str]:
     """Overrides that make the run's quantization another than its name says."""
-    return [word for word in shlex.split(result.overrides or "") if word.startswith(("quant.", "refine", "allocate"))]
+    return [
+        word
+        for word in shlex.split(result.overrides or "")
+        if word.startswith(("quant.", "refine", "allocate", "deploy"))
+    ]
 
 
 def verdict(result: RunResult) -> list[str]:

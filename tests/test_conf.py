@@ -16,6 +16,7 @@ from resnet8_quant.config import (
     CalibrationConfig,
     Config,
     DataConfig,
+    DeployConfig,
     ModelConfig,
     NumberType,
     QuantConfig,
@@ -30,10 +31,11 @@ GROUPS = {
     "calibration": CalibrationConfig,
     "refine": RefineConfig,
     "allocate": AllocateConfig,
+    "deploy": DeployConfig,
     "model": ModelConfig,
     "data": DataConfig,
 }
-NAMED = ("quant", "refine", "allocate")  # have a field for the word that chose them
+NAMED = ("quant", "refine", "allocate", "deploy")  # have a field for the word that chose them
 EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 FIELD_OPTIONS = [(group, option) for group, option in OPTIONS if group in GROUPS]

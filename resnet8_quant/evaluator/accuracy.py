@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.session import open_session, run_batch
+from resnet8_quant.evaluator.session import CPU, open_session, run_batch
 from resnet8_quant.files import locked, replacing, sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.machine import cpu_description
@@ -29,11 +30,12 @@ class Predictions:
 
     Attributes:
         labels: int64 [N], the class with the largest output; of equal ones the first.
-        ties: number of images whose largest output is shared by several classes.
+        ties: number of images whose largest output is shared by several classes; None where a model gives its
+            answer only.
     """
 
     labels: np.ndarray
-    ties: int
+    ties: int | None
 
 
 def predict(
@@ -43,25 +45,27 @@ def predict(
     *,
     batch_size: int,
     threads: int,
+    providers: Sequence[str] = CPU,
     description: str = "evaluating",
 ) -> Predictions:
     """Run a model on images.
 
     Args:
-        model: serialized ModelProto; its first output is [N, classes].
+        model: serialized ModelProto; its first output is [N, classes], or int64 [N]: the class itself.
         contract: what the model expects at its input; a fixed batch there overrules ``batch_size``.
         images: uint8 [N, H, W, C].
         batch_size: images per call.
         threads: 0: as many as there are cores.
+        providers: execution providers, first choice first.
         description: shown beside the progress bar.
 
     Raises:
         ExperimentError: the model cannot be loaded or run, has another number of classes, or answers NaN.
     """
-    session = open_session(model, threads)
+    session = open_session(model, threads, providers=providers)
     size = contract.batch or batch_size
     labels = np.empty(len(images), np.int64)
-    ties = 0
+    ties: int | None = 0
     with progress(description, len(images), "images") as advance:
         for start in range(0, len(images), size):
             batch = contract.prepare(images[start : start + size])
@@ -70,6 +74,10 @@ def predict(
                 # Repeating an image leaves the range of the batch alone, which dynamic quantization looks at.
                 batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
             output = run_batch(session, contract.name, batch)
+            if output.dtype == np.int64 and output.shape == (len(batch),):
+                labels[start : start + count], ties = output[:count], None
+                advance(count)
+                continue
             if output.shape != (len(batch), contract.classes):
                 raise ExperimentError(
                     f"the model's first output has shape {list(output.shape)} for a batch of {len(batch)}, "
@@ -84,7 +92,7 @@ def predict(
                     "check the weights and the input range: model.mean=[R,G,B] model.std=[R,G,B], in pixels 0..255",
                 )
             labels[start : start + count] = output.argmax(axis=1)
-            ties += int(((output == output.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+            ties = (ties or 0) + int(((output == output.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
             advance(count)
     return Predictions(labels, ties)
 
@@ -97,6 +105,7 @@ def cached_predictions(
     batch_size: int,
     threads: int,
     cache: Path,
+    providers: Sequence[str] = CPU,
     images_digest: str | None = None,
     description: str = "evaluating",
 ) -> tuple[Predictions, float]:
@@ -116,7 +125,7 @@ def cached_predictions(
         ExperimentError: as ``predict``; or the cache cannot be written.
     """
     images_digest = images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data)
-    key = _key(model, contract, images.shape, images_digest, batch_size, threads)
+    key = _key(model, contract, images.shape, images_digest, batch_size, threads, providers)
     path = cache / "predictions" / f"{key}.npz"
     with locked(path.with_suffix(".lock")):
         stored = _read_entry(path, key, len(images), contract.classes)
@@ -124,15 +133,29 @@ def cached_predictions(
             log.debug("predictions from the cache: %s", path)
             return stored, 0.0
         start = time.perf_counter()
-        predictions = predict(model, contract, images, batch_size=batch_size, threads=threads, description=description)
+        predictions = predict(
+            model,
+            contract,
+            images,
+            batch_size=batch_size,
+            threads=threads,
+            providers=providers,
+            description=description,
+        )
         seconds = time.perf_counter() - start
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=np.array(key), labels=predictions.labels, ties=np.int64(predictions.ties))
+            np.savez(file, key=np.array(key), labels=predictions.labels, ties=np.int64(predictions.ties or 0))
     return predictions, seconds
 
 
 def _key(
-    model: bytes, contract: InputContract, shape: tuple[int, ...], images_digest: str, batch_size: int, threads: int
+    model: bytes,
+    contract: InputContract,
+    shape: tuple[int, ...],
+    images_digest: str,
+    batch_size: int,
+    threads: int,
+    providers: Sequence[str],
 ) -> str:
     import onnxruntime
 
@@ -147,6 +170,7 @@ def _key(
         "classes": contract.classes,
         "batch": contract.batch or batch_size,
         "threads": threads,
+        "providers": list(providers),
         "onnxruntime": onnxruntime.__version__,
         "cpu": cpu_description(),
     }

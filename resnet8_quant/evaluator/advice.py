@@ -46,7 +46,8 @@ def _slow(row: RunResult) -> str | None:
         )
     if row.kernels == "mixed":
         how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
-    return f"{row.activation_type} activations {how}; try quant=u8s8."
+    deployable = row.deploy == "none" and row.format == "QDQ"
+    return f"{row.activation_type} activations {how}; try {'deploy=x86' if deployable else 'quant=u8s8'}."
 
 
 def _ties(row: RunResult) -> str | None:

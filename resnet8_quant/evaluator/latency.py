@@ -1,26 +1,51 @@
 """How long one call takes: all models measured together, so that the machine's moods hit them alike.
 
-In: serialized models with the same input, one batch of images. Out: median and 95th percentile in microseconds.
+In: models, each with its own input contract, and images. Out: per model the median time with its interval, the 95th
+percentile and the spread; per pair of models the speedup with its interval.
 
 What is timed is a plain ``session.run`` from Python, as a user calls it, with its few microseconds of overhead;
 io_binding would save a copy of 12 KB and measure something else. There is no progress bar: its thread would be
 measured too.
+
+Calls that follow each other are alike: a neighbour on the machine slows down tens of them. So the unit of the
+statistics is a block of calls, not a call, and two models are compared block by block, each block with the one that
+ran beside it. The intervals say how far a result depends on which blocks were measured. They do not hold what another
+place in memory, another day or another machine changes: two sessions of one model differ by a few tenths of a percent,
+so a difference of less than 1 % is not to be believed, whatever its interval.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import numpy as np
 
-from resnet8_quant.evaluator.session import open_session, run_batch
+from resnet8_quant.evaluator.session import CPU, open_session, run_batch
 from resnet8_quant.inputs.contract import InputContract
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift
+MIN_BLOCKS = 20  # if there are as many runs: an interval from fewer blocks is coarse
+LONG_CALL_NS = 10_000_000  # from here on a block is one call: refilling the caches is less than 1 % of it
+RESAMPLES = 2000  # of the bootstrap
+CHUNK = 100  # resamples at a time, to bound the memory
+INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured, and how it is fed.
+
+    Attributes:
+        model: serialized ModelProto.
+        contract: its input.
+    """
+
+    model: bytes
+    contract: InputContract
 
 
 @dataclass(frozen=True)
@@ -28,33 +53,79 @@ class Latency:
     """Time per call of one model.
 
     Attributes:
-        median_us: microseconds.
-        p95_us: 95th percentile, microseconds.
+        median_us: median of ``blocks_us``, microseconds.
+        low_us: lower end of its 95 % bootstrap interval; from fewer than 6 blocks, the smallest of them at most.
+        high_us: upper end, likewise; equal to the median if there is one block.
+        p95_us: 95th percentile of all timed calls, microseconds.
+        spread: interquartile range of all timed calls, as a ratio of the median.
         runs: number of timed calls.
         batch: images per call.
+        threads: as it was asked for; 0: as many as there are cores.
+        blocks_us: float64 [blocks], median of each block in the order of measurement, microseconds. Block i of all
+            models ran side by side.
     """
 
     median_us: float
+    low_us: float
+    high_us: float
     p95_us: float
+    spread: float
     runs: int
     batch: int
+    threads: int
+    blocks_us: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of calls that follow each other."""
+        return self.batch / self.median_us * 1e6
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A subject that is ready: ``call`` runs its model once, ``uncounted`` calls of each block are not timed."""
+
+    call: Callable[[], object]
+    batch: int
+    call_ns: int
+    uncounted: int
 
 
 def measure(
-    models: dict[str, bytes], contract: InputContract, images: np.ndarray, *, runs: int, warmup: int, threads: int
+    subjects: dict[str, Subject],
+    images: np.ndarray,
+    *,
+    runs: int,
+    warmup: int,
+    threads: int,
+    batch: int = 1,
+    seed: int = 0,
+    providers: Sequence[str] = CPU,
 ) -> dict[str, Latency]:
     """Measure models side by side.
 
-    After the warm-up the models take turns in blocks of ``BLOCK`` calls, in alternating order. Within a block a
-    model finds its own weights in the caches; the first call of a block, which loads them, is not counted.
+    After the warm-up the models take turns in blocks of at most ``BLOCK`` calls, in alternating order. Within a block
+    a model finds its own weights in the caches; one more call before the block, which loads them, is not timed. If a
+    call of the slowest model takes ``LONG_CALL_NS`` or more, a block is one call; such a model has no untimed call.
 
     Args:
-        models: name -> serialized ModelProto; all with the input that ``contract`` describes.
-        contract: the batch is 1, or the one that is fixed there.
+        subjects: name -> model and contract.
         images: uint8 [N, H, W, C], at least one; as many as the batch needs are used, repeated if necessary.
         runs: timed calls per model; 0: nothing is measured.
-        warmup: calls per model before the first block.
-        threads: 0: as many as there are cores.
+        warmup: calls per model before the first block; 2 if fewer are asked for.
+        threads: of ONNX Runtime, within an operator; 0: as many as there are cores.
+        batch: images per call; a batch that is fixed in the contract overrules it.
+        seed: of the bootstrap.
+        providers: ONNX Runtime's execution providers.
 
     Returns:
         name -> latency; empty if ``runs`` is 0.
@@ -62,30 +133,106 @@ def measure(
     Raises:
         ExperimentError: a model cannot be loaded or run.
     """
-    if runs == 0:
+    if runs == 0 or not subjects:
         return {}
-    batch = contract.batch or 1
-    feed = {contract.name: contract.prepare(images[np.arange(batch) % len(images)])}
-    sessions = {name: open_session(model, threads) for name, model in models.items()}
-    for session in sessions.values():
-        for _ in range(max(1, warmup)):  # at least one call that tells a failure in words
-            run_batch(session, contract.name, feed[contract.name])
-    nanoseconds: dict[str, list[int]] = {name: [] for name in models}
-    order = list(models)
-    with _no_garbage_collection():
-        for done in range(0, runs, BLOCK):
-            for name in order:
-                run = sessions[name].run
-                run(None, feed)
-                for _ in range(min(BLOCK, runs - done)):
-                    start = perf_counter_ns()
-                    run(None, feed)
-                    nanoseconds[name].append(perf_counter_ns() - start)
-            order.reverse()
-    return {
-        name: Latency(float(np.median(times)) / 1000, float(np.percentile(times, 95)) / 1000, runs, batch)
-        for name, times in nanoseconds.items()
+    opened = {
+        name: _open(subject, images, subject.contract.batch or batch, threads, warmup, providers)
+        for name, subject in subjects.items()
     }
+    lengths = _block_lengths(runs, max(ready.call_ns for ready in opened.values()))
+    blocks: dict[str, list[list[int]]] = {name: [] for name in subjects}
+    order = list(subjects)
+    with _no_garbage_collection():
+        for length in lengths:
+            for name in order:
+                blocks[name].append(_timed_block(opened[name], length))
+            order.reverse()
+    return {name: _summary(blocks[name], opened[name].batch, threads, seed) for name in subjects}
+
+
+def speedup(base: Latency, other: Latency, seed: int = 0) -> Ratio:
+    """How many times faster ``other`` is: the median of the ratios of the blocks that ran side by side.
+
+    Under a load that changes during the measurement this is steadier than the ratio of the two medians, from which it
+    may differ a little.
+
+    Args:
+        base: time above the line.
+        other: time below the line, from the same call of ``measure``.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: they have different batches or numbers of blocks, so they cannot be from one measurement.
+    """
+    if (base.batch, len(base.blocks_us)) != (other.batch, len(other.blocks_us)):
+        raise ValueError(
+            f"{len(base.blocks_us)} blocks of batch {base.batch}, {len(other.blocks_us)} of batch {other.batch}"
+        )
+    ratios = base.blocks_us / other.blocks_us
+    return Ratio(float(np.median(ratios)), *_median_interval(ratios, seed))
+
+
+def _open(
+    subject: Subject, images: np.ndarray, batch: int, threads: int, warmup: int, providers: Sequence[str]
+) -> _Opened:
+    """Session, feed and warm-up of one model; the fastest call of the warm-up tells how long a call takes."""
+    contract = subject.contract
+    session = open_session(subject.model, threads, providers=providers)
+    feed = {contract.name: contract.prepare(images[np.arange(batch) % len(images)])}
+    times = []
+    for _ in range(max(2, warmup)):  # the first tells a failure in words, but is too slow to tell how long a call takes
+        start = perf_counter_ns()
+        run_batch(session, contract.name, feed[contract.name])
+        times.append(perf_counter_ns() - start)
+    call_ns = min(times)
+    return _Opened(lambda: session.run(None, feed), batch, call_ns, uncounted=int(call_ns < LONG_CALL_NS))
+
+
+def _block_lengths(runs: int, call_ns: int) -> list[int]:
+    """Calls per block, which sum up to ``runs`` and differ by one at most, so that all blocks weigh the same."""
+    longest = 1 if call_ns >= LONG_CALL_NS else BLOCK
+    count = max(-(-runs // longest), min(runs, MIN_BLOCKS))
+    length, longer = divmod(runs, count)
+    return [length + 1] * longer + [length] * (count - longer)
+
+
+def _timed_block(opened: _Opened, length: int) -> list[int]:
+    """Nanoseconds of each of ``length`` calls."""
+    call, times = opened.call, []
+    for _ in range(opened.uncounted):
+        call()
+    for _ in range(length):
+        start = perf_counter_ns()
+        call()
+        times.append(perf_counter_ns() - start)
+    return times
+
+
+def _summary(blocks: list[list[int]], batch: int, threads: int, seed: int) -> Latency:
+    """Nanoseconds of each call, by block -> the latency."""
+    blocks_us = np.array([np.median(block) for block in blocks]) / 1000
+    calls_us = np.concatenate(blocks) / 1000
+    median = float(np.median(blocks_us))
+    low, high = _median_interval(blocks_us, seed)
+    lower, upper, p95 = np.percentile(calls_us, [25, 75, 95]).tolist()
+    return Latency(median, low, high, p95, (upper - lower) / median, len(calls_us), batch, threads, blocks_us)
+
+
+def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the median.
+
+    B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979), 1-26.
+
+    Args:
+        values: float64 [N], independent of each other, at least one.
+        seed: of the resamples.
+    """
+    rng = np.random.default_rng(seed)
+    medians = [
+        np.median(values[rng.integers(0, len(values), (CHUNK, len(values)))], axis=1) for _ in range(RESAMPLES // CHUNK)
+    ]
+    low, high = np.quantile(np.concatenate(medians), INTERVAL).tolist()
+    return low, high
 
 
 @contextmanager

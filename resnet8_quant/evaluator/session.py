@@ -1,10 +1,11 @@
 """ONNX Runtime sessions, opened the same way for accuracy, latency and the kernel report.
 
-In: serialized models and a number of threads. Out: sessions on the CPU that never write to stdout or stderr.
+In: serialized models, a number of threads, execution providers. Out: sessions that never write to stdout or stderr.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,43 @@ from resnet8_quant.errors import ExperimentError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+CPU = ("CPUExecutionProvider",)
 FATAL = 4  # log severity; what is less than fatal reaches the user as an exception or not at all
 
 
-def open_session(model: bytes, threads: int, *, optimized_model: Path | None = None) -> InferenceSession:
-    """Open a model on the CPU with all graph optimizations.
+def check_providers(names: Sequence[str]) -> None:
+    """Refuse execution providers that this build of ONNX Runtime does not have.
+
+    Raises:
+        ExperimentError: lists those that it has.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    unknown = [name for name in names if name not in available]
+    if unknown or not names:
+        raise ExperimentError(
+            f"`evaluation.providers` is {list(names)}; this build of ONNX Runtime has {', '.join(available)}",
+            "python run.py 'evaluation.providers=[CPUExecutionProvider]', or install a build that has it",
+        )
+
+
+def open_session(
+    model: bytes,
+    threads: int,
+    *,
+    providers: Sequence[str] = CPU,
+    optimized_model: Path | None = None,
+    trace: Path | None = None,
+) -> InferenceSession:
+    """Open a model with all graph optimizations.
 
     Args:
         model: serialized ModelProto.
         threads: within an operator; 0: as many as there are cores.
+        providers: execution providers, first choice first; ``check_providers`` says whether they are there.
         optimized_model: where ONNX Runtime is to write the graph that it runs; None: nowhere.
+        trace: how the names of the profiler's files begin, which ``end_profiling`` writes; None: nothing is profiled.
 
     Raises:
         ExperimentError: ONNX Runtime cannot load the model.
@@ -40,8 +68,11 @@ def open_session(model: bytes, threads: int, *, optimized_model: Path | None = N
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized_model is not None:
         options.optimized_model_filepath = str(optimized_model)
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ExperimentError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {_first_line(error)}",

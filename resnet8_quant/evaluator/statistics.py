@@ -45,7 +45,7 @@ class Comparison:
         flips_to_right: images that only the model gets right.
         changed_predictions: images with another answer, right or wrong.
         mcnemar_p: p-value of the flips under "both models are equally good".
-        ties: images whose largest output is shared by several classes.
+        ties: images whose largest output is shared by several classes; None where the model gives its answer only.
         float_ties: the same for the float model.
         per_class: one row per class, in order.
     """
@@ -59,8 +59,8 @@ class Comparison:
     flips_to_right: int
     changed_predictions: int
     mcnemar_p: float
-    ties: int
-    float_ties: int
+    ties: int | None
+    float_ties: int | None
     per_class: tuple[ClassRow, ...]
 
 

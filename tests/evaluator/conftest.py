@@ -1,6 +1,7 @@
-"""Tiny classifiers whose answers NumPy can compute."""
+"""Tiny classifiers whose answers NumPy can compute, and sessions that take the time they are told."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -8,9 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout
+from resnet8_quant.evaluator import latency
+from resnet8_quant.evaluator.latency import Subject
 from resnet8_quant.inputs.contract import InputContract
 
 Classifier = Callable[..., tuple[bytes, InputContract]]
+CONTRACT = InputContract("image", Layout.NHWC, (2, 2, 3), batch=None, classes=4)
 
 
 @pytest.fixture
@@ -49,3 +53,60 @@ def images() -> np.ndarray:
 def weights() -> np.ndarray:
     """Small integers, so that float32 sums are exact in any order: [12, 4]."""
     return np.random.default_rng(1).integers(-8, 9, (12, 4)).astype(np.float32)
+
+
+class Simulation:
+    """ONNX Runtime sessions whose calls move a clock on.
+
+    Attributes:
+        record: (model, feed) of each call, in order.
+        opened: (threads, providers) of each session.
+        durations: model -> function that gives the microseconds of its next call.
+        subjects: name -> model, with a contract for [N, 2, 2, 3] images.
+    """
+
+    def __init__(self, durations: dict[bytes, Callable[[], float]]) -> None:
+        self.durations = durations
+        self.record: list[tuple[bytes, np.ndarray]] = []
+        self.opened: list[tuple[int, tuple[str, ...]]] = []
+        self.subjects = {model.decode(): Subject(model, CONTRACT) for model in durations}
+        self.now = 0
+
+    def open_session(self, model, threads, *, providers):
+        self.opened.append((threads, tuple(providers)))
+        return SimulatedSession(self, model)
+
+    @property
+    def order(self) -> str:
+        return b"".join(model for model, _ in self.record).decode()
+
+
+class SimulatedSession:
+    def __init__(self, simulation: Simulation, model: bytes) -> None:
+        self.simulation, self.model, self.name = simulation, model, "scores"
+
+    def get_outputs(self):
+        return [self]
+
+    def run(self, outputs, feed):
+        assert outputs == ["scores"] or not gc.isenabled()  # in the timed part nothing is collected
+        self.simulation.record.append((self.model, feed["image"]))
+        self.simulation.now += round(1000 * self.simulation.durations[self.model]())
+        return [feed["image"]]
+
+
+@pytest.fixture
+def simulate(monkeypatch) -> Callable[..., Simulation]:
+    """a=(microseconds of each call, ...), b=...: models "a", "b"; the last time is repeated for ever."""
+
+    def start(**times: Iterable[float]) -> Simulation:
+        def calls(values):
+            values, last = iter(values), [0.0]
+            return lambda: last.append(next(values, last[-1])) or last[-1]
+
+        simulation = Simulation({name.encode(): calls(values) for name, values in times.items()})
+        monkeypatch.setattr(latency, "open_session", simulation.open_session)
+        monkeypatch.setattr(latency, "perf_counter_ns", lambda: simulation.now)
+        return simulation
+
+    return start

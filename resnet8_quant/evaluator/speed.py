@@ -1,0 +1,95 @@
+"""The columns of a row that say how fast a model is, and whether the machine was quiet enough to tell.
+
+In: the float and the quantized model, images, the `latency` part of the config. Out: {column: value}.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resnet8_quant.config import LatencyConfig
+from resnet8_quant.evaluator.latency import Latency, Subject, measure, speedup
+from resnet8_quant.machine import Busy, load_per_core, usable_cores
+
+MOST_OTHERS = 0.1  # share of the cores' time; beyond it, or beyond the spread, a measurement is called busy
+MOST_SPREAD = 0.2
+FEWER_RUNS = 50  # throughput: that many times fewer calls, each of many images
+
+
+def speed_columns(
+    float_model: Subject,
+    model: Subject | None,
+    images: np.ndarray,
+    config: LatencyConfig,
+    providers: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Measure both models side by side: single calls on ``config.threads`` and on all threads, and a large batch.
+
+    Args:
+        float_model: the original.
+        model: quantized; None: there is only the original.
+        images: uint8 [N, H, W, C].
+        config: how often, how long; runs=0: nothing is measured.
+        providers: execution providers.
+        seed: of the bootstrap.
+
+    Returns:
+        Empty where nothing is measured.
+
+    Raises:
+        ExperimentError: a model cannot be run.
+    """
+    if config.runs == 0:
+        return {}
+    clock, load, busy = time.perf_counter(), load_per_core(), Busy()
+    busy.start()
+    subjects = {"float": float_model} | ({} if model is None else {"model": model})
+
+    def both(runs: int, warmup: int, threads: int, batch: int) -> tuple[Latency, Latency]:
+        measured = measure(
+            subjects, images, runs=runs, warmup=warmup, threads=threads, batch=batch, seed=seed, providers=providers
+        )
+        return measured["float"], measured.get("model", measured["float"])
+
+    base, one = both(config.runs, config.warmup, config.threads, 1)
+    ratio = speedup(base, one, seed)
+    columns: dict[str, Any] = {
+        "latency_us_median": one.median_us,
+        "latency_us_ci_low": one.low_us,
+        "latency_us_ci_high": one.high_us,
+        "latency_us_p95": one.p95_us,
+        "latency_spread": one.spread,
+        "float_latency_us_median": base.median_us,
+        "float_latency_us_p95": base.p95_us,
+        "float_latency_spread": base.spread,
+        "latency_runs": one.runs,
+        "latency_batch": one.batch,
+        "latency_threads": config.threads,
+    }
+    spreads = [one.spread, base.spread]
+    if model is not None:
+        columns |= {"speedup": ratio.value, "speedup_ci_low": ratio.low, "speedup_ci_high": ratio.high}
+    if config.batch > 0:
+        base, one = both(config.runs, config.warmup, 0, 1)
+        columns |= {"all_threads": usable_cores(), "all_threads_latency_us_median": one.median_us}
+        columns |= {} if model is None else {"all_threads_speedup": speedup(base, one, seed).value}
+        base, one = both(max(1, config.runs // FEWER_RUNS), 1, 0, config.batch)
+        columns |= {
+            "throughput_batch": one.batch,
+            "images_per_second": one.images_per_second,
+            "float_images_per_second": base.images_per_second,
+        }
+        columns |= {} if model is None else {"throughput_speedup": speedup(base, one, seed).value}
+    others = busy.stop()
+    columns |= {
+        "machine_load": load,
+        "machine_others": others,
+        "machine_busy": (others or 0) > MOST_OTHERS or max(spreads) > MOST_SPREAD,
+        "latency_seconds": time.perf_counter() - clock,
+    }
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in columns.items()}

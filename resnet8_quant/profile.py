@@ -1,0 +1,239 @@
+"""Where a model's time goes, operator by operator: ``python -m resnet8_quant.profile MODEL.onnx``.
+
+In: an ONNX file. Out: a table of the operators that ONNX Runtime really runs, whether each is an integer kernel, its
+time and share; with ``--csv`` the same as a file, with ``--by node`` one row per node in the order of execution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import stat
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.terminal import markdown, show, show_error, shown, wrapped
+
+if TYPE_CHECKING:
+    from resnet8_quant.evaluator.profiler import Profile
+
+COMMAND = "python -m resnet8_quant.profile"
+OPERATOR_WIDTH = 18  # columns: QLinearAveragePool
+NODE_WIDTH = 80 - 58  # the other columns of the table with their frame have 58
+SPACE = "\N{NO-BREAK SPACE}"  # where a line must not be wrapped
+Row = dict[str, str | int | float]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are errors like any other, with exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ExperimentError(message, f"{COMMAND} MODEL.onnx (--help lists the options)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 after an error."""
+    try:
+        options = _parser().parse_args(arguments)
+        _profile(options)
+    except ExperimentError as error:
+        show_error(error)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=COMMAND, description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path)
+    parser.add_argument("--by", choices=sorted(ROWS, reverse=True), default="operator", help="what a row is")
+    parser.add_argument("--runs", type=_integer(1), default=300, metavar="N", help="profiled calls (300)")
+    parser.add_argument("--warmup", type=_integer(0), default=50, metavar="N", help="calls before them (50)")
+    parser.add_argument("--batch", type=_integer(1), metavar="N", help="size of every free axis of the inputs (1)")
+    parser.add_argument("--threads", type=_integer(0, 1024), default=1, metavar="N", help="0: all cores (1)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="where the rows are written too")
+    return parser
+
+
+def _integer(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """What argparse converts a word with."""
+
+    def convert(word: str) -> int:
+        if not word.isdecimal() or len(word) > len(str(most)) or not least <= int(word) <= most:
+            raise argparse.ArgumentTypeError(f"{word!r} is not an integer from {least} to {most}")
+        return int(word)
+
+    return convert
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from resnet8_quant.evaluator.profiler import profile_model
+
+    model = _read(options.model)
+    if options.csv is not None:
+        _check_csv(options.csv, options.model)
+    profile = profile_model(
+        model, runs=options.runs, warmup=options.warmup, batch=options.batch, threads=options.threads
+    )
+    rows = ROWS[options.by](profile)
+    written = []
+    if options.csv is not None:
+        _write(options.csv, rows)
+        written = ["", f"Written to {shown(options.csv)}"]
+    show("\n".join([TABLES[options.by](rows), "", *_summary(profile, options), *written]))
+
+
+def _read(path: Path) -> bytes:
+    """The serialized model, with tensors that lie in files beside it."""
+    import onnx
+
+    remedy = f"give an ONNX file: {COMMAND} MODEL.onnx"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be read ({error.strerror})", remedy) from error
+    if not stat.S_ISREG(mode):
+        raise ExperimentError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}", remedy)
+    try:
+        model = onnx.load(path)
+        serialized: bytes = model.SerializeToString()
+    except Exception as error:  # protobuf and onnx raise their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExperimentError(f"{path} is not an ONNX model: {reason}", remedy) from error
+    if not model.graph.node:
+        raise ExperimentError(f"{path} is not an ONNX model, or its graph is empty", remedy)
+    return serialized
+
+
+def _check_csv(path: Path, model: Path) -> None:
+    """What is wrong with the file for the rows is said before anything is measured, as far as that can be known."""
+    remedy = "choose another file: --csv profile.csv"
+    try:
+        if path.is_dir():
+            raise ExperimentError(f"`--csv`: {path} is a folder", remedy)
+        if path.exists() and path.samefile(model):
+            raise ExperimentError(f"`--csv`: {path} is the model itself", remedy)
+    except OSError as error:
+        raise ExperimentError(f"`--csv`: cannot write {path}: {error.strerror}", remedy) from error
+
+
+def _operator_rows(profile: Profile) -> list[Row]:
+    """One row per operator and kind of kernel, the slowest first."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for node in profile.nodes:
+        groups.setdefault((node.operator, node.kernel), []).append(node.median_us)
+    return [
+        {"operator": operator, "count": len(times), "kernel": kernel, **_time(sum(times), profile)}
+        for (operator, kernel), times in sorted(groups.items(), key=lambda group: -sum(group[1]))
+    ]
+
+
+def _node_rows(profile: Profile) -> list[Row]:
+    """One row per node, in the order of execution."""
+    return [
+        {
+            "node": node.name,
+            "operator": node.operator,
+            "kernel": node.kernel,
+            **_time(node.median_us, profile),
+            "inputs": " ".join(node.inputs),
+            "outputs": " ".join(node.outputs),
+        }
+        for node in profile.nodes
+    ]
+
+
+def _time(microseconds: float, profile: Profile) -> Row:
+    return {"median_us": round(microseconds, 3), "share": round(microseconds / profile.total_us, 6)}
+
+
+def _operator_table(rows: list[Row]) -> str:
+    names = shortened([str(row["operator"]) for row in rows], OPERATOR_WIDTH + NODE_WIDTH - 8)
+    cells = [(name, str(row["count"]), *_cells(row)) for name, row in zip(names, rows, strict=True)]
+    return markdown(("Operator", "Count", "Kernel", "Median us", "Share"), cells)
+
+
+def _node_table(rows: list[Row]) -> str:
+    operators = list(dict.fromkeys(str(row["operator"]) for row in rows))
+    short = dict(zip(operators, shortened(operators, OPERATOR_WIDTH), strict=True))
+    names = shortened([str(row["node"]) for row in rows], NODE_WIDTH)
+    cells = [(name, short[str(row["operator"])], *_cells(row)) for name, row in zip(names, rows, strict=True)]
+    return markdown(("Node", "Operator", "Kernel", "Median us", "Share"), cells)
+
+
+def _cells(row: Row) -> tuple[str, str, str]:
+    return str(row["kernel"]), f"{row['median_us']:.1f}", f"{100 * float(row['share']):.1f} %"
+
+
+ROWS: dict[str, Callable[[Profile], list[Row]]] = {"operator": _operator_rows, "node": _node_rows}
+TABLES: dict[str, Callable[[list[Row]], str]] = {"operator": _operator_table, "node": _node_table}
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """The names in at most ``width`` printable columns each; those that are different stay different.
+
+    The middle of a long name is left out, wherever that keeps all names apart. Where nothing does, the names that
+    clash end in their position; and all do, should one of them look like another name.
+    """
+    names = [_printable(name) for name in names]
+    heads = sorted(range(1, width - 2), key=lambda n: abs(2 * n - width))  # from the middle outwards
+    ways = [[_without_middle(name, width, head) for name in names] for head in heads]
+    positions = [f"~{position}" for position in range(1, len(names) + 1)]
+    marked = [name[: width - len(mark)] + mark for name, mark in zip(names, positions, strict=True)]
+    count = Counter(ways[0])
+    clashing = [mark if count[name] > 1 else name for name, mark in zip(ways[0], marked, strict=True)]
+    return next((way for way in (*ways, clashing) if len(set(way)) == len(way)), marked)
+
+
+def _without_middle(name: str, width: int, head: int) -> str:
+    return name if len(name) <= width else f"{name[:head]}..{name[head + 2 - width :]}"
+
+
+def _printable(name: str) -> str:
+    """What a terminal would obey and what would end a cell of the table becomes a question mark."""
+    return "".join(c if c.isprintable() and c != "|" else "?" for c in name)
+
+
+def _summary(profile: Profile, options: argparse.Namespace) -> list[str]:
+    """Totals per kind of kernel, the call without the profiler, and how all that was measured."""
+    import onnxruntime
+
+    from resnet8_quant.machine import cpu_description
+
+    kinds: dict[str, float] = {}
+    for node in profile.nodes:
+        kinds[node.kernel] = kinds.get(node.kernel, 0) + node.median_us
+    total = profile.total_us
+    slowest_first = sorted(kinds.items(), key=lambda pair: -pair[1])
+    parts = [f"{kind} {us:.1f} us ({100 * us / total:.1f} %)".replace(" ", SPACE) for kind, us in slowest_first]
+    threads = {0: "all cores", 1: "1 thread"}.get(options.threads, f"{options.threads} threads")
+    return [
+        wrapped(f"Total of {len(profile.nodes)} operators: {total:.1f} us; {', '.join(parts)}.").replace(SPACE, " "),
+        wrapped(
+            f"A whole call without the profiler: {profile.call_us:.1f} us. The profiler adds 2 to 4 us to each "
+            "operator, so the shares of short ones read too high."
+        ),
+        wrapped(
+            f"Medians of {profile.runs} calls, {', '.join(map(_printable, profile.inputs))}, {threads}, "
+            f"ONNX Runtime {onnxruntime.__version__}, {cpu_description()}."
+        ),
+    ]
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    from resnet8_quant.files import replacing
+
+    try:
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except ExperimentError as error:
+        raise ExperimentError(f"`--csv`: {error.problem}", "choose another file: --csv profile.csv") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The way from a Q/DQ model to a deployed one: re-encode, fuse, make lean.
+
+In: ONNX bytes, the `deploy` part of the config, the input contract. Out: ONNX bytes and the contract of the new model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import onnx
+
+from resnet8_quant.config import DeployConfig, DeployInput
+from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.quantizer.compact import compact
+from resnet8_quant.quantizer.deploy.fuse import fuse, shapes_of
+from resnet8_quant.quantizer.deploy.graph import Graph
+from resnet8_quant.quantizer.deploy.lean import drop_layout, give, take_bytes
+from resnet8_quant.quantizer.deploy.reencode import reencode
+from resnet8_quant.quantizer.deploy.widen import convolutions, use_products, widen_input
+
+log = logging.getLogger(__name__)
+
+
+def deploy(
+    model: bytes, config: DeployConfig, contract: InputContract, *, small: bool = False
+) -> tuple[bytes, InputContract]:
+    """Rewrite a quantized model for a target.
+
+    Args:
+        model: Q/DQ.
+        config: the target; ``activation_type`` None: ``model`` is returned as it is.
+        contract: of the model's input.
+        small: drop names, as ``quant.compact`` asks.
+
+    Returns:
+        The new model, and how it is fed.
+
+    Raises:
+        ExperimentError: the model cannot be re-encoded (see ``reencode``), or its input cannot be widened.
+    """
+    if config.activation_type is None:
+        return model, contract
+    graph = Graph(fuse(reencode(onnx.load_from_string(model), config.activation_type)))
+    shapes = _nhwc_shapes(graph, contract)
+    drop_layout(graph, shapes)
+    for node in convolutions(graph):
+        _, height, width, _ = shapes[node.input[0]]
+        if config.wide_input and widen_input(graph, node, height, width):
+            log.info("deploy: %s computes several pixels at once", node.name)
+        elif config.products and use_products(graph, node, height, width):
+            log.info("deploy: %s is computed as a product of matrices", node.name)
+    give(graph, config.output)
+    if config.input is DeployInput.uint8:
+        take_bytes(graph, contract)
+        contract = dataclasses.replace(contract, raw=True)
+    deployed = graph.finish()
+    onnx.checker.check_model(deployed)
+    if small:
+        deployed = compact(deployed)
+    return bytes(deployed.SerializeToString(deterministic=True)), contract
+
+
+def _nhwc_shapes(graph: Graph, contract: InputContract) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the convolutions and the changes of layout read, for one image."""
+    names = [
+        node.input[0] for node in (*convolutions(graph), *graph.nodes) if node.op_type in ("QLinearConv", "Transpose")
+    ]
+    image = np.zeros((contract.batch or 1, *contract.shape), np.uint8)
+    return shapes_of(graph.finish(), list(dict.fromkeys(names)), contract.prepare(image))

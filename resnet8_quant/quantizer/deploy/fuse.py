@@ -1,0 +1,134 @@
+"""Q/DQ pairs and float operators fused into integer operators, by ONNX Runtime's own optimizer, and written down.
+
+In: a Q/DQ ModelProto whose types suit the target. Out: the ModelProto that ONNX Runtime would run: QLinearConv on NHWC
+tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work when it is loaded, and can be made leaner.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from resnet8_quant.quantizer.deploy.graph import Graph
+
+FATAL = 4  # log severity
+PRODUCER = "resnet8-quant"
+
+
+def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Optimise ``model`` and return the optimised graph.
+
+    The layout of AVX blocks (domain com.microsoft.nchwc), which layers that stayed float would get, is left out: such a
+    file would run on no other processor.
+
+    Args:
+        model: Q/DQ; signed activations are fused too, which ONNX Runtime does by itself on Arm only.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = FATAL
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    narrow = _narrow_weights(model)
+    with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
+        path = Path(folder, "fused.onnx")
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["NchwcTransformer"],
+        )
+        fused = onnx.load(path)
+    fused.producer_name = PRODUCER
+    fused.ClearField("producer_version")
+    _restore_narrow_weights(fused.graph, narrow)
+    _rename(fused.graph)
+    return Graph(fused).finish()
+
+
+def _narrow_weights(model: onnx.ModelProto) -> dict[str, int]:
+    """Weights that a Cast makes of integers of fewer bits: the Cast's output -> the type they are stored in."""
+    tensors = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return {
+        node.output[0]: tensors[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "Cast" and node.input[0] in tensors
+    }
+
+
+def _restore_narrow_weights(graph: onnx.GraphProto, narrow: dict[str, int]) -> None:
+    """Store what the optimizer folded to bytes in its few bits again; the Cast is folded when the model is loaded."""
+    casts = []
+    for tensor in graph.initializer:
+        kind = narrow.get(tensor.name)
+        if kind is None:
+            continue
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        stored = values.astype(helper.tensor_dtype_to_np_dtype(kind))
+        tensor.CopyFrom(numpy_helper.from_array(stored, f"{name}_stored"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=helper.np_dtype_to_tensor_dtype(values.dtype)))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Take the optimizer's marks off the names of nodes and tensors: stack1.conv2_token_7 -> stack1.conv2."""
+    tensors = [*(name for node in graph.node for name in node.output), *(tensor.name for tensor in graph.initializer)]
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    new = _without_marks([name for name in tensors if name not in fixed], fixed)
+    nodes = _without_marks([node.name for node in graph.node], set())
+    for node in graph.node:
+        node.name = nodes[node.name]
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = new.get(tensor.name, tensor.name)
+
+
+def _without_marks(names: list[str], taken: set[str]) -> dict[str, str]:
+    """{name: the name without mark, with a number where that is taken}."""
+    new: dict[str, str] = {}
+    taken = set(taken)
+    for name in dict.fromkeys(names):
+        plain = re.sub(r"(_token_\d+|_q_to_dq|/duplicated|_QuantizeLinear_Output)+$", "", name)
+        candidate, count = plain, 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{plain}_{count}"
+        taken.add(candidate)
+        new[name] = candidate
+    return new
+
+
+def shapes_of(model: onnx.ModelProto, names: list[str], batch: np.ndarray) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors of ``model`` for an input ``batch``, found by running it.
+
+    Args:
+        model: as ``fuse`` makes it.
+        names: of tensors; the input's own may be among them.
+        batch: for the model's only input.
+    """
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    made = {name for node in probe.graph.node for name in node.output}
+    wanted = [name for name in names if name in made]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = FATAL
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    found = session.run(wanted, {name: batch})
+    return {name: batch.shape} | {name: tuple(array.shape) for name, array in zip(wanted, found, strict=True)}

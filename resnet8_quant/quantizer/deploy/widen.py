@@ -1,0 +1,189 @@
+"""Convolutions that compute several neighbouring pixels at once: the same integers, in fewer and wider steps.
+
+In: a fused graph (QLinearConv on NHWC tensors). Out: the same graph with some of its convolutions widened.
+
+In an NHWC tensor the channels of neighbouring pixels lie side by side. Read as groups of more channels and fewer
+columns, it is the input of a convolution that yields ``pixels`` columns of output as ``pixels`` x as many channels; its
+weights are the old ones, shifted for each column, with zeros where a column does not look. No sum changes, and rows
+are renamed by two Reshapes that move nothing. It pays where a layer is too narrow for the kernels of ONNX Runtime:
+
+- an input of 3 channels, which its direct convolution does not take (it wants a multiple of 4);
+- fewer output channels than the 64 of a step with 512-bit registers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from resnet8_quant.quantizer.deploy.graph import Graph, attributes
+
+STEP = 64  # output channels of one step of the kernels with 512-bit registers
+GRANULE = 4  # input channels that one instruction multiplies and adds
+WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT, BIAS = 3, 4, 5, 8  # inputs of QLinearConv
+PAYING = (1, 4)  # columns at once with which a product of matrices was measured to be faster: 64 and 16 channels
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a convolution looks along a row: its kernel, stride and pads in columns, and the row's width."""
+
+    kernel: int
+    stride: int
+    left: int
+    right: int
+    width: int
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the output."""
+        return (self.width + self.left + self.right - self.kernel) // self.stride + 1
+
+
+def convolutions(graph: Graph) -> list[NodeProto]:
+    """The QLinearConv nodes that can be widened: NHWC, two axes, no groups, no dilation, constant weights."""
+    found = []
+    for node in graph.nodes:
+        values = attributes(node)
+        if (
+            node.op_type == "QLinearConv"
+            and values.get("channels_last")
+            and node.input[WEIGHT] in graph.tensors
+            and len(graph.tensors[node.input[WEIGHT]].dims) == 4
+            and values.get("group", 1) == 1
+            and set(values.get("dilations", [1])) == {1}
+            and values.get("auto_pad", b"NOTSET") == b"NOTSET"
+        ):
+            found.append(node)
+    return found
+
+
+def widen_input(graph: Graph, node: NodeProto, height: int, width: int) -> bool:
+    """Widen a convolution whose input channels no kernel takes; False where it is not one, or no width fits."""
+    outputs, channels = graph.tensors[node.input[WEIGHT]].dims[:2]
+    if channels % GRANULE == 0:
+        return False
+    window = window_of(graph, node, width)
+    for pixels in _divisors(window.outputs):
+        group = window.stride * pixels * channels
+        if group % GRANULE == 0 and width * channels % group == 0 and pixels * outputs >= STEP:
+            widen(graph, node, height, window, pixels, group)
+            return True
+    return False
+
+
+def use_products(graph: Graph, node: NodeProto, height: int, width: int) -> bool:
+    """Have a convolution computed as a product of matrices, which ONNX Runtime gives to AMX tiles where there are.
+
+    It takes the direct convolution for weights whose zero point is 0, and the product for all others: q - 0 is as well
+    (q - 1) - (-1). False where that does not fit into int8, or does not pay: kernels of one pixel, strides, and layers
+    of which two columns fill a step (32 channels).
+    """
+    name, zero_point = node.input[WEIGHT], graph.array(node.input[WEIGHT_ZERO_POINT])
+    weight = graph.array(name)
+    outputs, channels, _, kernel = weight.shape
+    window = window_of(graph, node, width)
+    symmetric = weight.dtype == np.int8 and not zero_point.any() and weight.min() > -128
+    if not symmetric or kernel == 1 or window.stride > 1 or channels % GRANULE:
+        return False
+    pixels = next((count for count in _divisors(window.outputs) if count * outputs >= STEP), 0)
+    if pixels not in PAYING:
+        return False
+    widen(graph, node, height, window, pixels, channels, zero_point=-1)
+    return True
+
+
+def window_of(graph: Graph, node: NodeProto, width: int) -> Window:
+    """Where ``node`` looks along a row of ``width`` columns."""
+    values = attributes(node)
+    _, left, _, right = values.get("pads", [0, 0, 0, 0])
+    kernel = graph.tensors[node.input[WEIGHT]].dims[3]
+    return Window(kernel, values.get("strides", [1, 1])[1], left, right, width)
+
+
+def widen(
+    graph: Graph, node: NodeProto, height: int, window: Window, pixels: int, group: int, *, zero_point: int = 0
+) -> None:
+    """Let ``node`` yield ``pixels`` columns at once.
+
+    Args:
+        graph: changed.
+        node: of ``convolutions``.
+        height: rows of its input.
+        window: where it looks.
+        pixels: columns of output at once; divides ``window.outputs``.
+        group: input channels, of neighbouring columns, that are read as one column's; divides what ``pixels`` columns
+            of output advance by.
+        zero_point: of the new weights; the old ones' is 0 unless this is 0.
+    """
+    weight = graph.array(node.input[WEIGHT])
+    outputs, channels, rows, kernel = weight.shape
+    advance = window.stride * pixels * channels  # from one step to the next, in channels of the row
+    assert window.outputs % pixels == 0
+    assert advance % group == 0
+    assert window.width * channels % group == 0
+    first = math.floor(-window.left * channels / group)  # of the groups that the first step reads
+    end = math.ceil((window.stride * (pixels - 1) + kernel - window.left) * channels / group)
+    wide = np.zeros((pixels, outputs, rows, (end - first) * group), weight.dtype)
+    flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
+    old_zero_point = graph.array(node.input[WEIGHT_ZERO_POINT])
+    wide += old_zero_point.ravel()[0]  # what a column does not look at counts as 0
+    for pixel in range(pixels):
+        start = (window.stride * pixel - window.left) * channels - first * group
+        wide[pixel, :, :, start : start + kernel * channels] = flat
+    wide += np.int8(zero_point)
+    wide = wide.reshape(pixels * outputs, rows, end - first, group).transpose(0, 3, 1, 2)
+
+    columns, steps = window.width * channels // group, window.outputs // pixels
+    right = max(0, (steps - 1) * (advance // group) + (end - first) + first - columns)
+    values = attributes(node)
+    top, _, bottom, _ = values.get("pads", [0, 0, 0, 0])
+    strides = values.get("strides", [1, 1])
+    new = NodeProto()
+    new.CopyFrom(node)
+    new.input[WEIGHT] = graph.put(f"{node.input[WEIGHT]}_wide", wide)
+    new.input[WEIGHT_SCALE] = _repeated(graph, node.input[WEIGHT_SCALE], pixels)
+    if zero_point:
+        shifted = np.full(old_zero_point.shape, zero_point, np.int8)
+        new.input[WEIGHT_ZERO_POINT] = graph.put(f"{node.input[WEIGHT_ZERO_POINT]}_shifted", shifted)
+    new.input[WEIGHT_ZERO_POINT] = _repeated(graph, new.input[WEIGHT_ZERO_POINT], pixels)
+    if len(node.input) > BIAS and node.input[BIAS]:
+        new.input[BIAS] = _repeated(graph, node.input[BIAS], pixels)
+    del new.attribute[:]
+    new.attribute.extend(
+        helper.make_attribute(name, value)
+        for name, value in {
+            "channels_last": 1,
+            "group": 1,
+            "kernel_shape": [rows, end - first],
+            "pads": [top, -first, bottom, right],
+            "strides": [strides[0], advance // group],
+        }.items()
+    )
+    lines = (height + top + bottom - rows) // strides[0] + 1
+    nodes = [new]
+    if group != channels:
+        nodes.insert(0, _reshape(graph, node.input[0], f"{node.output[0]}_groups", (height, columns, group)))
+        new.input[0] = nodes[0].output[0]
+    if pixels != 1:
+        new.output[0] = f"{node.output[0]}_steps"
+        nodes.append(_reshape(graph, new.output[0], node.output[0], (lines, window.outputs, outputs)))
+    graph.replace(node, *nodes)
+
+
+def _repeated(graph: Graph, name: str, times: int) -> str:
+    """A vector for each output channel, ``times`` over; a scalar for all is left alone."""
+    values = graph.array(name)
+    return name if values.size == 1 or times == 1 else graph.put(f"{name}_wide", np.tile(values, times))
+
+
+def _reshape(graph: Graph, old: str, new: str, shape: tuple[int, int, int]) -> NodeProto:
+    name = graph.put(f"{new}_shape", np.array([-1, *shape], np.int64))
+    return helper.make_node("Reshape", [old, name], [new], name=f"{new}_reshape")
+
+
+def _divisors(number: int) -> list[int]:
+    return [count for count in range(1, number + 1) if number % count == 0]

@@ -1,0 +1,269 @@
+"""The profile against graphs whose operators are known, and against a trace whose durations are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator import profiler
+from resnet8_quant.evaluator.kernels import FLOAT_PRODUCTS, INTEGER_PRODUCTS, kernel_kind, kernel_report
+from resnet8_quant.evaluator.profiler import make_inputs, profile_model
+from resnet8_quant.evaluator.session import open_session
+
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+
+
+def serialized(nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], **weights: np.ndarray) -> bytes:
+    """A model from nodes, (name, type, shape) of its inputs and outputs, and initializers."""
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return model.SerializeToString()
+
+
+def mixed() -> bytes:
+    """Quantize, multiply in integers, dequantize, transpose, soften: every kind of kernel, with known names."""
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantize"),
+        make("QLinearMatMul", ["q", "scale", "zero", "w", "scale", "zero", "scale", "zero"], ["p"], "product"),
+        make("MaxPool", ["p"], ["m"], "pool", kernel_shape=[1, 1]),
+        make("DequantizeLinear", ["m", "scale", "zero"], ["d"], "dequantize"),
+        make("Softmax", ["d"], ["s"], "softmax", axis=2),
+        make("Transpose", ["s"], ["y"], "transpose", perm=[0, 2, 3, 1]),
+    ]
+    weights = {"scale": np.float32(1), "zero": np.uint8(0), "w": np.eye(4, dtype=np.uint8)}
+    return serialized(nodes, [("x", FLOAT, ["n", 2, 3, 4])], [("y", FLOAT, ["n", 3, 4, 2])], **weights)
+
+
+def relu(kind: int = FLOAT, shape: tuple[Any, ...] = ("n", 4), name: str = "relu") -> bytes:
+    return serialized([helper.make_node("Relu", ["x"], ["y"], name)], [("x", kind, shape)], [("y", kind, shape)])
+
+
+def test_every_operator_with_its_kind_in_the_order_of_execution() -> None:
+    profile = profile_model(mixed(), runs=3, warmup=1)
+    assert {node.operator: node.kernel for node in profile.nodes} == {
+        "QuantizeLinear": "quantize",
+        "QLinearMatMul": "integer",
+        "MaxPool": "integer",
+        "DequantizeLinear": "quantize",
+        "Softmax": "float",
+        "Transpose": "layout",
+    }
+    assert [node.name for node in profile.nodes][:2] == ["quantize", "product"]
+    assert profile.nodes[0].inputs == ("float[1,2,3,4]", "float[]", "uint8[]")
+    assert profile.nodes[0].outputs == ("uint8[1,2,3,4]",)
+    assert profile.inputs == ("x float32[1,2,3,4]",)
+    assert profile.runs == 3
+    assert profile.call_us > 0
+    assert profile.total_us == pytest.approx(sum(node.median_us for node in profile.nodes))
+
+
+def test_it_sees_the_kernels_that_the_report_counts() -> None:
+    model = mixed()
+    report, profile = kernel_report(model, 1), profile_model(model, runs=1, warmup=0)
+    assert Counter(node.operator for node in profile.nodes) == Counter(report.ops)
+    products = [node for node in profile.nodes if node.operator in INTEGER_PRODUCTS | FLOAT_PRODUCTS]
+    assert sum(node.kernel == "integer" for node in products) == report.integer == 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "types", "kind"),
+    [
+        ("QGemm", ["uint8", "uint8"], "integer"),
+        ("QLinearAveragePool", ["uint8", "uint8"], "integer"),
+        ("FusedConv", ["float", "float"], "float"),
+        ("AveragePool", ["float", "float"], "float"),
+        ("MaxPool", ["int8", "int8"], "integer"),
+        ("ArgMax", ["float", "int64"], "float"),
+        ("Where", ["bool", "float"], "float"),
+        ("Resize", ["uint8", "uint8"], "integer"),
+        ("Add", ["float16", "float16"], "float"),
+        ("DynamicQuantizeLinear", ["float", "uint8"], "quantize"),
+        ("ReorderOutput", ["float", "float"], "layout"),
+        ("Reshape", ["uint8", "uint8"], "layout"),
+        ("If", ["bool", "float"], "control"),
+    ],
+)
+def test_kind_of_kernel(operator: str, types: list[str], kind: str) -> None:
+    assert kernel_kind(onnx.NodeProto(op_type=operator), types) == kind
+
+
+@pytest.mark.parametrize(("level", "kind"), [(0, "float"), (4, "integer")])
+def test_kind_that_an_attribute_decides(level: int, kind: str) -> None:
+    sizes = {"K": 32, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": level}
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], "product", domain="com.microsoft", **sizes)
+    weights = {"w": np.ones((4, 1, 16), np.uint8), "s": np.ones(4, np.float32)}
+    model = onnx.load_from_string(serialized([node], [("x", FLOAT, ["n", 32])], [("y", FLOAT, ["n", 4])], **weights))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert [n.kernel for n in profile_model(model.SerializeToString(), runs=1, warmup=0).nodes] == [kind]
+
+
+class Session:
+    """Stands for ONNX Runtime's: its trace holds calls that took the durations that are given."""
+
+    def __init__(self, trace: Path | None, durations: list[list[int]]):
+        self.trace, self.durations = trace, durations
+
+    def get_inputs(self) -> list[Any]:
+        return []
+
+    def run(self, outputs: None, feed: dict[str, np.ndarray]) -> None:
+        assert feed == {}
+
+    def end_profiling(self) -> str:
+        assert self.trace is not None
+        lines = [{"cat": "Session", "name": "session_initialization", "dur": 9, "ts": 0, "args": {}}]
+        for durations in self.durations:
+            for index, duration in enumerate(durations):
+                tensor = [{"float": [1, 4]}]
+                arguments = {"op_name": "Relu", "input_type_shape": tensor, "output_type_shape": tensor}
+                name = f"node{index}_kernel_time"
+                lines.append({"cat": "Node", "name": name, "dur": duration, "ts": 0, "args": arguments})
+            lines.append({"cat": "Session", "name": "model_run", "dur": 999, "ts": 0, "args": {}})
+        self.trace.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
+        return str(self.trace)
+
+
+def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) -> None:
+    def opened(
+        model: bytes, threads: int, *, optimized_model: Path | None = None, trace: Path | None = None
+    ) -> Session:
+        if optimized_model is not None:
+            optimized_model.write_bytes(model)
+        return Session(trace, durations)
+
+    monkeypatch.setattr(profiler, "open_session", opened)
+
+
+def test_median_per_node_of_the_runs_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_durations(monkeypatch, [[900, 900], [800, 800], [10, 3], [12, 3], [500, 3]])
+    profile = profile_model(relu(), runs=3, warmup=2)
+    assert [(node.name, node.median_us) for node in profile.nodes] == [("node0", 12.5), ("node1", 3.5)]
+    assert profile.total_us == 16
+
+
+def test_whole_microseconds_are_taken_as_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_durations(monkeypatch, [[3], [3], [3], [4]])  # 4 values: the median is 2/3 of the way from 3 to 4
+    assert profile_model(relu(), runs=4, warmup=0).nodes[0].median_us == pytest.approx(3 + 2 / 3)
+
+
+def test_a_trace_with_fewer_calls_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_durations(monkeypatch, [[5], [5]])
+    with pytest.raises(ExperimentError, match="recorded 2 of 4 calls"):
+        profile_model(relu(), runs=4, warmup=0)
+
+
+def test_what_runs_within_a_branch_is_part_of_it() -> None:
+    def branch(operator: str) -> onnx.GraphProto:
+        nodes = [helper.make_node(operator, ["r"], ["i"], "inner"), helper.make_node("Neg", ["i"], ["o"], "last")]
+        return helper.make_graph(nodes, operator, [], [helper.make_tensor_value_info("o", FLOAT, None)])
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "before"),
+        helper.make_node("If", ["c"], ["i"], "choice", then_branch=branch("Exp"), else_branch=branch("Abs")),
+        helper.make_node("Sqrt", ["i"], ["y"], "after"),
+    ]
+    model = serialized(nodes, [("c", TensorProto.BOOL, []), ("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])])
+    profile = profile_model(model, runs=2, warmup=1)
+    assert [(node.name, node.kernel) for node in profile.nodes] == [
+        ("before", "float"),
+        ("choice", "control"),
+        ("after", "float"),
+    ]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "größe", "_kernel_time", "x" * 300])
+def test_names_come_through_the_trace(name: str) -> None:
+    assert [node.name for node in profile_model(relu(name=name), runs=1, warmup=0).nodes] == [name]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_several_threads(threads: int) -> None:
+    assert len(profile_model(relu(), runs=2, warmup=0, threads=threads).nodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "low", "high"),
+    [
+        (FLOAT, np.float32, 0, 255),
+        (UINT8, np.uint8, 0, 255),
+        (TensorProto.INT8, np.int8, -128, 127),
+        (TensorProto.INT64, np.int64, 0, 255),
+        (TensorProto.BOOL, np.bool_, 0, 1),
+    ],
+)
+def test_inputs_have_the_type_and_the_whole_range(kind: int, dtype: type, low: int, high: int) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    session = open_session(serialized([node], [("x", kind, ["n", 5000])], [("y", kind, ["n", 5000])]), 1)
+    array = make_inputs(session, 2)["x"]
+    assert (array.dtype, array.shape, array.min(), array.max()) == (dtype, (2, 5000), low, high)
+    np.testing.assert_array_equal(array, np.round(array.astype(float)))
+    np.testing.assert_array_equal(array, make_inputs(session, 2)["x"])
+
+
+def test_several_inputs_are_fed() -> None:
+    node = helper.make_node("Add", ["a", "b"], ["y"], "add")
+    model = serialized([node], [("a", FLOAT, ["n", 4]), ("b", FLOAT, [4])], [("y", FLOAT, ["n", 4])])
+    assert profile_model(model, runs=1, warmup=0, batch=3).inputs == ("a float32[3,4]", "b float32[4]")
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (relu(shape=(2, 4)), {"batch": 2}, "no free axis"),
+        (relu(), {"batch": 10**9}, "more than 1024 MiB"),
+        (relu(), {"runs": 10**6}, "`--runs` 1000000 of 1 operators"),
+        (b"not a model", {}, "cannot load the model"),
+    ],
+)
+def test_what_cannot_be_profiled_is_refused(model: bytes, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        profile_model(model, **({"runs": 1, "warmup": 0} | arguments))
+
+
+def test_text_inputs_are_refused() -> None:
+    text = TensorProto.STRING
+    model = serialized([helper.make_node("Identity", ["x"], ["y"])], [("x", text, ["n"])], [("y", text, ["n"])])
+    with pytest.raises(ExperimentError, match=r"'x' is tensor\(string\)"):
+        profile_model(model, runs=1, warmup=0)
+
+
+def test_a_model_that_fails_on_its_inputs_is_a_user_error() -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
+    shape = np.array([3, 4], np.int64)
+    model = serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=shape)
+    assert profile_model(model, runs=1, warmup=0, batch=3).nodes
+    with pytest.raises(ExperimentError, match=r"cannot run the model on x \[1, 4\]"):
+        profile_model(model, runs=1, warmup=0)
+
+
+@pytest.mark.parametrize("batch", [3, 1], ids=["works", "fails"])
+def test_nothing_is_printed_or_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], batch: int
+) -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
+    shape = np.array([3, 4], np.int64)
+    model = serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=shape)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    capfd.readouterr()
+    try:
+        profile_model(model, runs=1, warmup=0, batch=batch)
+    except ExperimentError:
+        assert batch == 1
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
