@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.low_bit import refine_word
-from resnet8_quant.machine import cpu_description, peak_rss_mb
+from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
@@ -163,7 +162,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             model_sha256=sha256_bytes(made.serialized),
             float_model_sha256=model.digest,
             data_sha256=data.digest,
-            onnxruntime_version=version("onnxruntime"),
+            onnxruntime_version=runtime_version(),
             package_version=__version__,
             cpu=cpu_description(),
             overrides=overrides or None,
@@ -197,7 +196,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,
-        onnxruntime_version=version("onnxruntime"),
+        onnxruntime_version=runtime_version(),
         package_version=__version__,
         cpu=cpu_description(),
         overrides=overrides or None,

@@ -39,6 +39,13 @@ def cpu_description(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return ", ".join(part for part in (name, f"{cores} core{'s' if cores > 1 else ''}", flags) if part)
 
 
+def runtime_version() -> str:
+    """ONNX Runtime's, whatever the name of the package that it was installed from."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -211,13 +211,13 @@ def _summary(profile: Profile, options: argparse.Namespace) -> list[str]:
     parts = [f"{kind} {us:.1f} us ({100 * us / total:.1f} %)".replace(" ", SPACE) for kind, us in slowest_first]
     threads = {0: "all cores", 1: "1 thread"}.get(options.threads, f"{options.threads} threads")
     return [
-        wrapped(f"Total of {len(profile.nodes)} operators: {total:.1f} us; {', '.join(parts)}.").replace(SPACE, " "),
+        wrapped(f"Operators: {len(profile.nodes)}, total {total:.1f} us; {', '.join(parts)}.").replace(SPACE, " "),
         wrapped(
             f"A whole call without the profiler: {profile.call_us:.1f} us. The profiler adds 2 to 4 us to each "
             "operator, so the shares of short ones read too high."
         ),
         wrapped(
-            f"Medians of {profile.runs} calls, {', '.join(map(_printable, profile.inputs))}, {threads}, "
+            f"Calls behind each median: {profile.runs}; {', '.join(map(_printable, profile.inputs))}, {threads}, "
             f"ONNX Runtime {onnxruntime.__version__}, {cpu_description()}."
         ),
     ]

@@ -24,11 +24,14 @@ from resnet8_quant.evaluator.accuracy import Predictions
 from resnet8_quant.evaluator.kernels import KernelReport
 from resnet8_quant.evaluator.statistics import ClassRow
 from resnet8_quant.files import replacing
+from resnet8_quant.machine import runtime_version
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.contents import GraphContents, LayerContents
     from resnet8_quant.quantizer.quantize import QuantizedModel
+
+PACKAGES = ("onnx", "numpy", "hydra-core")
 
 
 def write_outputs(
@@ -62,7 +65,7 @@ def write_outputs(
     record = {
         "result": dataclasses.asdict(result),
         "config": dataclasses.asdict(config, dict_factory=_plain),
-        "versions": {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "hydra-core", "resnet8-quant")},
+        "versions": {"onnxruntime": runtime_version()} | {name: version(name) for name in PACKAGES},
         "runtime_operators": kernels.ops,
         **details,
     }

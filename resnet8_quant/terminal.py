@@ -43,14 +43,15 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def run_table(result: RunResult) -> str:
-    """FP32 first, then the quantized model; FP32 alone where nothing was quantized."""
+    """The model that was given first, FP32 as a rule, then what was made of it, if anything was."""
     from resnet8_quant.evaluator.statistics import wilson_interval
 
     assert result.float_accuracy is not None
     assert result.eval_images is not None
     right = round(result.float_accuracy * result.eval_images)
+    given = "FP32" if result.calibration_method or result.activation_type == "float32" else "as given"
     baseline = (
-        "FP32",
+        given,
         percent(result.float_accuracy),
         "",
         interval(*wilson_interval(right, result.eval_images)),
@@ -58,10 +59,11 @@ def run_table(result: RunResult) -> str:
         microseconds(result.float_latency_us_median),
     )
     rows = [baseline]
-    if result.calibration_method is not None:
+    if is_changed(result):
+        made = result.quant_type if result.calibration_method else "deployed"
         rows.append(
             (
-                f"{result.quant_type}{'*' if changes(result) else ''}",
+                f"{made}{'*' if changes(result) else ''}",
                 percent(result.accuracy),
                 points(result.accuracy_delta),
                 interval(result.accuracy_ci_low, result.accuracy_ci_high),
@@ -70,6 +72,11 @@ def run_table(result: RunResult) -> str:
             )
         )
     return markdown(RUN_COLUMNS, rows)
+
+
+def is_changed(result: RunResult) -> bool:
+    """Whether the run made another model of the one it was given."""
+    return result.model_sha256 != result.float_model_sha256
 
 
 def changes(result: RunResult) -> list[str]:
@@ -83,7 +90,7 @@ def changes(result: RunResult) -> list[str]:
 
 def verdict(result: RunResult) -> list[str]:
     """What an asterisk stands for, and whether the difference is real; none where there is nothing to compare."""
-    if result.calibration_method is None or result.mcnemar_p is None:
+    if not is_changed(result) or result.mcnemar_p is None:
         return []
     worth = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
     changed = [f"* with {' '.join(changes(result))}"] if changes(result) else []

@@ -84,7 +84,7 @@ def test_operators_are_summed_and_sorted(model: Path, folder: Path, capsys: pyte
     }
     times = [float(row[3]) for row in rows]
     assert times == sorted(times, reverse=True)
-    assert "Total of 4 operators" in out
+    assert "Operators: 4, total " in out
     for part in (f"{sum(times):.0f}"[:-1], "integer ", "quantize ", "without the profiler", "new/profile.csv"):
         assert part in out
     table = pandas.read_csv(folder / "new" / "profile.csv")

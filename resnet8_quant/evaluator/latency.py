@@ -24,7 +24,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from resnet8_quant.evaluator.session import CPU, open_session, run_batch
+from resnet8_quant.evaluator.session import CPU, cannot_run, open_session
 from resnet8_quant.inputs.contract import InputContract
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift
@@ -33,6 +33,8 @@ LONG_CALL_NS = 10_000_000  # from here on a block is one call: refilling the cac
 RESAMPLES = 2000  # of the bootstrap
 CHUNK = 100  # resamples at a time, to bound the memory
 INTERVAL = (0.025, 0.975)
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,10 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A subject that is ready: ``call`` runs its model once, ``uncounted`` calls of each block are not timed."""
+class _Warm:
+    """A call that is ready to be timed; ``uncounted`` calls of each block are not."""
 
-    call: Callable[[], object]
-    batch: int
+    call: Call
     call_ns: int
     uncounted: int
 
@@ -133,21 +134,56 @@ def measure(
     Raises:
         ExperimentError: a model cannot be loaded or run.
     """
-    if runs == 0 or not subjects:
-        return {}
-    opened = {
-        name: _open(subject, images, subject.contract.batch or batch, threads, warmup, providers)
-        for name, subject in subjects.items()
+    calls = {
+        name: caller(subject, images, threads=threads, batch=batch, providers=providers)
+        for name, subject in (subjects.items() if runs else ())
     }
-    lengths = _block_lengths(runs, max(ready.call_ns for ready in opened.values()))
-    blocks: dict[str, list[list[int]]] = {name: [] for name in subjects}
-    order = list(subjects)
+    fixed = next((subject.contract.batch for subject in subjects.values() if subject.contract.batch), batch)
+    return measure_calls(calls, runs=runs, warmup=warmup, threads=threads, batch=fixed, seed=seed)
+
+
+def caller(
+    subject: Subject, images: np.ndarray, *, threads: int, batch: int = 1, providers: Sequence[str] = CPU
+) -> Call:
+    """A function that runs a model once; the arguments are those of ``measure``."""
+    contract = subject.contract
+    session = open_session(subject.model, threads, providers=providers)
+    feed = {contract.name: contract.prepare(images[np.arange(contract.batch or batch) % len(images)])}
+
+    def call() -> object:
+        try:  # costs nothing while nothing is raised
+            return session.run(None, feed)
+        except Exception as error:  # see open_session
+            raise cannot_run(feed[contract.name], error) from error
+
+    return call
+
+
+def measure_calls(
+    calls: dict[str, Call], *, runs: int, warmup: int, threads: int, batch: int, seed: int = 0
+) -> dict[str, Latency]:
+    """``measure`` for any calls, such as those of another runtime.
+
+    Args:
+        calls: name -> what is timed; none of them changes what another one does.
+        runs: timed calls of each; 0: nothing is measured.
+        warmup: calls of each before the first block; 2 if fewer are asked for.
+        threads: that the calls use, for the record.
+        batch: images per call, for the record.
+        seed: of the bootstrap.
+    """
+    if runs == 0 or not calls:
+        return {}
+    warm = {name: _warm(call, warmup) for name, call in calls.items()}
+    lengths = _block_lengths(runs, max(ready.call_ns for ready in warm.values()))
+    blocks: dict[str, list[list[int]]] = {name: [] for name in calls}
+    order = list(calls)
     with _no_garbage_collection():
         for length in lengths:
             for name in order:
-                blocks[name].append(_timed_block(opened[name], length))
+                blocks[name].append(_timed_block(warm[name], length))
             order.reverse()
-    return {name: _summary(blocks[name], opened[name].batch, threads, seed) for name in subjects}
+    return {name: _summary(blocks[name], batch, threads, seed) for name in calls}
 
 
 def speedup(base: Latency, other: Latency, seed: int = 0) -> Ratio:
@@ -172,20 +208,15 @@ def speedup(base: Latency, other: Latency, seed: int = 0) -> Ratio:
     return Ratio(float(np.median(ratios)), *_median_interval(ratios, seed))
 
 
-def _open(
-    subject: Subject, images: np.ndarray, batch: int, threads: int, warmup: int, providers: Sequence[str]
-) -> _Opened:
-    """Session, feed and warm-up of one model; the fastest call of the warm-up tells how long a call takes."""
-    contract = subject.contract
-    session = open_session(subject.model, threads, providers=providers)
-    feed = {contract.name: contract.prepare(images[np.arange(batch) % len(images)])}
+def _warm(call: Call, warmup: int) -> _Warm:
+    """Warm-up; its fastest call tells how long a call takes."""
     times = []
-    for _ in range(max(2, warmup)):  # the first tells a failure in words, but is too slow to tell how long a call takes
+    for _ in range(max(2, warmup)):
         start = perf_counter_ns()
-        run_batch(session, contract.name, feed[contract.name])
+        call()
         times.append(perf_counter_ns() - start)
     call_ns = min(times)
-    return _Opened(lambda: session.run(None, feed), batch, call_ns, uncounted=int(call_ns < LONG_CALL_NS))
+    return _Warm(call, call_ns, uncounted=int(call_ns < LONG_CALL_NS))
 
 
 def _block_lengths(runs: int, call_ns: int) -> list[int]:
@@ -196,10 +227,10 @@ def _block_lengths(runs: int, call_ns: int) -> list[int]:
     return [length + 1] * longer + [length] * (count - longer)
 
 
-def _timed_block(opened: _Opened, length: int) -> list[int]:
+def _timed_block(warm: _Warm, length: int) -> list[int]:
     """Nanoseconds of each of ``length`` calls."""
-    call, times = opened.call, []
-    for _ in range(opened.uncounted):
+    call, times = warm.call, []
+    for _ in range(warm.uncounted):
         call()
     for _ in range(length):
         start = perf_counter_ns()

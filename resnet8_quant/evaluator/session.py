@@ -94,11 +94,16 @@ def run_batch(session: InferenceSession, name: str, batch: np.ndarray) -> np.nda
     try:
         output = session.run([session.get_outputs()[0].name], {name: batch})[0]
     except Exception as error:  # see open_session
-        raise ExperimentError(
-            f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {_first_line(error)}",
-            "if the model works on single images only: evaluation.batch_size=1",
-        ) from error
+        raise cannot_run(batch, error) from error
     return np.asarray(output)
+
+
+def cannot_run(batch: np.ndarray, error: Exception) -> ExperimentError:
+    """The error for a batch that ONNX Runtime does not run."""
+    return ExperimentError(
+        f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {_first_line(error)}",
+        "if the model works on single images only: evaluation.batch_size=1",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ def test_models_alternate_in_blocks_with_one_untimed_call_each(images, simulate)
     result = measure(simulation.subjects, images, runs=runs, warmup=4, threads=1)
     turns = ("a", "b", "b", "a") * (MIN_BLOCKS // 2 + 1)
     assert simulation.order == "aaaabbbb" + "".join(turn * (BLOCK + 1) for turn in turns)
+    assert simulation.collecting == [True] * 8 + [False] * (len(simulation.order) - 8)
     assert [(measured.runs, len(measured.blocks_us)) for measured in result.values()] == [(runs, MIN_BLOCKS + 2)] * 2
 
 

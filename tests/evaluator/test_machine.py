@@ -90,7 +90,8 @@ class Account:
 
     def write(self, *cores):
         lines = [f"cpu{number} {ticks}" for number, ticks in enumerate(cores)]
-        self.path.write_text("\n".join(["cpu  9 9 9 9 9 9 9 9 9 9", *lines, "intr 12 0 0", "ctxt 5", ""]))
+        total = " ".join(str(sum(map(int, column))) for column in zip(*(core.split() for core in cores), strict=True))
+        self.path.write_text("\n".join([f"cpu  {total}", *lines, "intr 12 0 0", "ctxt 5", ""]))
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ def test_share_without_affinity_is_that_of_all_cores(account, monkeypatch):
     account.write(*["0 0 0 0"] * 4)
     busy.start()
     account.write("100 0 0 0", *["0 0 0 100"] * 3)
-    assert busy.stop() == pytest.approx(0.25)
+    account.own += 0.5
+    assert busy.stop() == pytest.approx(0.125)
 
 
 def test_share_where_the_system_does_not_tell(tmp_path, account):

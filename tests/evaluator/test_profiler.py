@@ -161,6 +161,14 @@ def test_whole_microseconds_are_taken_as_rounded_down(monkeypatch: pytest.Monkey
     assert profile_model(relu(), runs=4, warmup=0).nodes[0].median_us == pytest.approx(3 + 2 / 3)
 
 
+def test_the_whole_call_is_the_median_of_the_runs_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_durations(monkeypatch, [[1]] * 5)
+    nanoseconds = [90_000, 80_000, 7_000, 5_000, 60_000]
+    clock = iter([time for duration in nanoseconds for time in (0, duration)])
+    monkeypatch.setattr(profiler, "perf_counter_ns", lambda: next(clock))
+    assert profile_model(relu(), runs=3, warmup=2).call_us == 7
+
+
 def test_a_trace_with_fewer_calls_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with_durations(monkeypatch, [[5], [5]])
     with pytest.raises(ExperimentError, match="recorded 2 of 4 calls"):

@@ -1,0 +1,210 @@
+"""How fast the models are, side by side in one run: float, quantized, deployed, and TensorFlow Lite where it is given.
+
+Quantizes one model in memory (int8, uint8 and u8s8 as conf/quant has them), rewrites it for each deploy target, and
+measures all of them in turn: batch 1 on one thread and on all threads, and a large batch on all threads. Out: Markdown
+tables with ratios to the float model and their 95 % bootstrap intervals; what each step of deploy=x86 adds; and where
+the time of the float model and of the deployed one goes.
+
+TensorFlow Lite is measured with its Python interpreter (set_tensor, invoke, get_tensor), one thread, XNNPACK; it wants
+`pip install -e '.[bench]'` and files: --tflite FILE.tflite ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput  # noqa: E402
+from resnet8_quant.errors import ExperimentError  # noqa: E402
+from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
+from resnet8_quant.evaluator.latency import Latency, Subject, caller, measure_calls, speedup  # noqa: E402
+from resnet8_quant.evaluator.profiler import profile_model  # noqa: E402
+from resnet8_quant.experiment import prepare  # noqa: E402
+from resnet8_quant.inputs.contract import InputContract  # noqa: E402
+from resnet8_quant.machine import Busy, cpu_description, load_per_core, usable_cores  # noqa: E402
+from resnet8_quant.quantizer.deploy.deploy import deploy  # noqa: E402
+from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
+from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
+from resnet8_quant.terminal import markdown, show_error  # noqa: E402
+
+QUANTS = ("int8", "uint8", "u8s8")
+BYTES_IN = "deploy.input=uint8"
+# Steps of deploy=x86, each on top of the one before: name -> what the config says.
+STEPS: dict[str, dict[str, object]] = {
+    "re-encoded, fused, no layout changes": {"wide_input": False},
+    "+ wide first layer (deploy=x86)": {},
+    "+ deploy.input=uint8": {"input": DeployInput.uint8},
+    "+ deploy.output=logits": {"input": DeployInput.uint8, "output": DeployOutput.logits},
+    "+ deploy.output=label instead": {"input": DeployInput.uint8, "output": DeployOutput.label},
+}
+
+
+def configuration(words: list[str]) -> Config:
+    """The config of a command line."""
+    return to_config(compose("config", words), words)
+
+
+def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], np.ndarray, np.ndarray]:
+    """Models to compare, steps of deploy=x86, test images and labels."""
+    targets = {name: configuration([*words, f"deploy={name}"]).deploy for name in ("x86", "x86_amx", "arm")}
+    lean = replace(targets["x86"], input=DeployInput.uint8, output=DeployOutput.label)
+    found: dict[str, Subject] = {}
+    steps: dict[str, Subject] = {}
+    for name in QUANTS:
+        config = configuration([f"quant={name}", *words])
+        prepared = prepare(config)
+        assert prepared.images is not None
+        model, test = prepared.model, prepared.data.test
+        found.setdefault("float", Subject(model.serialized, model.contract))
+        plain = quantize(model, prepared.images, config.quant, config.calibration, cache=prepared.cache).serialized
+        found[name] = Subject(plain, model.contract)
+
+        def made(target: DeployConfig, plain: bytes = plain, contract: InputContract = model.contract) -> Subject:
+            return Subject(*deploy(plain, target, contract))
+
+        found[f"{name} deploy=x86"] = made(targets["x86"])
+        if name == "int8":
+            found["int8 deploy=arm, on this machine"] = made(targets["arm"])
+            steps = {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
+            steps["deploy=x86_amx"] = made(targets["x86_amx"])
+        else:
+            found[f"{name} deploy=x86_amx"] = made(targets["x86_amx"])
+        if name == "u8s8":
+            found[f"u8s8 deploy=x86, {BYTES_IN}, label"] = made(lean)
+    return found, steps, test.images, test.labels
+
+
+def lite_caller(path: Path) -> Callable[[], object]:
+    """One call of a TensorFlow Lite model on zeros, as a user makes it."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ExperimentError("--tflite needs ai-edge-litert, which is absent", "pip install -e '.[bench]'") from error
+    try:
+        interpreter = Interpreter(str(path), num_threads=1)
+    except ValueError as error:
+        raise ExperimentError(f"--tflite: {path} cannot be read: {error}", "give a .tflite file") from error
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    image = np.zeros(given["shape"], given["dtype"])
+
+    def call() -> object:
+        interpreter.set_tensor(given["index"], image)
+        interpreter.invoke()
+        return interpreter.get_tensor(made["index"])
+
+    return call
+
+
+def compared(
+    models: dict[str, Subject], images: np.ndarray, lite: dict[str, Path], *, runs: int, threads: int, batch: int
+) -> dict[str, Latency]:
+    """All in turn."""
+    calls = {name: caller(subject, images, threads=threads, batch=batch) for name, subject in models.items()}
+    if threads == 1 and batch == 1:
+        calls |= {name: lite_caller(path) for name, path in lite.items()}
+    return measure_calls(calls, runs=runs, warmup=50 if batch == 1 else 2, threads=threads, batch=batch)
+
+
+def speed_table(
+    measured: dict[str, Latency], models: dict[str, Subject], right: dict[str, float], base: str, *, per_second: bool
+) -> str:
+    """One row per model."""
+    rows = []
+    for name, latency in measured.items():
+        ratio = speedup(measured[base], latency)
+        time = f"{latency.median_us:.1f} us" if not per_second else f"{latency.images_per_second:,.0f}/s"
+        interval = f"{latency.low_us:.1f}-{latency.high_us:.1f}" if not per_second else ""
+        faster = f"{ratio.value:.2f}x" if name != base else ""
+        range_ = f"{ratio.low:.2f}-{ratio.high:.2f}" if name != base else ""
+        size = f"{len(models[name].model):,} B" if name in models else ""
+        top = f"{100 * right[name]:.2f} %" if name in right else ""
+        rows.append((name, top, size, time, interval, f"{100 * latency.spread:.0f} %", faster, range_))
+    columns = ("Model", "Top-1", "Size", "Images" if per_second else "Median", "95 % CI", "Spread", "Faster", "95 % CI")
+    return markdown(columns, rows)
+
+
+def operator_table(model: bytes) -> str:
+    """Where the time of a model goes."""
+    found = profile_model(model, runs=500, warmup=100)
+    rows = [
+        (
+            node.name,
+            node.operator,
+            node.kernel,
+            f"{node.median_us:.1f}",
+            f"{100 * node.median_us / found.total_us:.0f} %",
+        )
+        for node in found.nodes
+    ]
+    rows.append((f"a call, not profiled: {found.call_us:.1f} us", "", "", f"{found.total_us:.1f}", "100 %"))
+    return markdown(("Node", "Operator", "Kernel", "us", "Share"), rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2000, metavar="N", help="timed calls of each model (default 2000)")
+    parser.add_argument("--batch", type=int, default=500, metavar="N", help="images per call for throughput")
+    parser.add_argument("--tflite", type=Path, nargs="*", default=[], metavar="FILE", help="models to measure beside")
+    parser.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="of the config, e.g. model=mlperf_tiny")
+    options = parser.parse_args()
+    register()
+    lite = {f"TensorFlow Lite, {path.name}": path for path in options.tflite}
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            models, steps, images, labels = subjects(options.words)
+        load, busy, clock = load_per_core(), Busy(), time.perf_counter()
+        right = {
+            name: float(np.mean(predict(one.model, one.contract, images, batch_size=500, threads=0).labels == labels))
+            for name, one in (models | steps).items()
+        }
+        busy.start()
+        single = compared(models, images, lite, runs=options.runs, threads=1, batch=1)
+        parts = compared({"float": models["float"]} | steps, images, {}, runs=options.runs, threads=1, batch=1)
+        all_threads = compared(models, images, {}, runs=options.runs, threads=0, batch=1)
+        many = compared(models, images, {}, runs=max(5, options.runs // 50), threads=0, batch=options.batch)
+        others = busy.stop()
+    except ExperimentError as error:
+        show_error(error)
+        return 1
+    try:
+        litert = f", ai-edge-litert {version('ai-edge-litert')}" if lite else ""
+    except PackageNotFoundError:
+        litert = ""
+    print(f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    print(f"Machine: {cpu_description()}")
+    print(f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')}{litert}")
+    print(f"Load per core before: {load:.2f}" if load is not None else "Load not known")
+    print(f"Share of the cores' time that others took: {100 * others:.0f} %" if others is not None else "")
+    print(f"Took {time.perf_counter() - clock:.0f} s")
+    print(f"Command: {shlex.join(['python', 'benchmarks/latency.py', *sys.argv[1:]])}")
+    print(f"\nBatch 1, one thread, {options.runs} calls each:\n")
+    print(speed_table(single, models, right, "float", per_second=False))
+    print("\nWhat each step of int8 deploy=x86 adds (batch 1, one thread):\n")
+    print(speed_table(parts, models | steps, right, "float", per_second=False))
+    print(f"\nBatch 1, all {usable_cores()} threads:\n")
+    print(speed_table(all_threads, models, {}, "float", per_second=False))
+    print(f"\nBatch {options.batch}, all {usable_cores()} threads:\n")
+    print(speed_table(many, models, {}, "float", per_second=True))
+    for name in ("float", "u8s8", "u8s8 deploy=x86"):
+        print(f"\nWhere the time of {name} goes (the profiler adds 2 to 4 us to each operator):\n")
+        print(operator_table(models[name].model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Small classifiers of many shapes, and the answers of quantized and of deployed models as integers.
+
+The reference is ONNX Runtime on the plain Q/DQ model, with integer kernels for the types that the model has:
+session.qdqisint8allowed=1 has int8 activations fused too, which ONNX Runtime does by itself on Arm only.
+
+Imported by the tests of deploy/ (conftest.py puts this folder on the path).
+"""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.config import (
+    CalibrationConfig,
+    DeployConfig,
+    DeployInput,
+    DeployOutput,
+    Layout,
+    NumberType,
+    QuantConfig,
+)
+from resnet8_quant.files import sha256_bytes
+from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.deploy.deploy import deploy
+from resnet8_quant.quantizer.quantize import quantize
+
+TARGETS = {
+    "x86": DeployConfig("x86", NumberType.uint8, wide_input=True),
+    "x86_amx": DeployConfig("x86_amx", NumberType.uint8, wide_input=True, products=True),
+    "arm": DeployConfig("arm", NumberType.int8),
+}
+TYPES = {
+    "int8": (NumberType.int8, NumberType.int8),
+    "uint8": (NumberType.uint8, NumberType.uint8),
+    "u8s8": (NumberType.uint8, NumberType.int8),
+}
+LAYERS = ("Conv", "Gemm", "MatMul")
+FLOAT_OPERATORS = {"Conv", "FusedConv", "Add", "AveragePool", "GlobalAveragePool", "Gemm", "FusedGemm", "MatMul"}
+
+
+def quant_config(types, per_channel=False, **options):
+    """The `quant` part of a config."""
+    activation, weight = TYPES[types]
+    return QuantConfig(types, activation, weight, per_channel, **options)
+
+
+def session(model, allow_int8=True, level=None):
+    """A session of a plain model; ``allow_int8``: int8 activations in integer kernels, as on Arm."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    if level is not None:
+        options.graph_optimization_level = level
+    if allow_int8:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    serialized = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+
+def answers(model, contract, images, **options):
+    """The first output for uint8 images."""
+    opened = session(model, **options)
+    size = contract.batch or len(images)
+    batches = [contract.prepare(images[start : start + size]) for start in range(0, len(images), size)]
+    return np.concatenate([opened.run(None, {contract.name: batch})[0] for batch in batches])
+
+
+def cut_at_logits(serialized):
+    """The Q/DQ model up to the integers of its last layer, as floats: scale * (q - zero point); and that scale."""
+    model = onnx.load_from_string(serialized)
+    made = {output: node for node in model.graph.node for output in node.output}
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    last = [node for node in model.graph.node if node.op_type in LAYERS][-1]
+    quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == last.output[0])
+    pair = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == quantize.output[0])
+    output = model.graph.output[0]
+    output.name = pair.output[0]
+    kept, wanted = [], {output.name}
+    while wanted:
+        node = made.get(wanted.pop())
+        if node is not None and node not in kept:
+            kept.append(node)
+            wanted.update(node.input)
+    kept = [node for node in model.graph.node if node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    scale, zero_point = (numpy_helper.to_array(arrays[name]).item() for name in quantize.input[1:3])
+    return model.SerializeToString(), scale, zero_point
+
+
+def integers(floats, scale, zero_point):
+    """scale * (q - zero point) -> q, exactly."""
+    steps = np.rint(floats / np.float32(scale))
+    assert (steps.astype(np.float32) * np.float32(scale) == floats).all()
+    return steps.astype(np.int64) + zero_point
+
+
+def layer(operator, inputs, output, **attributes):
+    return helper.make_node(operator, inputs, [output], name=output, **attributes)
+
+
+@functools.cache
+def build(
+    convolutions,
+    size=(8, 8),
+    channels=3,
+    layout=Layout.NHWC,
+    pool="GlobalAveragePool",
+    last="Gemm",
+    softmax=True,
+    batch=None,
+    residual=False,
+    activation="Relu",
+    classes=5,
+    **contract,
+):
+    """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, Softmax.
+
+    Args:
+        convolutions: (output channels, kernel, attributes as pairs) of each.
+        pool: of the whole image; (operator, kernel): of parts; None: Flatten sees the whole image.
+        last: Gemm, transposed (Gemm with transB), MatMul.
+        residual: the second convolution's output plus the first's.
+    """
+    rng = np.random.default_rng(5)
+    height, width = size
+    weights, nodes, read = {}, [], "image"
+    if layout is Layout.NHWC:
+        nodes.append(layer("Transpose", ["image"], "nchw", perm=[0, 3, 1, 2]))
+        read = "nchw"
+    ins = channels
+    for number, (outs, kernel, pairs) in enumerate(convolutions, 1):
+        attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+        group = attributes.get("group", 1)
+        kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        weights[f"w{number}"] = rng.normal(size=(outs, ins // group, *kernel)) / np.sqrt(ins / group * kernel[0] ** 2)
+        inputs = [read, f"w{number}"]
+        if not attributes.pop("biasless", False):
+            weights[f"b{number}"] = rng.normal(size=outs) * 20
+            inputs.append(f"b{number}")
+        nodes.append(layer("Conv", inputs, f"c{number}", **attributes))
+        read = f"c{number}"
+        if residual and number == 2:
+            nodes.append(layer("Add", ["c2", "r1"], "sum"))
+            read = "sum"
+        nodes.append(layer(activation, [read], f"r{number}"))
+        read, ins = f"r{number}", outs
+    if pool is not None:
+        operator, kernel = pool if isinstance(pool, tuple) else (pool, None)
+        attributes = {} if kernel is None else {"kernel_shape": [kernel] * 2, "strides": [kernel] * 2}
+        nodes.append(layer(operator, [read], "pool", **attributes))
+        read = "pool"
+    nodes.append(layer("Flatten", [read], "flat"))
+    feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, height, width])]
+    if layout is Layout.NHWC:
+        feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, height, width, channels])]
+    start = helper.make_graph(nodes, "start", feeds, [helper.make_empty_tensor_value_info("flat")], _tensors(weights))
+    shape = tuple(dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim)
+    opsets = [helper.make_opsetid("", 21)]
+    proto = helper.make_model(start, opset_imports=opsets, ir_version=10)
+    flat = session(proto).run(None, {"image": np.zeros(shape, np.float32)})[0].shape[1]
+    weights["w"] = rng.normal(size=(flat, classes)) / np.sqrt(flat)
+    weights["b"] = rng.normal(size=classes)
+    if last == "MatMul":
+        del weights["b"]
+        nodes.append(layer("MatMul", ["flat", "w"], "logits"))
+    elif last == "transposed":
+        weights["w"] = weights["w"].T.copy()
+        nodes.append(layer("Gemm", ["flat", "w", "b"], "logits", transB=1))
+    else:
+        nodes.append(layer("Gemm", ["flat", "w", "b"], "logits"))
+    output = "logits"
+    if softmax:
+        nodes.append(layer("Softmax", ["logits"], "probabilities", axis=-1))
+        output = "probabilities"
+    first = batch or "batch"
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [first, *shape[1:]])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [first, classes])],
+        _tensors(weights),
+    )
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(proto, full_check=True)
+    serialized = proto.SerializeToString()
+    described = InputContract("image", layout, (height, width, channels), batch, classes, **contract)
+    return FloatModel("net", serialized, described, sha256_bytes(serialized), "")
+
+
+def _tensors(weights):
+    return [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
+
+
+def pictures(model, count=24):
+    """Images for a model of `build`."""
+    return np.random.default_rng(3).integers(0, 256, (count, *model.contract.shape), dtype=np.uint8)
+
+
+@functools.cache
+def plain(model, types, per_channel=False, **options):
+    """The quantized bytes of a model of `build`."""
+    return quantize(
+        model,
+        CalibrationImages.of(pictures(model)),
+        quant_config(types, per_channel, **options),
+        CalibrationConfig(bins=None),
+        threads=1,
+    ).serialized
+
+
+def float_operators(ops):
+    """Of the operators that run, those that compute in float32 and that a deployed model has none of."""
+    return {name for name in ops if name in FLOAT_OPERATORS or name.startswith("com.microsoft.nchwc")}
+
+
+def operators(serialized):
+    """The operators of a stored graph, in its order."""
+    return [node.op_type for node in onnx.load_from_string(serialized).graph.node]
+
+
+def rewritten(serialized, target, contract, *, give=DeployOutput.same, take=DeployInput.float32, **options):
+    """``deploy`` for one of TARGETS."""
+    return deploy(serialized, replace(TARGETS[target], output=give, input=take), contract, **options)
+
+
+PAD = (("pads", (1, 1, 1, 1)),)
+TWO = ("strides", (2, 2))
+NETS = {
+    "stride 2": {"convolutions": ((16, 3, (*PAD, TWO)), (8, 3, PAD))},
+    "residual": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "residual": True},
+    "1x1": {"convolutions": ((16, 1, ()), (16, 1, (TWO,)), (8, 3, PAD))},
+    "groups": {"convolutions": ((8, 3, PAD), (16, 3, (*PAD, ("group", 4))))},
+    "depthwise": {"convolutions": ((8, 3, PAD), (8, 3, (*PAD, ("group", 8)))), "pool": ("MaxPool", 2)},
+    "asymmetric pads": {"convolutions": ((16, 3, (("pads", (0, 1, 2, 0)),)), (64, 3, (("pads", (1, 0, 0, 2)),)))},
+    "pads and stride": {"convolutions": ((16, 3, (("pads", (0, 0, 1, 1)), TWO)), (16, 3, (*PAD, TWO)))},
+    "odd width": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "size": (6, 7)},
+    "narrow": {"convolutions": ((4, 3, PAD), (4, 3, PAD)), "size": (5, 6)},
+    "wide": {"convolutions": ((64, 3, PAD), (64, 3, PAD)), "size": (4, 4)},
+    "kernel 5": {"convolutions": ((16, 5, (("pads", (2, 2, 2, 2)),)), (16, (1, 5), (("pads", (0, 2, 0, 2)),)))},
+    "unequal strides": {"convolutions": ((16, 3, (*PAD, ("strides", (2, 1)))), (16, 3, (*PAD, ("strides", (1, 2)))))},
+    "dilated": {"convolutions": ((16, 3, (("pads", (2, 2, 2, 2)), ("dilations", (2, 2)))), (16, 3, PAD))},
+    "same": {"convolutions": ((16, 3, (("auto_pad", "SAME_UPPER"),)), (16, 3, PAD))},
+    "no bias": {"convolutions": ((16, 3, (*PAD, ("biasless", True))), (16, 3, (*PAD, ("biasless", True))))},
+    "1 channel": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 1},
+    "4 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 4},
+    "5 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 5},
+    "NCHW": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "layout": Layout.NCHW},
+    "rows move": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("AveragePool", 4)},
+    "rows move, transposed": {
+        "convolutions": ((16, 3, PAD), (6, 3, PAD)),
+        "pool": ("MaxPool", 2),
+        "last": "transposed",
+    },
+    "no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "pool": None, "size": (4, 6)},
+    "transposed": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "transposed"},
+    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "softmax": False},
+    "MatMul": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "MatMul"},
+    "MatMul, no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "last": "MatMul", "pool": None},
+    "leaky": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "LeakyRelu"},
+    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "softmax": False},
+    "fixed batch": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "batch": 4},
+}

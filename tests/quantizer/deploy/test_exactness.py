@@ -1,0 +1,93 @@
+"""The integers of deployed models are those of the plain models, bit for bit, whatever the shapes of the layers."""
+
+import numpy as np
+import onnx
+import pytest
+from deployed import (
+    NETS,
+    TARGETS,
+    TYPES,
+    answers,
+    build,
+    cut_at_logits,
+    float_operators,
+    integers,
+    operators,
+    pictures,
+    plain,
+    rewritten,
+)
+
+from resnet8_quant.evaluator.kernels import kernel_report
+
+SOME = 300  # images, where all 2000 would take long
+
+
+@pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("uint8", True), ("u8s8", True)])
+@pytest.mark.parametrize("name", NETS)
+def test_small_nets(name, types, per_channel):
+    model = build(**NETS[name])
+    images = pictures(model)
+    serialized, *grid = cut_at_logits(plain(model, types, per_channel))
+    expected = integers(answers(serialized, model.contract, images), *grid)
+    assert len(np.unique(expected)) > 8
+    for target in TARGETS:
+        deployed, contract = rewritten(serialized, target, model.contract)
+        assert contract == model.contract
+        np.testing.assert_array_equal(integers(answers(deployed, contract, images), *grid), expected, err_msg=target)
+        report = kernel_report(deployed, 1)
+        assert report.kernels == "integer", (target, report)
+        assert not float_operators(report.ops), (target, report)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("types", TYPES)
+def test_resnet8(resnet8, model, sample, types, per_channel):
+    images = sample[-SOME:]
+    serialized, *grid = cut_at_logits(resnet8(types, per_channel))
+    expected = integers(answers(serialized, model.contract, images), *grid)
+    assert len(np.unique(expected)) > 200
+    for target in TARGETS:
+        deployed, _ = rewritten(serialized, target, model.contract)
+        np.testing.assert_array_equal(integers(answers(deployed, model.contract, images), *grid), expected, target)
+
+
+@pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("int8", True), ("u8s8", True)])
+def test_top_1_of_all_images(resnet8, model, sample, types, per_channel):
+    serialized = resnet8(types, per_channel)
+    deployed, _ = rewritten(serialized, "x86", model.contract)
+    own = answers(serialized, model.contract, sample, allow_int8=False)  # int8: some Conv in float
+    changed = answers(deployed, model.contract, sample).argmax(1) != own.argmax(1)
+    assert changed.mean() <= 0.001
+    # each is an image where the plain model's float Conv rounded otherwise than integers do
+    cut, *grid = cut_at_logits(serialized)
+    images = sample[changed]
+    if len(images):
+        exact, rounded = (answers(cut, model.contract, images, allow_int8=allow) for allow in (True, False))
+        assert (integers(exact, *grid) != integers(rounded, *grid)).any(1).all()
+        assert types == "int8"
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("types", TYPES)
+def test_all_of_resnet8_in_integers_and_in_a_file_no_larger(resnet8, model, types, per_channel):
+    serialized = resnet8(types, per_channel)
+    for target in TARGETS:
+        deployed, _ = rewritten(serialized, target, model.contract)
+        report = kernel_report(deployed, 1)
+        assert (report.kernels, report.integer, report.total) == ("integer", 10, 10), target
+        assert not float_operators(report.ops), target
+        assert report.ops["com.microsoft.QLinearConv"] == 9
+        assert report.ops["com.microsoft.QLinearAdd"] == 3
+        assert "Transpose" not in report.ops
+        if target != "x86_amx":  # its products take more room, as conf/deploy/x86_amx.yaml says
+            assert len(deployed) <= len(serialized), target
+
+
+def test_a_deployed_file_is_what_runs(resnet8, model):
+    deployed, _ = rewritten(resnet8("int8", False), "x86", model.contract)
+    stored = operators(deployed)
+    running = kernel_report(deployed, 1).ops
+    assert sum(running.values()) == len(stored)
+    assert {name.removeprefix("com.microsoft.") for name in running} == set(stored)
+    onnx.checker.check_model(deployed)
