@@ -101,7 +101,8 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
         data = [name for i, name in enumerate(inputs) if name and i != bias]
         if kind in INTEGER_WEIGHT_INPUT:
             position = INTEGER_WEIGHT_INPUT[kind]
-            weight_types.add(type_of(inputs[position]))
+            if source := graph.stored(inputs[position]):
+                weight_types.add(type_of(source))
             per_channel |= prod(weights[inputs[position + 1]].dims) > 1
             output = INTEGER_OUTPUT_ZERO_POINT[kind]
             if len(inputs) > output and inputs[output] in weights:
@@ -130,6 +131,10 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.sources = {name: node for node in model.graph.node for name in node.output}
+        self.constants = set(self.weights)  # and what is made of them alone, when the model is loaded
+        for node in model.graph.node:
+            if node.op_type != "DequantizeLinear" and self.constants.issuperset(filter(None, node.input)):
+                self.constants.update(node.output)
         self.read_by_bridges = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
     def type_of(self, name: str) -> str:
@@ -137,10 +142,9 @@ class _Graph:
         return _type_name(self.weights[name].data_type)
 
     def stored(self, name: str) -> str:
-        """The initializer that is ``name``, or that a Cast makes it of; "" for other tensors."""
-        source = self.sources.get(name)
-        if source is not None and source.op_type == "Cast":
-            name = source.input[0]
+        """The initializer that is ``name`` or that it is made of, by a Cast for example; "" for other tensors."""
+        while name in self.constants and name not in self.weights:
+            name = self.sources[name].input[0]
         return name if name in self.weights else ""
 
     def quantized_type(self, node: NodeProto) -> str:
@@ -151,19 +155,20 @@ class _Graph:
         return _type_name(asked) if asked else "uint8"
 
     def is_part_of_a_bridge(self, node: NodeProto) -> bool:
-        """Whether a node turns integers into other integers for a DequantizeLinear."""
+        """Whether a node only turns integers into other integers: a weight, or what a DequantizeLinear reads."""
+        if self.constants.issuperset(node.output):
+            return True
         if not self.read_by_bridges.issuperset(node.output):
             return False
         source = self.sources.get(node.input[0]) if node.input else None
-        clips = node.op_type == "Clip" and source is not None and source.op_type == "QuantizeLinear"
-        return clips or (node.op_type == "Cast" and node.input[0] in self.weights)
+        return node.op_type == "Clip" and source is not None and source.op_type == "QuantizeLinear"
 
     def layer(self, node: NodeProto) -> LayerContents | None:
         """What is known of a node's weight and input; None if it has no integer weight."""
         if node.op_type in INTEGER_WEIGHT_INPUT:
             position = INTEGER_WEIGHT_INPUT[node.op_type]
-            weight, scale = node.input[position], node.input[position + 1]
-            if weight not in self.weights:
+            weight, scale = self.stored(node.input[position]), node.input[position + 1]
+            if not weight:
                 return None
             kind, activation = self.type_of(weight), self.type_of(node.input[INTEGER_DATA_ZERO_POINT])
             bits, activation_bits = _width(kind), _width(activation)

@@ -14,7 +14,7 @@ import onnx
 from resnet8_quant.config import DeployConfig, DeployInput
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.quantizer.compact import compact
-from resnet8_quant.quantizer.deploy.fuse import fuse, shapes_of
+from resnet8_quant.quantizer.deploy.fuse import fuse, pack, shapes_of
 from resnet8_quant.quantizer.deploy.graph import Graph
 from resnet8_quant.quantizer.deploy.lean import drop_layout, give, take_bytes
 from resnet8_quant.quantizer.deploy.reencode import reencode
@@ -42,7 +42,8 @@ def deploy(
     """
     if config.activation_type is None:
         return model, contract
-    graph = Graph(fuse(reencode(onnx.load_from_string(model), config.activation_type)))
+    fused, narrow = fuse(reencode(onnx.load_from_string(model), config.activation_type))
+    graph = Graph(fused)
     shapes = _nhwc_shapes(graph, contract)
     drop_layout(graph, shapes)
     for node in convolutions(graph):
@@ -55,6 +56,7 @@ def deploy(
     if config.input is DeployInput.uint8:
         take_bytes(graph, contract)
         contract = dataclasses.replace(contract, raw=True)
+    pack(graph, narrow)
     deployed = graph.finish()
     onnx.checker.check_model(deployed)
     if small:

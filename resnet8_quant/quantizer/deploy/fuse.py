@@ -17,17 +17,21 @@ from onnx import helper, numpy_helper
 from resnet8_quant.quantizer.deploy.graph import Graph
 
 FATAL = 4  # log severity
+DERIVED = ("_rows", "_nhwc")  # how names of rearranged weights end
 PRODUCER = "resnet8-quant"
 
 
-def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Optimise ``model`` and return the optimised graph.
+def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Optimise ``model``.
 
     The layout of AVX blocks (domain com.microsoft.nchwc), which layers that stayed float would get, is left out: such a
     file would run on no other processor.
 
     Args:
         model: Q/DQ; signed activations are fused too, which ONNX Runtime does by itself on Arm only.
+
+    Returns:
+        The optimised model; and of the weights that it holds as bytes but ``model`` in fewer bits, name -> that type.
     """
     import onnxruntime
 
@@ -49,9 +53,8 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
         fused = onnx.load(path)
     fused.producer_name = PRODUCER
     fused.ClearField("producer_version")
-    _restore_narrow_weights(fused.graph, narrow)
-    _rename(fused.graph)
-    return Graph(fused).finish()
+    names = _rename(fused.graph)
+    return Graph(fused).finish(), {names[name]: kind for name, kind in narrow.items() if name in names}
 
 
 def _narrow_weights(model: onnx.ModelProto) -> dict[str, int]:
@@ -64,24 +67,33 @@ def _narrow_weights(model: onnx.ModelProto) -> dict[str, int]:
     }
 
 
-def _restore_narrow_weights(graph: onnx.GraphProto, narrow: dict[str, int]) -> None:
-    """Store what the optimizer folded to bytes in its few bits again; the Cast is folded when the model is loaded."""
+def pack(graph: Graph, narrow: dict[str, int]) -> None:
+    """Store weights in fewer bits again, with a Cast that is folded when the model is loaded.
+
+    Args:
+        graph: changed.
+        narrow: as ``fuse`` returns it; of what was made of such weights in between, what still fits.
+    """
     casts = []
-    for tensor in graph.initializer:
-        kind = narrow.get(tensor.name)
-        if kind is None:
+    for name, tensor in list(graph.tensors.items()):
+        origin = name
+        while origin not in narrow and origin.endswith(DERIVED):
+            origin = origin.rpartition("_")[0]
+        values = graph.array(name)
+        if origin not in narrow or values.dtype != np.int8:
             continue
-        name, values = tensor.name, numpy_helper.to_array(tensor)
+        kind = narrow[origin]
         stored = values.astype(helper.tensor_dtype_to_np_dtype(kind))
-        tensor.CopyFrom(numpy_helper.from_array(stored, f"{name}_stored"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=helper.np_dtype_to_tensor_dtype(values.dtype)))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        if np.array_equal(stored.astype(np.int8), values):
+            del graph.tensors[name]
+            tensor = numpy_helper.from_array(stored, f"{name}_stored")
+            graph.tensors[tensor.name] = tensor
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.INT8))
+    graph.nodes[:0] = casts
 
 
-def _rename(graph: onnx.GraphProto) -> None:
-    """Take the optimizer's marks off the names of nodes and tensors: stack1.conv2_token_7 -> stack1.conv2."""
+def _rename(graph: onnx.GraphProto) -> dict[str, str]:
+    """Take the optimizer's marks off names, stack1.conv2_token_7 -> stack1.conv2; returns {old: new} of tensors."""
     tensors = [*(name for node in graph.node for name in node.output), *(tensor.name for tensor in graph.initializer)]
     fixed = {value.name for value in (*graph.input, *graph.output)}
     new = _without_marks([name for name in tensors if name not in fixed], fixed)
@@ -92,6 +104,7 @@ def _rename(graph: onnx.GraphProto) -> None:
         node.output[:] = [new.get(name, name) for name in node.output]
     for tensor in graph.initializer:
         tensor.name = new.get(tensor.name, tensor.name)
+    return new
 
 
 def _without_marks(names: list[str], taken: set[str]) -> dict[str, str]:

@@ -4,8 +4,9 @@ In: a fused graph (QLinearConv on NHWC tensors). Out: the same graph with some o
 
 In an NHWC tensor the channels of neighbouring pixels lie side by side. Read as groups of more channels and fewer
 columns, it is the input of a convolution that yields ``pixels`` columns of output as ``pixels`` x as many channels; its
-weights are the old ones, shifted for each column, with zeros where a column does not look. No sum changes, and rows
-are renamed by two Reshapes that move nothing. It pays where a layer is too narrow for the kernels of ONNX Runtime:
+weights are the old ones, shifted for each column, with zeros where a column does not look. No sum changes, two Reshapes
+around it move nothing, and the file hardly grows: the weights are shifted when it is loaded. It pays where a layer is
+too narrow for the kernels of ONNX Runtime:
 
 - an input of 3 channels, which its direct convolution does not take (it wants a multiple of 4);
 - fewer output channels than the 64 of a step with 512-bit registers.
@@ -24,7 +25,7 @@ from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 STEP = 64  # output channels of one step of the kernels with 512-bit registers
 GRANULE = 4  # input channels that one instruction multiplies and adds
 WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT, BIAS = 3, 4, 5, 8  # inputs of QLinearConv
-PAYING = (1, 4)  # columns at once with which a product of matrices was measured to be faster: 64 and 16 channels
+AT_ONCE = 4  # columns with which products of matrices were measured to be faster, for 16 and 32 output channels
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def use_products(graph: Graph, node: NodeProto, height: int, width: int) -> bool
     """Have a convolution computed as a product of matrices, which ONNX Runtime gives to AMX tiles where there are.
 
     It takes the direct convolution for weights whose zero point is 0, and the product for all others: q - 0 is as well
-    (q - 1) - (-1). False where that does not fit into int8, or does not pay: kernels of one pixel, strides, and layers
-    of which two columns fill a step (32 channels).
+    (q - 1) - (-1). False where that does not fit into int8, or does not pay: kernels of one pixel, and strides.
     """
     name, zero_point = node.input[WEIGHT], graph.array(node.input[WEIGHT_ZERO_POINT])
     weight = graph.array(name)
@@ -89,8 +89,8 @@ def use_products(graph: Graph, node: NodeProto, height: int, width: int) -> bool
     symmetric = weight.dtype == np.int8 and not zero_point.any() and weight.min() > -128
     if not symmetric or kernel == 1 or window.stride > 1 or channels % GRANULE:
         return False
-    pixels = next((count for count in _divisors(window.outputs) if count * outputs >= STEP), 0)
-    if pixels not in PAYING:
+    pixels = 1 if outputs >= STEP else AT_ONCE
+    if window.outputs % pixels:
         return False
     widen(graph, node, height, window, pixels, channels, zero_point=-1)
     return True
@@ -127,15 +127,11 @@ def widen(
     assert window.width * channels % group == 0
     first = math.floor(-window.left * channels / group)  # of the groups that the first step reads
     end = math.ceil((window.stride * (pixels - 1) + kernel - window.left) * channels / group)
-    wide = np.zeros((pixels, outputs, rows, (end - first) * group), weight.dtype)
-    flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
     old_zero_point = graph.array(node.input[WEIGHT_ZERO_POINT])
-    wide += old_zero_point.ravel()[0]  # what a column does not look at counts as 0
-    for pixel in range(pixels):
-        start = (window.stride * pixel - window.left) * channels - first * group
-        wide[pixel, :, :, start : start + kernel * channels] = flat
-    wide += np.int8(zero_point)
-    wide = wide.reshape(pixels * outputs, rows, end - first, group).transpose(0, 3, 1, 2)
+    flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels) + np.int8(zero_point)
+    nothing = old_zero_point.ravel()[:1] + np.int8(zero_point)  # what a column does not look at counts as 0
+    starts = [(window.stride * pixel - window.left) * channels - first * group for pixel in range(pixels)]
+    wide, arranging = _shifted(graph, node.input[WEIGHT], flat, nothing, starts, (end - first, group))
 
     columns, steps = window.width * channels // group, window.outputs // pixels
     right = max(0, (steps - 1) * (advance // group) + (end - first) + first - columns)
@@ -144,7 +140,7 @@ def widen(
     strides = values.get("strides", [1, 1])
     new = NodeProto()
     new.CopyFrom(node)
-    new.input[WEIGHT] = graph.put(f"{node.input[WEIGHT]}_wide", wide)
+    new.input[WEIGHT] = wide
     new.input[WEIGHT_SCALE] = _repeated(graph, node.input[WEIGHT_SCALE], pixels)
     if zero_point:
         shifted = np.full(old_zero_point.shape, zero_point, np.int8)
@@ -164,7 +160,7 @@ def widen(
         }.items()
     )
     lines = (height + top + bottom - rows) // strides[0] + 1
-    nodes = [new]
+    nodes = [new]  # and what brings its input and output into shape
     if group != channels:
         nodes.insert(0, _reshape(graph, node.input[0], f"{node.output[0]}_groups", (height, columns, group)))
         new.input[0] = nodes[0].output[0]
@@ -172,6 +168,40 @@ def widen(
         new.output[0] = f"{node.output[0]}_steps"
         nodes.append(_reshape(graph, new.output[0], node.output[0], (lines, window.outputs, outputs)))
     graph.replace(node, *nodes)
+    graph.nodes[:0] = arranging
+
+
+def _shifted(
+    graph: Graph, name: str, flat: np.ndarray, nothing: np.ndarray, starts: list[int], groups: tuple[int, int]
+) -> tuple[str, list[NodeProto]]:
+    """Weights for each of the columns that a step yields: the old ones, further right each time.
+
+    The nodes are run when the model is loaded; the file holds the old weights once.
+
+    Args:
+        graph: gets the constants.
+        name: of the old weights.
+        flat: int8 [outputs, rows, kernel x channels], the old weights.
+        nothing: int8 [1], fills the rest.
+        starts: where they lie in the window of a step, for each column.
+        groups: columns and channels of the window.
+
+    Returns:
+        The name of int8 [columns x outputs, channels of a group, rows, groups], and the nodes that make it.
+    """
+    stored, empty = graph.put(f"{name}_rows", flat), graph.put(f"{name}_nothing", nothing.reshape(()))
+    length, nodes = groups[0] * groups[1], []
+    for index, start in enumerate(starts):
+        pads = graph.put(f"{name}_pads{index}", np.array([0, 0, start, 0, 0, length - start - flat.shape[2]], np.int64))
+        nodes.append(helper.make_node("Pad", [stored, pads, empty], [f"{name}_column{index}"]))
+    columns = [node.output[0] for node in nodes]
+    shape = graph.put(f"{name}_window", np.array([len(starts) * flat.shape[0], flat.shape[1], *groups], np.int64))
+    nodes += [
+        helper.make_node("Concat", columns, [f"{name}_columns"], axis=0),
+        helper.make_node("Reshape", [f"{name}_columns", shape], [f"{name}_windows"]),
+        helper.make_node("Transpose", [f"{name}_windows"], [f"{name}_wide"], perm=[0, 3, 1, 2]),
+    ]
+    return f"{name}_wide", nodes
 
 
 def _repeated(graph: Graph, name: str, times: int) -> str:
