@@ -9,13 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import Config, DataConfig, ModelConfig, ModelKind, QuantConfig
+from resnet8_quant.config import (
+    CalibrationConfig,
+    Config,
+    DataConfig,
+    DeployConfig,
+    ModelConfig,
+    ModelKind,
+    NumberType,
+    QuantConfig,
+)
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import run_experiment
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.deploy.deploy import deploy
+from resnet8_quant.quantizer.quantize import quantize
+from resnet8_quant.quantizer.sampling import choose_images
 
 REFERENCE = os.environ.get("RESNET8_QUANT_REFERENCE_H5")
 needs_reference = pytest.mark.skipif(
@@ -60,3 +73,18 @@ def test_int8_of_the_reference_is_the_classic_result(cifar10: Dataset, tmp_path:
     assert result.float_accuracy == 0.8719
     assert result.accuracy is not None
     assert 0.864 <= result.accuracy <= 0.871
+
+
+@pytest.mark.parametrize("name", ["int8", "u8s8"])
+def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: Path, name: str) -> None:
+    kinds = {"int8": QuantConfig(), "u8s8": QuantConfig("u8s8", NumberType.uint8, NumberType.int8, True)}
+    model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
+    calibration = CalibrationConfig()
+    chosen = choose_images(calibration, cifar10.train.labels, len(cifar10.test.labels), 42)
+    images = CalibrationImages.of(cifar10.train.images, chosen, "train")
+    plain = quantize(model, images, kinds[name], calibration).serialized
+    deployed, contract = deploy(plain, DeployConfig("x86", NumberType.uint8, wide_input=True), model.contract)
+    answers = [
+        predict(one, contract, cifar10.test.images, batch_size=500, threads=0).labels for one in (plain, deployed)
+    ]
+    assert np.sum(answers[0] != answers[1]) <= (10 if name == "int8" else 0)  # plain int8 is half float: it may round

@@ -4,7 +4,9 @@ import io
 import shutil
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from resnet8_quant.config import Layout
 from resnet8_quant.errors import ExperimentError
@@ -191,3 +193,37 @@ def test_a_failure_leaves_no_entry(classifier, images, weights, tmp_path):
     with pytest.raises(ExperimentError, match="NaN"):
         cached_predictions(*classifier(weights), images, **RUN, cache=tmp_path)
     assert not list((tmp_path / "predictions").glob("*.npz"))
+
+
+@pytest.fixture
+def labeller(classifier):
+    """weights -> the classifier with an ArgMax behind it: its answer is int64 [N]."""
+
+    def make(weights, batch=None):
+        serialized, contract = classifier(weights, batch)
+        model = onnx.load_from_string(serialized)
+        model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=-1, keepdims=0))
+        output = helper.make_tensor_value_info("label", onnx.TensorProto.INT64, [batch or "batch"])
+        model.graph.output[0].CopyFrom(output)
+        return model.SerializeToString(), contract
+
+    return make
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_a_label_is_an_answer_without_ties(labeller, classifier, images, weights, batch):
+    predictions = predict(*labeller(weights, batch), images, **RUN)
+    np.testing.assert_array_equal(predictions.labels, predict(*classifier(weights, batch), images, **RUN).labels)
+    assert predictions.labels.dtype == np.int64
+    assert predictions.ties is None
+
+
+def test_scores_in_int64_are_no_labels(classifier, images, weights):
+    """[N, classes] is what it is, whatever its type."""
+    serialized, contract = classifier(weights)
+    model = onnx.load_from_string(serialized)
+    model.graph.node.append(helper.make_node("Cast", ["scores"], ["whole"], to=onnx.TensorProto.INT64))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("whole", onnx.TensorProto.INT64, ["batch", 4]))
+    predictions = predict(model.SerializeToString(), contract, images, **RUN)
+    np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
+    assert predictions.ties == 0

@@ -104,16 +104,19 @@ def give(graph: Graph, wanted: DeployOutput) -> None:
             break
         last = before
     logits = _float_logits(graph, last)
-    for node in graph.nodes:  # the old output's maker, which goes
-        node.output[:] = [f"{name}_old" if made == name and made != logits else made for made in node.output]
+    for node in graph.nodes:  # the old output's maker, which goes unless it makes the logits
+        new = f"{name}_logits" if name == logits else f"{name}_old"
+        node.output[:] = [new if made == name else made for made in node.output]
+        node.input[:] = [new if read == name else read for read in node.input]
+    logits = f"{name}_logits" if name == logits else logits
     if wanted is DeployOutput.logits:
         node = graph.source(logits)
         assert node is not None
         node.output[:] = [name if made == logits else made for made in node.output]
     elif wanted is DeployOutput.probabilities:
-        graph.nodes.append(helper.make_node("Softmax", [logits], [name], name=name, axis=-1))
+        graph.nodes.append(helper.make_node("Softmax", [logits], [name], name=f"{name}_softmax", axis=-1))
     else:
-        graph.nodes.append(helper.make_node("ArgMax", [logits], [name], name=name, axis=-1, keepdims=0))
+        graph.nodes.append(helper.make_node("ArgMax", [logits], [name], name=f"{name}_argmax", axis=-1, keepdims=0))
         value.type.tensor_type.elem_type = TensorProto.INT64
         del value.type.tensor_type.shape.dim[1:]
 
@@ -125,7 +128,7 @@ def _float_logits(graph: Graph, last: NodeProto) -> str:
         product = NodeProto()
         product.CopyFrom(last)
         del product.input[MATRIX_OUTPUT_SCALE:]
-        product.output[0] = f"{made}_sums"
+        product.name = product.output[0] = f"{made}_sums"
         graph.nodes.append(product)
         return f"{made}_sums"
     dequantize = next((node for node in graph.readers(made) if node.op_type == "DequantizeLinear"), None)

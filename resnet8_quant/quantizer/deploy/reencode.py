@@ -115,7 +115,7 @@ class _Draft(Graph):
     def weight(self, dequantize: NodeProto) -> None:
         """Move the constant that a DequantizeLinear reads to int8."""
         name = self.stored(dequantize.input[0])
-        kind = self.tensors[name].data_type
+        kind = TensorProto.UINT8 if name in self.moved else self.tensors[name].data_type
         zero_point = self.array(dequantize.input[2]) if len(dequantize.input) > 2 else None
         if kind == TensorProto.UINT8:
             if name not in self.moved:

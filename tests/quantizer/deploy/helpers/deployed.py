@@ -7,7 +7,9 @@ Imported by the tests of deploy/ (conftest.py puts this folder on the path).
 """
 
 import functools
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,6 +25,7 @@ from resnet8_quant.config import (
     NumberType,
     QuantConfig,
 )
+from resnet8_quant.evaluator.session import open_session
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.model import FloatModel
@@ -220,8 +223,23 @@ def float_operators(ops):
 
 
 def operators(serialized):
-    """The operators of a stored graph, in its order."""
-    return [node.op_type for node in onnx.load_from_string(serialized).graph.node]
+    """The operators of a stored graph, in its order, without those that arrange weights when it is loaded."""
+    graph = onnx.load_from_string(serialized).graph
+    constants, found = {"", *(tensor.name for tensor in graph.initializer)}, []
+    for node in graph.node:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+        else:
+            found.append(node.op_type)
+    return found
+
+
+def running(serialized):
+    """The graph that ONNX Runtime runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "running.onnx")
+        open_session(serialized, 1, optimized_model=path)
+        return onnx.load(path)
 
 
 def rewritten(serialized, target, contract, *, give=DeployOutput.same, take=DeployInput.float32, **options):
@@ -231,6 +249,7 @@ def rewritten(serialized, target, contract, *, give=DeployOutput.same, take=Depl
 
 PAD = (("pads", (1, 1, 1, 1)),)
 TWO = ("strides", (2, 2))
+DILATED = (("pads", (2, 2, 2, 2)), ("dilations", (2, 2)))
 NETS = {
     "stride 2": {"convolutions": ((16, 3, (*PAD, TWO)), (8, 3, PAD))},
     "residual": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "residual": True},
@@ -244,14 +263,15 @@ NETS = {
     "wide": {"convolutions": ((64, 3, PAD), (64, 3, PAD)), "size": (4, 4)},
     "kernel 5": {"convolutions": ((16, 5, (("pads", (2, 2, 2, 2)),)), (16, (1, 5), (("pads", (0, 2, 0, 2)),)))},
     "unequal strides": {"convolutions": ((16, 3, (*PAD, ("strides", (2, 1)))), (16, 3, (*PAD, ("strides", (1, 2)))))},
-    "dilated": {"convolutions": ((16, 3, (("pads", (2, 2, 2, 2)), ("dilations", (2, 2)))), (16, 3, PAD))},
+    "dilated": {"convolutions": ((16, 3, DILATED), (16, 3, DILATED)), "size": (8, 6)},
     "same": {"convolutions": ((16, 3, (("auto_pad", "SAME_UPPER"),)), (16, 3, PAD))},
     "no bias": {"convolutions": ((16, 3, (*PAD, ("biasless", True))), (16, 3, (*PAD, ("biasless", True))))},
     "1 channel": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 1},
     "4 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 4},
     "5 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 5},
     "NCHW": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "layout": Layout.NCHW},
-    "rows move": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("AveragePool", 4)},
+    "parts averaged": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("AveragePool", 4)},
+    "rows move": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("MaxPool", 4)},
     "rows move, transposed": {
         "convolutions": ((16, 3, PAD), (6, 3, PAD)),
         "pool": ("MaxPool", 2),

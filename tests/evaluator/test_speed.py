@@ -1,0 +1,130 @@
+"""The columns about speed: which are there, what they come from, and when a machine is called busy."""
+
+import pytest
+
+from resnet8_quant.config import LatencyConfig
+from resnet8_quant.evaluator import latency, speed
+from resnet8_quant.evaluator.session import CPU
+from resnet8_quant.evaluator.speed import speed_columns
+from resnet8_quant.results import COLUMNS
+
+SINGLE = {
+    *("latency_us_median", "latency_us_ci_low", "latency_us_ci_high", "latency_us_p95", "latency_spread"),
+    *("float_latency_us_median", "float_latency_us_p95", "float_latency_spread"),
+    *("latency_runs", "latency_batch", "latency_threads"),
+    *("machine_load", "machine_others", "machine_busy", "latency_seconds"),
+}
+RATIO = {"speedup", "speedup_ci_low", "speedup_ci_high"}
+MANY = {"all_threads", "all_threads_latency_us_median", "throughput_batch"}
+MANY |= {"images_per_second", "float_images_per_second"}
+MANY_RATIO = {"all_threads_speedup", "throughput_speedup"}
+
+
+class Quiet:
+    """Other processes take a given share of the cores' time."""
+
+    others: float | None = 0.0
+
+    def start(self):
+        pass
+
+    def stop(self):
+        return self.others
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """A machine on which nothing else runs."""
+    monkeypatch.setattr(speed, "Busy", Quiet)
+    monkeypatch.setattr(speed, "load_per_core", lambda: 0.123456)
+    monkeypatch.setattr(speed, "usable_cores", lambda: 6)
+
+
+def measured(simulation, images, config, model="q"):
+    subjects = simulation.subjects
+    return speed_columns(subjects["f"], subjects[model] if model else None, images, config, CPU, 7)
+
+
+@pytest.mark.parametrize(
+    ("batch", "model", "names"),
+    [
+        (4, "q", SINGLE | RATIO | MANY | MANY_RATIO),
+        (4, None, SINGLE | MANY),
+        (0, "q", SINGLE | RATIO),
+        (0, None, SINGLE),
+    ],
+)
+def test_which_columns_there_are(simulate, quiet, images, batch, model, names):
+    columns = measured(simulate(f=[200], q=[80]), images, LatencyConfig(runs=40, warmup=2, batch=batch), model)
+    assert set(columns) == names
+    assert names <= set(COLUMNS)
+
+
+def test_without_runs_no_session_is_opened(simulate, quiet, images):
+    simulation = simulate(f=[200], q=[80])
+    assert measured(simulation, images, LatencyConfig(runs=0)) == {}
+    assert simulation.opened == []
+
+
+def test_what_the_columns_hold(simulate, quiet, images):
+    simulation = simulate(f=[200], q=[80])
+    columns = measured(simulation, images, LatencyConfig(runs=100, warmup=2, threads=3, batch=4))
+    assert (columns["float_latency_us_median"], columns["latency_us_median"]) == (200, 80)
+    assert (columns["latency_us_ci_low"], columns["latency_us_ci_high"], columns["latency_us_p95"]) == (80, 80, 80)
+    assert [columns[name] for name in ("speedup", "speedup_ci_low", "speedup_ci_high")] == [2.5] * 3
+    assert (columns["latency_runs"], columns["latency_batch"], columns["latency_threads"]) == (100, 1, 3)
+    assert (columns["all_threads"], columns["all_threads_latency_us_median"]) == (6, 80)
+    assert (columns["all_threads_speedup"], columns["throughput_speedup"]) == (2.5, 2.5)
+    assert columns["throughput_batch"] == 4
+    assert (columns["images_per_second"], columns["float_images_per_second"]) == (50_000, 20_000)
+    assert (columns["machine_load"], columns["machine_busy"]) == (0.1235, False)
+    # single images on the threads that were asked for, then on all; many images on all
+    assert [threads for threads, _ in simulation.opened] == [3, 3, 0, 0, 0, 0]
+    assert {len(feed) for _, feed in simulation.record} == {1, 4}
+    assert {providers for _, providers in simulation.opened} == {CPU}
+
+
+def test_many_images_are_called_fewer_times(simulate, quiet, images):
+    simulation = simulate(f=[200], q=[80])
+    measured(simulation, images, LatencyConfig(runs=500, warmup=2, batch=4))
+    many = [feed for model, feed in simulation.record if model == b"q" and len(feed) == 4]
+    assert 10 <= len(many) <= 30  # 10 are counted
+
+
+def test_a_float_run_is_its_own_model(simulate, quiet, images):
+    simulation = simulate(f=[200])
+    columns = measured(simulation, images, LatencyConfig(runs=40, warmup=2, batch=4), None)
+    assert columns["latency_us_median"] == columns["float_latency_us_median"] == 200
+    assert columns["images_per_second"] == columns["float_images_per_second"] == 20_000
+    assert {model for model, _ in simulation.record} == {b"f"}
+
+
+@pytest.mark.parametrize(
+    ("others", "times", "busy"),
+    [
+        (0.0, [100], False),
+        (None, [100], False),  # the system does not tell
+        (0.09, [100], False),
+        (0.11, [100], True),
+        (0.0, [100, 100, 200] * 400, True),  # spread
+    ],
+)
+def test_a_machine_is_called_busy(simulate, quiet, monkeypatch, images, others, times, busy):
+    monkeypatch.setattr(Quiet, "others", others)
+    columns = measured(simulate(f=[100], q=times), images, LatencyConfig(runs=60, warmup=2, batch=0))
+    assert columns["machine_busy"] is busy
+    assert columns["machine_others"] == others
+
+
+def test_the_seed_is_the_bootstraps(simulate, quiet, images):
+    def interval(seed):
+        simulation = simulate(f=[100], q=range(100, 400))
+        subjects = simulation.subjects
+        config = LatencyConfig(runs=60, warmup=2, batch=0)
+        columns = speed_columns(subjects["f"], subjects["q"], images, config, CPU, seed)
+        return columns["latency_us_ci_low"], columns["latency_us_median"], columns["latency_us_ci_high"]
+
+    assert interval(1) == interval(1)
+    low, median, high = interval(1)
+    assert low < median < high
+    assert latency.RESAMPLES > 0

@@ -1,0 +1,66 @@
+"""What ONNX Runtime's optimizer leaves is written down under the model's own names, for any processor."""
+
+import numpy as np
+import onnx
+import pytest
+from deployed import NETS, PAD, TARGETS, answers, build, cut_at_logits, integers, operators, pictures, plain, rewritten
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.quantizer.deploy.fuse import fuse, shapes_of
+
+
+def test_no_blocked_layout_is_stored():
+    """What stays float would get one of this processor; a float model has nothing else."""
+    model = build(**NETS["residual"])
+    fused, _ = fuse(model.proto())
+    assert {node.domain for node in fused.graph.node} <= {"", "com.microsoft"}
+    assert {entry.domain for entry in fused.opset_import} <= {"", "com.microsoft"}
+    found, expected = (answers(proto, model.contract, pictures(model)) for proto in (fused, model.serialized))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_operator_that_stays_float(target):
+    """Elu has no integer kernel: it runs between a DequantizeLinear and a QuantizeLinear, as in the plain model."""
+    model = build(((16, 3, PAD), (8, 3, PAD)), activation="Elu")
+    cut, *grid = cut_at_logits(plain(model, "int8"))
+    images = pictures(model)
+    deployed, _ = rewritten(cut, target, model.contract)
+    assert operators(deployed).count("Elu") == 2
+    assert operators(deployed).count("QLinearConv") == 2
+    found, expected = (integers(answers(made, model.contract, images), *grid) for made in (deployed, cut))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_names_that_look_like_marks_stay_apart():
+    """Two tensors whose names differ in an optimizer's mark only."""
+    nodes = [
+        helper.make_node("Sigmoid", ["image"], ["x_token_1"], name="a_token_1"),
+        helper.make_node("Tanh", ["x_token_1"], ["x_token_2"], name="a_token_2"),
+        helper.make_node("Add", ["x_token_1", "x_token_2"], ["sum"], name="a"),
+        helper.make_node("Mul", ["sum", "w"], ["scores_token_3"], name="last"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("scores_token_3", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    fused, narrow = fuse(model)
+    assert narrow == {}
+    assert [node.name for node in fused.graph.node] == ["a", "a_2", "a_3", "last"]
+    assert [node.output[0] for node in fused.graph.node] == ["x", "x_2", "sum", "scores_token_3"]
+    onnx.checker.check_model(fused, full_check=True)
+
+
+def test_shapes_are_found_by_running():
+    model = build(**NETS["stride 2"])
+    fused, _ = fuse(onnx.load_from_string(plain(model, "int8")))
+    first, second = (node for node in fused.graph.node if node.op_type == "QLinearConv")
+    before = fused.SerializeToString(deterministic=True)
+    batch = np.zeros((2, 8, 8, 3), np.float32)
+    shapes = shapes_of(fused, ["image", first.output[0], second.output[0]], batch)
+    assert shapes == {"image": (2, 8, 8, 3), first.output[0]: (2, 4, 4, 16), second.output[0]: (2, 4, 4, 8)}
+    assert fused.SerializeToString(deterministic=True) == before

@@ -1,0 +1,223 @@
+"""What re-encoding does to types and zero points, and the models that it refuses."""
+
+import numpy as np
+import onnx
+import pytest
+from deployed import NETS, PAD, TARGETS, TWO, answers, build, pictures, plain, quant_config, rewritten
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.config import CalibrationConfig, Format, NumberType, QuantConfig
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.deploy.graph import Graph
+from resnet8_quant.quantizer.deploy.reencode import reencode
+from resnet8_quant.quantizer.quantize import quantize
+
+NET = {"convolutions": ((16, 3, PAD), (16, 3, PAD))}
+
+
+def types_of(proto):
+    """{type of each constant that a QuantizeLinear or DequantizeLinear reads as zero point}, {weights' types}."""
+    graph = Graph(proto)
+    pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    weights = {node.input[0]: node for node in pairs if graph.stored(node.input[0])}
+    activations = {graph.tensors[node.input[2]].data_type for node in pairs if node.input[0] not in weights}
+    return activations, {graph.tensors[name].data_type for name in weights}
+
+
+@pytest.mark.parametrize("target", [NumberType.uint8, NumberType.int8])
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+def test_types_are_those_of_the_target(types, target):
+    moved = reencode(onnx.load_from_string(plain(build(**NET), types)), target)
+    activations, weights = types_of(moved)
+    assert activations == {TensorProto.DataType.Value(target.name.upper())}
+    assert weights == {TensorProto.INT8, TensorProto.INT32}
+
+
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+def test_there_and_back_again(types):
+    """uint8 -> int8 -> uint8 activations: the numbers are the first ones."""
+    there = reencode(onnx.load_from_string(plain(build(**NET), types)), NumberType.int8)
+    back = reencode(reencode(there, NumberType.uint8), NumberType.int8)
+    for first, second in zip(there.graph.node, back.graph.node, strict=True):
+        assert first.op_type == second.op_type
+        for one, other in zip(first.input, second.input, strict=True):
+            constants = [
+                graph.array(name)
+                for graph, name in ((Graph(there), one), (Graph(back), other))
+                if name in graph.tensors
+            ]
+            assert len(constants) in (0, 2)
+            if constants:
+                np.testing.assert_array_equal(*constants)
+
+
+def without_zero_points(serialized):
+    """uint8 pairs whose zero point is 0 say nothing of it, as ONNX allows."""
+    graph = Graph(onnx.load_from_string(serialized))
+    changed = 0
+    for node in graph.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = graph.array(node.input[2])
+            if zero_point.dtype == np.uint8 and zero_point.ndim == 0 and zero_point == 0:
+                del node.input[2:]
+                changed += 1
+    assert changed >= 4
+    return graph.finish().SerializeToString()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_zero_point_that_is_not_written_is_0(target):
+    model = build(**NET)
+    images = pictures(model)
+    serialized = without_zero_points(plain(model, "u8s8"))
+    deployed, _ = rewritten(serialized, target, model.contract)
+    np.testing.assert_array_equal(
+        answers(deployed, model.contract, images), answers(plain(model, "u8s8"), model.contract, images)
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_weight_that_two_layers_share(target):
+    """Two DequantizeLinear read the same uint8 integers."""
+    model = build(**NET, channels=16)
+    graph = Graph(onnx.load_from_string(plain(model, "uint8")))
+    first, second = (graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv")
+    second.input[0] = first.input[0]
+    images = pictures(model)
+    serialized = graph.finish().SerializeToString()
+    deployed, _ = rewritten(serialized, target, model.contract)
+    np.testing.assert_array_equal(
+        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+    )
+
+
+def float_model():
+    return build(**NET).serialized
+
+
+def deployed_already():
+    model = build(**NET)
+    return rewritten(plain(model, "int8"), "x86", model.contract)[0]
+
+
+def integer_operators():
+    model = build(**NET)
+    quant, images = quant_config("int8", format=Format.QOperator), CalibrationImages.of(pictures(model))
+    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+
+
+def wide_activations():
+    model = build(**NET)
+    quant = QuantConfig("a16w8", NumberType.uint16, NumberType.int8)
+    images = CalibrationImages.of(pictures(model))
+    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+
+
+def int4_activations():
+    """The first pair quantizes to INT4."""
+    graph = Graph(onnx.load_from_string(plain(build(**NET), "int8")))
+    quantizer = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
+    zero_point = helper.make_tensor("zero_int4", TensorProto.INT4, [], [0])
+    graph.tensors[zero_point.name] = zero_point
+    for node in (quantizer, *graph.readers(quantizer.output[0])):
+        node.input[2] = zero_point.name
+    model = graph.finish()
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def scales_along_the_inputs():
+    graph = Graph(onnx.load_from_string(plain(build(**NET, channels=16), "u8s8", True)))
+    conv = next(node for node in graph.nodes if node.op_type == "Conv")
+    weight = graph.source(conv.input[1])
+    next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 1
+    return graph.finish().SerializeToString()
+
+
+def scales_along_the_rows():
+    """Of a Gemm with 5 classes and 5 values in."""
+    model = build(((5, 3, PAD),))
+    graph = Graph(onnx.load_from_string(plain(model, "u8s8", True)))
+    gemm = next(node for node in graph.nodes if node.op_type == "Gemm")
+    weight = graph.source(gemm.input[1])
+    next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 0
+    return graph.finish().SerializeToString()
+
+
+def between(operator, types="int8", **attributes):
+    """``operator`` reads the integers of the first Relu, before they are floats again."""
+    graph = Graph(onnx.load_from_string(plain(build(**NET), types)))
+    conv = next(node for node in graph.nodes if node.op_type == "Conv")
+    quantizer = graph.readers(conv.output[0])[0]
+    if quantizer.op_type == "Relu":
+        (quantizer,) = graph.readers(quantizer.output[0])
+    (dequantizer,) = graph.readers(quantizer.output[0])
+    node = helper.make_node(operator, [quantizer.output[0]], ["between"], name="between", **attributes)
+    dequantizer.input[0] = "between"
+    place = next(i for i, other in enumerate(graph.nodes) if other is dequantizer)
+    graph.nodes.insert(place, node)
+    model = graph.finish()
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+REFUSED = {
+    "no Q/DQ": (float_model, ["no QuantizeLinear"], "quant=int8 deploy=x86"),
+    "deployed": (deployed_already, ["integer operators already", "QLinearConv", "QGemm"], "deploy=none"),
+    "QOperator": (integer_operators, ["integer operators already", "QLinearConv"], "quant.format=QDQ"),
+    "16 bits": (wide_activations, ["'nchw'", "uint16", "8-bit activations"], "quant=u8s8 deploy=x86"),
+    "4 bits": (int4_activations, ["'nchw'", "int4", "8-bit activations"], "quant=u8s8 deploy=x86"),
+    "axis of Conv": (
+        scales_along_the_inputs,
+        ["of Conv ", "[16] scales", "axis 1", "axis 0"],
+        "quant.per_channel=false",
+    ),
+    "axis of Gemm": (scales_along_the_rows, ["of Gemm ", "[5] scales", "axis 0", "axis 1"], "quant.per_channel=false"),
+    "integers are read": (lambda: between("Identity"), ["Identity reads the integers", "only a Clip"], "deploy=none"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    make, words, remedy = REFUSED[case]
+    serialized = make()
+    with pytest.raises(ExperimentError) as caught:
+        rewritten(serialized, "x86", build(**NET).contract)
+    assert caught.value.problem.startswith("`deploy`: ")
+    for word in words:
+        assert word in caught.value.problem
+    assert remedy in caught.value.remedy
+
+
+def test_one_scale_fits_any_axis():
+    """Scales of one element are not along an axis."""
+    model = build(((16, 3, PAD), (1, 3, (*PAD, TWO))), classes=1)
+    images = pictures(model)
+    serialized = plain(model, "u8s8", True)
+    deployed, _ = rewritten(serialized, "x86", model.contract)
+    np.testing.assert_array_equal(
+        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+    )
+
+
+def test_integers_that_do_not_move_may_be_read():
+    model = build(**NET)
+    serialized = between("MaxPool", "u8s8", kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1])
+    images = pictures(model)
+    deployed, _ = rewritten(serialized, "x86", model.contract)
+    np.testing.assert_array_equal(
+        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+    )
+
+
+def test_the_operators_around_stay():
+    model = build(**NETS["residual"])
+    before = onnx.load_from_string(plain(model, "uint8"))
+    after = reencode(before, NumberType.int8)
+    assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]
+    scales = [
+        {t.name: numpy_helper.to_array(t).tolist() for t in p.graph.initializer if t.data_type == 1}
+        for p in (before, after)
+    ]
+    assert scales[0] == scales[1]

@@ -1,0 +1,134 @@
+"""One convolution in NumPy, in 64-bit integers, against the deployed one; and which convolutions are widened."""
+
+import numpy as np
+import onnx
+import pytest
+from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
+from onnx import numpy_helper
+
+from resnet8_quant.quantizer.deploy.graph import Graph, attributes
+from resnet8_quant.quantizer.deploy.reencode import reencode
+
+CONVOLUTIONS = {
+    "plain": ((16, 3, PAD), {}),
+    "stride 2": ((16, 3, (*PAD, TWO)), {}),
+    "one pixel": ((16, 1, ()), {}),
+    "asymmetric": ((8, 3, (("pads", (0, 1, 2, 0)),)), {}),
+    "no pads": ((16, 3, ()), {"size": (7, 10)}),
+    "kernel 2x5": ((16, (2, 5), (("pads", (0, 2, 1, 2)), ("strides", (1, 2)))), {}),
+    "wide": ((64, 3, PAD), {"channels": 4}),
+    "products": ((16, 3, PAD), {"channels": 16}),
+    "groups": ((8, 3, (*PAD, ("group", 2))), {"channels": 4}),
+    "no bias": ((16, 3, (*PAD, ("biasless", True))), {"channels": 5}),
+}
+
+
+def only_convolution(convolution, options, types, per_channel):
+    """A quantized model that ends behind its only convolution, and the nodes around that: Q, Conv, Q."""
+    model = build((convolution,), **options)
+    proto = onnx.load_from_string(plain(model, types, per_channel))
+    graph = Graph(proto)
+    (conv,) = [node for node in graph.nodes if node.op_type == "Conv"]
+    (activation,) = graph.readers(conv.output[0])
+    (after,) = graph.readers(activation.output[0]) if activation.op_type == "Relu" else [activation]
+    (pair,) = graph.readers(after.output[0])
+    before = graph.source(graph.source(conv.input[0]).input[0])
+    shapes = onnx.shape_inference.infer_shapes(proto).graph.value_info
+    described = next(value for value in shapes if value.name == pair.output[0])
+    graph.model.graph.output[0].CopyFrom(described)
+    return model, graph, before, conv, after
+
+
+def simulated(graph, before, conv, after, image):
+    """The integers that the convolution makes of float32 [N, C, H, W]: sums in int64, one float32 multiplier."""
+
+    def constant(name):
+        return graph.array(name)
+
+    def limits(zero_point):
+        return np.iinfo(zero_point.dtype).min, np.iinfo(zero_point.dtype).max
+
+    x_scale, x_zero = (constant(name) for name in before.input[1:3])
+    y_scale, y_zero = (constant(name) for name in after.input[1:3])
+    x = np.clip(np.rint(image / x_scale) + x_zero, *limits(x_zero)).astype(np.int64) - int(x_zero)
+    stored = graph.source(conv.input[1])
+    shape = (-1, 1, 1, 1)
+    w_scale = constant(stored.input[1])
+    w_zero = constant(stored.input[2]).astype(np.int64)
+    w = constant(stored.input[0]).astype(np.int64) - (w_zero.reshape(shape) if w_zero.ndim else w_zero)
+    values = attributes(conv)
+    top, left, bottom, right = values.get("pads", [0, 0, 0, 0])
+    down, across = values.get("strides", [1, 1])
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], (2, 3))[:, :, ::down, ::across]
+    groups = values.get("group", 1)
+    parts = zip(np.split(windows, groups, 1), np.split(w, groups), strict=True)
+    sums = np.concatenate([np.einsum("nchwij,ocij->nohw", *part) for part in parts], 1)
+    if len(conv.input) > 2:
+        sums += constant(graph.source(conv.input[2]).input[0]).astype(np.int64).reshape(1, -1, 1, 1)
+    assert np.abs(sums).max() < 2**24  # exact in float32
+    multiplier = np.asarray(np.float32(x_scale) * w_scale / np.float32(y_scale), np.float32)
+    scaled = sums.astype(np.float32) * (multiplier.reshape(1, -1, 1, 1) if multiplier.ndim else multiplier)
+    q = np.clip(np.rint(scaled) + y_zero.astype(np.float32), *limits(y_zero)).astype(np.int64)
+    return q, (q - int(y_zero)).astype(np.float32) * np.float32(y_scale)
+
+
+@pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("uint8", True), ("u8s8", True)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
+    model, graph, before, conv, after = only_convolution(*CONVOLUTIONS[name], types, per_channel)
+    images = pictures(model)
+    feed = model.contract.prepare(images).transpose(0, 3, 1, 2)
+    integers, expected = simulated(graph, before, conv, after, feed)
+    assert len(np.unique(integers)) > 100
+    serialized = graph.finish().SerializeToString()
+    for target in TARGETS:
+        deployed, _ = rewritten(serialized, target, model.contract)
+        assert "QLinearConv" in operators(deployed)
+        np.testing.assert_array_equal(answers(deployed, model.contract, images), expected, target)
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "shapes"),
+    [
+        ({}, "x86", [(64, 12, 3, 3), (8, 16, 3, 3)]),  # 4 pixels of 3 channels; 4 x 16 outputs
+        ({}, "x86_amx", [(64, 12, 3, 3), (32, 16, 3, 6)]),  # 4 columns at once
+        ({}, "arm", [(16, 3, 3, 3), (8, 16, 3, 3)]),
+        ({"size": (6, 7)}, "x86", [(16, 3, 3, 3), (8, 16, 3, 3)]),  # 7 columns cannot be grouped
+        ({"channels": 4}, "x86", [(16, 4, 3, 3), (8, 16, 3, 3)]),  # a kernel takes them as they are
+        ({"channels": 1}, "x86", [(64, 4, 3, 3), (8, 16, 3, 3)]),
+        ({"second": 16}, "x86_amx", [(64, 12, 3, 3), (64, 16, 3, 6)]),
+        ({"second": 16, "size": (8, 6)}, "x86_amx", [(16, 3, 3, 3), (16, 16, 3, 3)]),  # 6 columns, not by 4
+        ({"second": 64}, "x86_amx", [(64, 12, 3, 3), (64, 16, 3, 3)]),  # 1 column, another zero point
+        ({"second": 32}, "x86_amx", [(64, 12, 3, 3), (128, 16, 3, 6)]),
+    ],
+)
+def test_widened_where_it_pays(options, target, shapes):
+    options = dict(options)
+    model = build(((16, 3, PAD), (options.pop("second", 8), 3, PAD)), **options)
+    deployed = running(rewritten(plain(model, "u8s8", True), target, model.contract)[0])
+    arrays = {tensor.name: tensor for tensor in deployed.graph.initializer}
+    found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
+    assert [tuple(arrays[node.input[3]].dims) for node in found] == shapes
+    for node, shape in zip(found, shapes, strict=True):
+        assert numpy_helper.to_array(arrays[node.input[4]]).shape == (shape[0],)  # a scale for each output channel
+
+
+def test_uint8_weights_are_no_products():
+    model = build(((16, 3, PAD), (16, 3, PAD)))
+    serialized = plain(model, "uint8")
+    assert rewritten(serialized, "x86_amx", model.contract)[0] == rewritten(serialized, "x86", model.contract)[0]
+
+
+def test_the_weights_that_are_read_are_shifted_not_the_model():
+    model = build(((16, 3, PAD),))
+    proto = onnx.load_from_string(plain(model, "uint8"))
+    before = proto.SerializeToString(deterministic=True)
+    moved = reencode(proto, TARGETS["x86"].activation_type)
+    assert proto.SerializeToString(deterministic=True) == before
+    old, new = ({t.name: numpy_helper.to_array(t) for t in p.graph.initializer} for p in (proto, moved))
+    weights = [name for name, array in old.items() if array.dtype == np.uint8 and array.ndim > 1]
+    assert len(weights) == 2
+    for name in weights:
+        np.testing.assert_array_equal(old[name].astype(int) - 128, new[name])
+        assert new[name].dtype == np.int8
