@@ -11,6 +11,7 @@ from resnet8_quant.config import (
     DeployConfig,
     Format,
     Method,
+    ModelKind,
     NumberType,
     QuantConfig,
     Sampling,
@@ -92,7 +93,7 @@ def check(config: Config) -> None:
         _check_calibration(config.calibration, config.quant)
     check_refine(config)
     check_allocate(config)
-    _check_deploy(config.deploy, config.quant)
+    _check_deploy(config.deploy, config.quant, config.model.kind)
     _check_inputs(config)
 
 
@@ -177,7 +178,7 @@ def _check_sampling(calibration: CalibrationConfig) -> None:
         )
 
 
-def _check_deploy(deploy: DeployConfig, quant: QuantConfig) -> None:
+def _check_deploy(deploy: DeployConfig, quant: QuantConfig, model: ModelKind) -> None:
     if deploy.activation_type is None:
         plain = DeployConfig()
         for name in ("wide_input", "products", "input", "output"):
@@ -194,6 +195,11 @@ def _check_deploy(deploy: DeployConfig, quant: QuantConfig) -> None:
             f"`deploy.activation_type` is {deploy.activation_type.name}; valid are "
             f"{', '.join(kind.name for kind in _DEPLOYABLE)}",
             "python run.py deploy=x86",
+        )
+    if quant.activation_type is NumberType.float32 and model is not ModelKind.onnx:
+        raise ExperimentError(
+            f"`deploy`: the model has no QuantizeLinear with quant={quant.name}, so there are no integers to deploy",
+            f"python run.py quant=int8 deploy={deploy.name}",
         )
     if quant.activation_type is not NumberType.float32 and quant.activation_type not in _DEPLOYABLE:
         raise ExperimentError(

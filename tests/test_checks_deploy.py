@@ -9,6 +9,8 @@ from resnet8_quant.config import (
     DeployInput,
     DeployOutput,
     Format,
+    ModelConfig,
+    ModelKind,
     NumberType,
     QuantConfig,
 )
@@ -43,8 +45,11 @@ def test_ends_of_a_deployed_model(taken, wanted):
 
 
 def test_a_float_model_may_hold_pairs_already():
-    """Whether it does is seen when it is deployed."""
-    check(Config(quant=FLOAT, deploy=DeployConfig(**X86)))
+    """One's own: whether it does is seen when it is deployed. The others are known not to."""
+    own = ModelConfig(kind=ModelKind.onnx, path="q.onnx")
+    check(Config(quant=FLOAT, deploy=DeployConfig(**X86), model=own))
+    with pytest.raises(ExperimentError, match="no QuantizeLinear with quant=float"):
+        check(Config(quant=FLOAT, deploy=DeployConfig(**X86)))
 
 
 @pytest.mark.parametrize("quant", [QuantConfig(), FLOAT])
