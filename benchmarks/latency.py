@@ -6,7 +6,7 @@ tables with ratios to the float model and their 95 % bootstrap intervals; what e
 the time of the float model and of the deployed one goes.
 
 TensorFlow Lite is measured with its Python interpreter (set_tensor, invoke, get_tensor), one thread, XNNPACK; it wants
-`pip install -e '.[bench]'` and files: --tflite FILE.tflite ...
+`pip install -e '.[bench]'` and a file: --tflite FILE.tflite
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], 
             found["int8 deploy=arm, on this machine"] = made(targets["arm"])
             steps = {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
             steps["deploy=x86_amx"] = made(targets["x86_amx"])
+            steps[f"deploy=x86_amx, {BYTES_IN}, label"] = made(
+                replace(targets["x86_amx"], input=lean.input, output=lean.output)
+            )
         else:
             found[f"{name} deploy=x86_amx"] = made(targets["x86_amx"])
         if name == "u8s8":
@@ -159,7 +162,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000, metavar="N", help="timed calls of each model (default 2000)")
     parser.add_argument("--batch", type=int, default=500, metavar="N", help="images per call for throughput")
-    parser.add_argument("--tflite", type=Path, nargs="*", default=[], metavar="FILE", help="models to measure beside")
+    parser.add_argument(
+        "--tflite", type=Path, action="append", default=[], metavar="FILE", help="a model to measure beside; repeatable"
+    )
     parser.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="of the config, e.g. model=mlperf_tiny")
     options = parser.parse_args()
     register()
