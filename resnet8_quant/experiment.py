@@ -1,7 +1,8 @@
 """One run, the whole story: data, model, float baseline, calibration, quantization, comparison, latency, results.
 
 In: a `Config` and an output folder. Out: a `RunResult`, and in the folder results.csv, per_class.csv, predictions.npy,
-model.onnx and run.json. Nothing here knows Hydra: a notebook calls `run_experiment(Config(), Path("out"))`.
+float_predictions.npy, model.onnx and run.json. Nothing here knows Hydra: a notebook calls
+`run_experiment(Config(), Path("out"))`.
 """
 
 from __future__ import annotations
@@ -78,20 +79,21 @@ def prepare(config: Config) -> Prepared:
     return Prepared(data, model, images, cache)
 
 
-def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResult:
+def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: Prepared | None = None) -> RunResult:
     """Run one experiment and write its results to ``folder``.
 
     Args:
         config: of the run; checked here.
         folder: for the outputs; two runs never share one.
         overrides: the command line's words, for the record.
+        prepared: of the same config, by ``prepare``; None: it is prepared here.
 
     Raises:
         ExperimentError: anything that the user can fix.
     """
     started = datetime.now(UTC)
     with claimed(folder):
-        prepared = prepare(config)
+        prepared = prepared or prepare(config)
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
         evaluation = config.evaluation
@@ -168,12 +170,13 @@ def run_experiment(config: Config, folder: Path, overrides: str = "") -> RunResu
             overrides=overrides or None,
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+        answers = {"predictions": predictions, "float_predictions": float_predictions}
         write_outputs(
             folder,
             config,
             result,
             comparison.per_class,
-            predictions,
+            answers,
             made.serialized,
             kernels,
             made.quantized,

@@ -1,7 +1,8 @@
 """The files of one run, written so that results.csv exists only beside whole files that belong to it.
 
-In: a finished run's row, predictions, model bytes, calibration and details. Out: model.onnx, predictions.npy,
-per_class.csv, ranges.csv and histograms.npz where there was a calibration, run.json and, last, results.csv.
+In: a finished run's row, predictions, model bytes, calibration and details. Out: model.onnx, predictions.npy and
+float_predictions.npy (int64 [N]), per_class.csv, ranges.csv and histograms.npz where there was a calibration, run.json
+and, last, results.csv.
 """
 
 from __future__ import annotations
@@ -39,20 +40,24 @@ def write_outputs(
     config: Config,
     result: RunResult,
     per_class: tuple[ClassRow, ...],
-    predictions: Predictions,
+    answers: dict[str, Predictions],
     serialized: bytes,
     kernels: KernelReport,
     quantized: QuantizedModel | None,
     details: dict[str, Any],
 ) -> None:
-    """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it."""
+    """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it.
+
+    ``answers`` are written as NAME.npy each.
+    """
     # of an earlier run in the same, explicitly chosen folder
     for name in (results.FILE_NAME, "ranges.csv", "histograms.npz"):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(serialized)
-    with replacing(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, predictions.labels)
+    for name, predictions in answers.items():
+        with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, predictions.labels)
     with replacing(folder / "per_class.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
         writer.writeheader()

@@ -52,6 +52,9 @@ def test_listed_test_images_calibrate_and_are_not_evaluated(config: Config, tmp_
     assert results.read(tmp_path / "results.csv") == row
     predictions = np.load(tmp_path / "predictions.npy")
     assert np.mean(predictions == test.labels[~used]) == row.accuracy
+    before = np.load(tmp_path / "float_predictions.npy")
+    assert before.dtype == np.int64
+    assert np.mean(before == test.labels[~used]) == row.float_accuracy
     with (tmp_path / "ranges.csv").open(newline="", encoding="utf-8") as file:
         lowest = {line["tensor"]: (float(line["min"] or 0), float(line["max"] or 0)) for line in csv.DictReader(file)}
     pixels = test.images[LISTED]

@@ -1,46 +1,41 @@
 """One table of many runs.
 
 In: a sweep's folder with a results.csv in each job's folder. Out: summary.csv (all columns), summary.md and the same
-table on the terminal: the float baseline first, then by accuracy, failed jobs last.
+table on the terminal: the float baseline first, then by accuracy, failed jobs last; and report.html.
 """
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import csv
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.collect import Job, collect, name_choices
 
+CSV_COLUMNS = ("job", "folder", *results.COLUMNS)
 
-class Job:
-    """One job: its number, its folder's name, its row, and the choices that tell it from the others."""
-
-    def __init__(self, number: int, folder: str, row: RunResult) -> None:
-        self.number, self.folder, self.row = number, folder, row
-        self.choices = ""
-
+log = logging.getLogger(__name__)
 
 # The columns that a table can have; hydra.callbacks.sweep.columns picks and orders them.
 COLUMNS: dict[str, Callable[[Job], str]] = {
-    "Job": lambda job: str(job.number),
+    "Job": lambda job: "" if job.number is None else f"{job.sweep}/{job.number}".removeprefix("/"),
     "Choices": lambda job: job.choices,
-    "Model": lambda job: "FP32" if _is_baseline(job.row) else job.row.quant_type or "",
+    "Model": lambda job: "FP32" if is_baseline(job.row) else job.row.quant_type or "",
     "Accuracy": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
     "Top-1": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
     "Delta": lambda job: terminal.points(job.row.accuracy_delta),
     "95 % CI": lambda job: terminal.interval(job.row.accuracy_ci_low, job.row.accuracy_ci_high),
-    "p": lambda job: "" if job.row.mcnemar_p is None or _is_baseline(job.row) else f"{job.row.mcnemar_p:.2g}",
+    "p": lambda job: "" if job.row.mcnemar_p is None or is_baseline(job.row) else f"{job.row.mcnemar_p:.2g}",
     "Size": lambda job: terminal.size(job.row.model_bytes),
     "Latency": lambda job: terminal.microseconds(job.row.latency_us_median),
     "Kernels": lambda job: job.row.kernels or "",
     "Images": lambda job: str(job.row.calibration_images or ""),
-    "Seed": lambda job: str(job.row.seed),
+    "Seed": lambda job: "" if job.row.seed is None else str(job.row.seed),
 }
 
 
@@ -54,87 +49,109 @@ def check_columns(columns: Sequence[str]) -> None:
         )
 
 
-def summarize(folder: Path, columns: Sequence[str], expected: int | None) -> int:
-    """Write summary.csv and summary.md into ``folder`` and show the table.
+def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plots: bool = False) -> int:
+    """Write summary.csv, summary.md and report.html into ``folder`` and show the table.
 
     Args:
         folder: of the sweep; its jobs are in folders named NUMBER_CHOICES.
         columns: of the table.
         expected: number of jobs; those that left no row are listed as failed. None: not known.
+        plots: whether the report's plots are also drawn as files, in the folder plots/.
 
     Returns:
         How many jobs failed.
-    """
-    import pandas
 
+    Raises:
+        ExperimentError: one of the files could not be written; the others were, and the table was shown.
+    """
     jobs = collect(folder, expected)
     name_choices(jobs)
-    jobs.sort(key=_rank)
-    table = pandas.DataFrame([{"job": job.number, "folder": job.folder, **asdict(job.row)} for job in jobs])
-    with replacing(folder / "summary.csv") as temporary:
-        table.convert_dtypes().to_csv(temporary, index=False)
-    text = terminal.markdown(columns, [[COLUMNS[name](job) for name in columns] for job in jobs])
-    failures = [job for job in jobs if job.row.status != "ok"]
-    notes = [f"Job {job.number} failed: {job.row.error}" for job in failures]
-    baseline = next((job.row for job in jobs if job.row.float_accuracy is not None), None)
-    if baseline is not None and not any(_is_baseline(job.row) for job in jobs):
-        notes.insert(
-            0,
-            f"FP32: {terminal.percent(baseline.float_accuracy)}, {terminal.size(baseline.float_model_bytes)}"
-            + (
-                f", {terminal.microseconds(baseline.float_latency_us_median)}"
-                if baseline.float_latency_us_median
-                else ""
-            )
-            + "; Delta in points; p: exact McNemar test against it.",
-        )
-    body = "\n\n".join([text, *map(terminal.wrapped, notes)])
-    with replacing(folder / "summary.md") as temporary:
-        temporary.write_text(body + "\n", encoding="utf-8")
-    terminal.show(f"\n{body}\n\n{len(jobs) - len(failures)} of {len(jobs)} jobs ok. Written to")
-    for name in ("summary.csv", "summary.md"):
-        terminal.show(f"  {terminal.shown(folder / name)}")
-    return len(failures)
-
-
-def collect(folder: Path, expected: int | None) -> list[Job]:
-    """The jobs of a sweep's folder by number; one that left no readable row counts as failed."""
-    found: dict[int, Path] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = re.match(r"(\d+)_", path.name)
-        if match and path.is_dir():
-            found[int(match[1])] = path
-    jobs = []
-    for number in sorted({*found, *range(expected or 0)}):
-        path = found.get(number, folder / f"{number}_")
+    jobs.sort(key=rank)
+    failed = sum(not job.ok for job in jobs)
+    body = table(jobs, columns)
+    terminal.show(f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to")
+    writers: dict[str, Callable[[Path], None]] = {
+        "summary.csv": lambda path: write_csv(jobs, path),
+        "summary.md": lambda path: _write_text(body + "\n", path),
+        "report.html": lambda path: _write_report(jobs, path, plots),
+    }
+    first: ExperimentError | None = None
+    for name, write in writers.items():
         try:
-            if not (path / results.FILE_NAME).exists():
-                raise ExperimentError("it left no results.csv: it was killed", "run it again")
-            row = results.read(path / results.FILE_NAME)
+            write(folder / name)
         except ExperimentError as error:
-            row = RunResult(status="failed", error=error.problem)
-        jobs.append(Job(number, path.name, row))
-    return jobs
+            again = f"make it free, then: python -m resnet8_quant.summary {terminal.shown(folder)}"
+            again += f" {'--report' if name == 'report.html' else '--csv'} {terminal.shown(folder / name)}"
+            log.error("%s", error.problem)
+            first = first or ExperimentError(error.problem, again)
+        else:
+            terminal.show(f"  {terminal.shown(folder / name)}")
+    if first is not None:
+        raise first
+    return failed
 
 
-def name_choices(jobs: Sequence[Job]) -> None:
-    """Give each job the values of the overrides that are not the same in all jobs."""
-    settings = [
-        dict(word.split("=", 1) for word in shlex.split(job.row.overrides or "") if "=" in word) for job in jobs
-    ]
-    keys = list(dict.fromkeys(key for setting in settings for key in setting))
-    varied = [key for key in keys if len({setting.get(key) for setting in settings if setting}) > 1] or keys
-    for job, setting in zip(jobs, settings, strict=True):
-        job.choices = " ".join(setting[key] for key in varied if key in setting) or job.row.quant_type or job.folder
+def table(jobs: Sequence[Job], columns: Sequence[str]) -> str:
+    """The Markdown table of ``jobs``, and below it why some failed and what the deltas refer to."""
+    notes = [f"{job.label} failed: {job.row.error}" for job in jobs if not job.ok]
+    baselines = {job.row.float_model_sha256: job.row for job in jobs if job.row.float_accuracy is not None}
+    if len(baselines) == 1 and not any(is_baseline(job.row) for job in jobs):
+        row = next(iter(baselines.values()))
+        parts = [terminal.percent(row.float_accuracy), terminal.size(row.float_model_bytes)]
+        parts += [terminal.microseconds(row.float_latency_us_median)] if row.float_latency_us_median else []
+        notes.insert(0, f"FP32: {', '.join(parts)}; Delta in points; p: exact McNemar test against it.")
+    rows = [[COLUMNS[name](job) if name in COLUMNS else _cell(job, name) for name in columns] for job in jobs]
+    return "\n\n".join([terminal.markdown(columns, rows), *map(terminal.wrapped, notes)])
 
 
-def _is_baseline(row: RunResult) -> bool:
+def write_csv(jobs: Iterable[Job], path: Path) -> None:
+    """Write one row for each job, in the order given: ``CSV_COLUMNS``, empty where a value does not apply."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for job in jobs:
+            values = as_row(job).values()
+            writer.writerow(["" if value is None else value for value in values])
+
+
+def as_row(job: Job) -> dict[str, object]:
+    """``job`` as a row of summary.csv: column -> value, None where it is empty."""
+    values = {name: getattr(job.row, name) for name in results.COLUMNS}
+    return {"job": job.number, "folder": job.folder, **values}
+
+
+def rank(job: Job) -> tuple[bool, bool, float, int]:
+    """The order of a table: the float baseline, then by accuracy, then failed jobs."""
+    return (not job.ok, not is_baseline(job.row), -(job.row.accuracy or 0.0), job.number or 0)
+
+
+def is_baseline(row: RunResult) -> bool:
+    """Whether the run is one of the float model."""
     return row.activation_type == "float32"
+
+
+def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
+    """A fault of the report must not cost the sweep its exit code: it becomes an error like any other."""
+    from resnet8_quant.sweep.report.write import write_report
+
+    try:
+        write_report(jobs, path, plots=path.parent / "plots" if plots else None)
+    except ExperimentError:
+        raise
+    except Exception as error:
+        log.exception("the report could not be made")
+        raise ExperimentError(f"cannot make {path}: {type(error).__name__}: {error}", "see the log") from error
+
+
+def _write_text(text: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _cell(job: Job, name: str) -> str:
+    value = as_row(job)[name]
+    return "" if value is None else str(value)
 
 
 def _failed(row: RunResult) -> str:
     return "" if row.status == "ok" else row.status
-
-
-def _rank(job: Job) -> tuple[bool, bool, float, int]:
-    return (job.row.status != "ok", not _is_baseline(job.row), -(job.row.accuracy or 0.0), job.number)

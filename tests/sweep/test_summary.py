@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.summary import COLUMNS, Job, check_columns, collect, name_choices, summarize
+from resnet8_quant.sweep.summary import COLUMNS, check_columns, summarize
 from resnet8_quant.terminal import markdown
 
 
@@ -56,35 +57,66 @@ def test_order_baseline_then_accuracy_then_failed(tmp_path: Path, capsys: pytest
     assert [line.split(",")[1] for line in lines] == ["3_d", "2_c", "1_b", "0_a"]
 
 
-def test_job_without_row_is_failed(tmp_path: Path) -> None:
-    (tmp_path / "0_x").mkdir()
-    (tmp_path / "10_z").mkdir()
-    (tmp_path / "notes").mkdir()
-    results.write(_row("int8", 0.8), tmp_path / "10_z")
-    assert [(job.number, job.row.status) for job in collect(tmp_path, 2)] == [(0, "failed"), (1, "failed"), (10, "ok")]
-    assert [job.number for job in collect(tmp_path, None)] == [0, 10]
-    assert "killed" in (collect(tmp_path, None)[0].row.error or "")
+def test_csv_has_every_column_with_its_value(tmp_path: Path) -> None:
+    (tmp_path / "0_a").mkdir()
+    row = _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', ties=0)
+    results.write(row, tmp_path / "0_a")
+    assert summarize(tmp_path, tuple(COLUMNS), None) == 0
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
+        (back,) = csv.DictReader(file)
+    assert (back["job"], back["folder"], back["accuracy"], back["ties"]) == ("0", "0_a", repr(0.1 + 0.2), "0")
+    assert (back["per_channel"], back["overrides"], back["error"]) == ("True", row.overrides, "")
+    assert tuple(back)[2:] == results.COLUMNS
 
 
-def test_unreadable_row_is_failed(tmp_path: Path) -> None:
-    (tmp_path / "0_x").mkdir()
-    (tmp_path / "0_x" / "results.csv").write_text("a,b\n")
-    (job,) = collect(tmp_path, 1)
-    assert job.row.status == "failed"
-    assert "schema" in (job.row.error or "")
+def test_summaries_of_two_sweeps_concatenate(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.8), ("b", 0.7)):
+        (tmp_path / name / "0_x").mkdir(parents=True)
+        results.write(_row("int8", accuracy), tmp_path / name / "0_x")
+        summarize(tmp_path / name, ("Job",), None)
+    first, second = ((tmp_path / name / "summary.csv").read_text().splitlines() for name in "ab")
+    assert first[0] == second[0]
+    assert len(first) == len(second) == 2
 
 
-def _choices(*overrides: str | None) -> list[str]:
-    jobs = [Job(i, f"{i}_x", RunResult(quant_type="int8", overrides=words)) for i, words in enumerate(overrides)]
-    name_choices(jobs)
-    return [job.choices for job in jobs]
+def test_summary_that_cannot_be_written_costs_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "0_a").mkdir()
+    results.write(_row("int8", 0.8), tmp_path / "0_a")
+    (tmp_path / "summary.csv").mkdir()  # nothing can take its place
+    with pytest.raises(ExperimentError, match=r"cannot write .*summary.csv") as caught:
+        summarize(tmp_path, ("Job", "Top-1"), None)
+    assert "python -m resnet8_quant.summary" in caught.value.remedy
+    assert "80.00 %" in (tmp_path / "summary.md").read_text()
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert "80.00 %" in capsys.readouterr().out
+    assert "summary.csv" in caplog.text
 
 
-def test_choices_show_only_what_varies() -> None:
-    assert _choices("quant=int8 seed=1 data=sample", "quant=u8s8 seed=1 data=sample") == ["int8", "u8s8"]
-    assert _choices("quant=int8 seed=1", "quant=int8 seed=2", "quant=u8s8 seed=1") == ["int8 1", "int8 2", "u8s8 1"]
-    assert _choices("quant=int8 seed=1") == ["int8 1"]
-    assert _choices(None) == ["int8"]
+def test_fault_of_the_report_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resnet8_quant.sweep.report import write
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(write, "write_report", fail)
+    (tmp_path / "0_a").mkdir()
+    results.write(_row("int8", 0.8), tmp_path / "0_a")
+    with pytest.raises(ExperimentError, match="ZeroDivisionError: oops"):
+        summarize(tmp_path, ("Job",), None)
+    assert (tmp_path / "summary.csv").is_file()
+
+
+def test_plots_are_drawn_where_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for number, accuracy in enumerate((0.8, 0.9)):
+        (tmp_path / f"{number}_a").mkdir()
+        results.write(_row("int8", accuracy, model_bytes=1000 + number), tmp_path / f"{number}_a")
+    summarize(tmp_path, ("Job",), None)
+    assert not (tmp_path / "plots").exists()
+    summarize(tmp_path, ("Job",), None, plots=True)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"pareto_bytes.png", "pareto_bytes.svg"}
 
 
 def test_unknown_column_is_refused() -> None:

@@ -1,0 +1,46 @@
+"""The report of any runs as one HTML page: ``python -m resnet8_quant.report DIR...``
+
+In: folders of runs, of sweeps, or above them. Out: report.html and, with --plots, each of its plots as PNG and SVG in a
+folder plots/ beside it. Exit code 0, or 1 after an error that is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet8_quant import terminal
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.summary import Parser, select
+from resnet8_quant.sweep.collect import collect_all, name_choices
+from resnet8_quant.sweep.report.write import write_report
+
+
+def run(words: Sequence[str]) -> None:
+    """What the command line ``words`` asks for."""
+    options = Parser(prog="python -m resnet8_quant.report", description="The report of any runs as one HTML page.")
+    options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
+    options.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the first folder")
+    options.add_argument("--where", metavar="EXPR", help="runs to keep, e.g. \"model == 'resnet8'\"")
+    options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
+    given = options.parse_args(words)
+    jobs = select(collect_all(given.folders), given.where, None, None)
+    name_choices(jobs)
+    path = given.out or given.folders[0] / "report.html"
+    write_report(jobs, path, plots=path.parent / "plots" if given.plots else None)
+    terminal.show(f"{len(jobs):,} runs. Written to {terminal.shown(path)}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 after an error."""
+    try:
+        run(sys.argv[1:] if words is None else words)
+    except ExperimentError as error:
+        terminal.show_error(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

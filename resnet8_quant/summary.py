@@ -1,0 +1,112 @@
+"""The summary of any runs, also across sweeps and machines: ``python -m resnet8_quant.summary DIR...``
+
+In: folders of runs, of sweeps, or above them. Out: a table on the terminal and, where asked for, a CSV file with every
+column and the report. Exit code 0, or 1 after an error that is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from resnet8_quant import terminal
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.sweep import summary
+from resnet8_quant.sweep.collect import Job, collect_all, name_choices
+from resnet8_quant.sweep.query import check_column, ordered, where
+
+TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
+HELP = "python -m resnet8_quant.summary --help"
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong command line is an error like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ExperimentError(message, f"python -m resnet8_quant.{self.prog.rpartition('.')[2]} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; --help shows them."""
+    options = Parser(prog="python -m resnet8_quant.summary", description="The table of any runs, filtered and sorted.")
+    options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
+    options.add_argument("--where", metavar="EXPR", help="rows to keep: \"accuracy > 0.87 and kernels != 'mixed'\"")
+    options.add_argument("--sort", metavar="COLUMN,...", help="e.g. model_bytes,-accuracy; a leading - for descending")
+    options.add_argument("--top", type=int, metavar="N", help="only the first N rows")
+    options.add_argument(
+        "--columns", default=TABLE, metavar="NAME,...", help=f"of the table, default {TABLE}; any column of the CSV too"
+    )
+    options.add_argument("--csv", type=Path, metavar="FILE", help="write the rows with all columns")
+    options.add_argument("--report", type=Path, metavar="FILE", help="write the report of the rows as one HTML page")
+    return options
+
+
+def select(jobs: Sequence[Job], expression: str | None, keys: str | None, top: int | None) -> list[Job]:
+    """The jobs that ``expression`` is true for, in the order of ``keys`` (None: float, best, failed), at most ``top``.
+
+    Raises:
+        ExperimentError: an expression or a column that there is not; ``top`` below 1.
+    """
+    if top is not None and top < 1:
+        raise ExperimentError(f"`--top` is {top}, it must be at least 1", "--top 10")
+    chosen = sorted(jobs, key=summary.rank)
+    rows = {id(job): {**summary.as_row(job), "": job} for job in chosen}
+    if expression is not None:
+        fits = where(expression, summary.CSV_COLUMNS)
+        chosen = [job for job in chosen if fits(rows[id(job)])]
+    if keys is not None:
+        chosen = [row[""] for row in ordered([rows[id(job)] for job in chosen], keys, summary.CSV_COLUMNS)]
+    return chosen[:top]
+
+
+def run(words: Sequence[str]) -> None:
+    """What the command line ``words`` asks for."""
+    options = parser().parse_args(_joined(words))
+    columns = [name.strip() for name in options.columns.split(",")]
+    for name in columns:
+        check_column(name, (*summary.COLUMNS, *summary.CSV_COLUMNS), "--columns")
+    jobs = collect_all(options.folders)
+    chosen = select(jobs, options.where, options.sort, options.top)
+    name_choices(jobs)
+    failed = sum(not job.ok for job in chosen)
+    note = f" {failed} of them failed." if failed else ""
+    terminal.show(f"{summary.table(chosen, columns)}\n\n{len(chosen):,} of {len(jobs):,} runs.{note}")
+    if options.csv is not None:
+        summary.write_csv(chosen, options.csv)
+        terminal.show(f"Written to {terminal.shown(options.csv)}")
+    if options.report is not None:
+        from resnet8_quant.sweep.report.write import write_report
+
+        write_report(chosen, options.report)
+        terminal.show(f"Written to {terminal.shown(options.report)}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 after an error."""
+    try:
+        run(sys.argv[1:] if words is None else words)
+    except ExperimentError as error:
+        terminal.show_error(error)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """``--sort -accuracy`` as ``--sort=-accuracy``: argparse takes a word that begins with - for an option."""
+    result: list[str] = []
+    for word in words:
+        if result and result[-1] == "--sort":
+            result[-1] = f"--sort={word}"
+        else:
+            result.append(word)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

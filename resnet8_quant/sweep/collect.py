@@ -1,0 +1,283 @@
+"""Find and read the runs below any folders: of one sweep, of many, of outputs/ as a whole.
+
+In: folders of runs or of sweeps, or folders above them. Out: one `Job` for each run, in a stable order. Nothing that a
+folder holds stops the reading: a run whose results.csv is missing, damaged or of another schema is a failed row that
+says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from resnet8_quant import results
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
+
+PLAN = "job.json"  # what a job was asked for, written before it starts
+TWIN = "same_as.json"  # in place of a run: which other run of the sweep has the same settings
+NUMBERED = re.compile(r"(\d{1,9})_")
+BELOW_ZERO = -1e-9  # that a ratio of 0 is above
+LIMITS: dict[str, tuple[float, float]] = {
+    "accuracy": (BELOW_ZERO, 1.0),
+    "float_accuracy": (BELOW_ZERO, 1.0),
+    "model_bytes": (0, math.inf),
+    "float_model_bytes": (0, math.inf),
+    "latency_us_median": (0, math.inf),
+    "eval_images": (0, math.inf),
+}
+MARKS = frozenset((results.FILE_NAME, TWIN, PLAN))
+
+
+@dataclass
+class Job:
+    """One run.
+
+    Attributes:
+        number: in its sweep; None where the run is not part of one.
+        folder: its folder's name, or its path from where the user looks.
+        row: its results.
+        path: the folder that holds its files; of a twin that of the run it equals.
+        twin: whether it is a duplicate of another run, which did not run itself.
+        choices: the values of the overrides that tell it from the other jobs of a table.
+        sweep: its sweep's folder, where a table holds more than one sweep.
+    """
+
+    number: int | None
+    folder: str
+    row: RunResult
+    path: Path = Path()
+    twin: bool = False
+    choices: str = ""
+    sweep: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.row.status == "ok"
+
+    @property
+    def label(self) -> str:
+        if self.number is None:
+            return self.folder
+        return f"Job {self.number}{f' of {self.sweep}' if self.sweep else ''}"
+
+
+def collect(folder: Path, expected: int | None) -> list[Job]:
+    """The jobs of one sweep's folder by number; one that left no readable row counts as failed.
+
+    Args:
+        folder: of the sweep; its jobs are in folders named NUMBER_CHOICES.
+        expected: number of jobs; those that have no folder are listed as failed. None: not known.
+    """
+    jobs = [job for job in map(_read, _numbered(folder)) if job.number is not None]
+    absent = set(range(expected or 0)) - {job.number for job in jobs}
+    jobs += [Job(number, f"{number}_", _failed("it left no folder: it never started")) for number in absent]
+    return sorted(jobs, key=lambda job: (job.number or 0, job.folder))
+
+
+def collect_all(folders: Sequence[Path]) -> list[Job]:
+    """All runs below ``folders``, each once, in the order of the folders and then of their paths, numbers by value.
+
+    Raises:
+        ExperimentError: a folder does not exist, or there is no run below any of them.
+    """
+    jobs: dict[str, Job] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ExperimentError(
+                f"`DIR`: {folder} is not a folder", "python -m resnet8_quant.summary outputs/sweeps/DATE_TIME"
+            )
+        found = sorted(_walk(str(folder), set()), key=_natural)
+        for place in found:
+            key = os.path.realpath(place)
+            if key not in jobs:
+                jobs[key] = replace(_read(place), folder=place)
+    if not jobs:
+        raise ExperimentError(
+            f"there is no run below {', '.join(map(str, folders))}: no folder with a {results.FILE_NAME}",
+            "python run.py -m quant=int8,uint8, then: python -m resnet8_quant.summary outputs/sweeps",
+        )
+    _name_sweeps([*jobs.values()])
+    return list(jobs.values())
+
+
+def settings(row: RunResult) -> dict[str, str]:
+    """{key: value} of the overrides that a run was started with; empty where they cannot be read."""
+    try:
+        words = shlex.split(row.overrides or "")
+    except ValueError:  # an open quote
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def varied(jobs: Iterable[Job]) -> list[str]:
+    """Keys of the overrides that do not have the same value in all jobs, in the order of their appearance."""
+    values: dict[str, set[str | None]] = {}
+    every = [setting for job in jobs if (setting := settings(job.row))]
+    for key in dict.fromkeys(key for setting in every for key in setting):
+        values[key] = {setting.get(key) for setting in every}
+    return [key for key, seen in values.items() if len(seen) > 1]
+
+
+def name_choices(jobs: Sequence[Job]) -> None:
+    """Give each job the values of the overrides that are not the same in all jobs."""
+    every = [settings(job.row) for job in jobs]
+    keys = varied(jobs) or list(dict.fromkeys(key for setting in every for key in setting))
+    for job, setting in zip(jobs, every, strict=True):
+        job.choices = " ".join(setting[key] for key in keys if key in setting) or job.row.quant_type or job.folder
+
+
+def _name_sweeps(jobs: Sequence[Job]) -> None:
+    """Two sweeps have a job 0 each: where there are several, each job's label names its sweep."""
+    parents = {id(job): os.path.dirname(job.folder) for job in jobs if job.number is not None}
+    if len(set(parents.values())) < 2:
+        return
+    names = {parent: os.path.basename(parent) for parent in parents.values()}
+    alike = len(set(names.values())) < len(names)
+    for job in jobs:
+        if id(job) in parents:
+            job.sweep = parents[id(job)] if alike else names[parents[id(job)]]
+
+
+def _numbered(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries if NUMBERED.match(entry.name) and entry.is_dir())
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+    """Folders of runs at or below ``folder``; a numbered folder with neither results nor runs below it is one too."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = list(entries)
+    except OSError:  # not ours to read
+        return
+    if not MARKS.isdisjoint(entry.name for entry in listed):
+        yield folder
+        return
+    empty = True
+    for entry in listed:
+        if entry.name.startswith(".") or not entry.is_dir():
+            continue
+        if entry.is_symlink():  # may lead in a circle
+            target = os.path.realpath(entry.path)
+            if target in seen or os.path.commonpath((os.path.realpath(folder), target)) == target:
+                continue
+            seen.add(target)
+        for found in _walk(entry.path, seen):
+            empty = False
+            yield found
+    if empty and NUMBERED.match(os.path.basename(folder)) and any(entry.name == ".hydra" for entry in listed):
+        yield folder
+
+
+def _read(place: str) -> Job:
+    """The job in the folder ``place``, whatever state it is in."""
+    path = Path(place)
+    match = NUMBERED.match(path.name)
+    number = int(match[1]) if match else None
+    if not (path / results.FILE_NAME).is_file():
+        if (path / TWIN).exists():
+            return _read_twin(path, number)
+        plan = _json(path / PLAN)
+        asked = plan.get("number")
+        number = asked if isinstance(asked, int) and not isinstance(asked, bool) else number
+        row = replace(
+            _failed(f"it left no {results.FILE_NAME}: it was killed, or it still runs"), overrides=_words(plan)
+        )
+        return Job(number, path.name, row, path)
+    return Job(number, path.name, _row(path), path)
+
+
+def _read_twin(path: Path, number: int | None) -> Job:
+    """A duplicate: the row of the run it equals, with its own overrides."""
+    record = _json(path / TWIN)
+    name = record.get("folder")
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        row = replace(_failed(f"its {TWIN} names no run"), overrides=_words(record))
+        return Job(number, path.name, row, path, True)
+    original = path.parent / name
+    if (original / results.FILE_NAME).is_file():
+        row = _row(original)
+    else:
+        row = _failed(f"it equals {name}, which left no {results.FILE_NAME}")
+    return Job(number, path.name, replace(row, overrides=_words(record) or row.overrides), original, True)
+
+
+def _row(path: Path) -> RunResult:
+    file = path / results.FILE_NAME
+    try:
+        return _sound(results.read(file))
+    except ExperimentError as error:
+        plan = _json(path / PLAN)
+        return replace(_failed(_reason(file, error)), overrides=_words(plan))
+
+
+def _sound(row: RunResult) -> RunResult:
+    """``row`` if its numbers can be what they say: finite, ratios between 0 and 1, sizes and times above 0.
+
+    Raises:
+        ExperimentError: one cannot.
+    """
+    for name, value in vars(row).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            break
+        low, high = LIMITS.get(name, (-math.inf, math.inf))
+        if name in LIMITS and value is not None and not low < value <= high:
+            break
+    else:
+        return row
+    raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
+
+
+def _reason(file: Path, error: ExperimentError) -> str:
+    """Why a results.csv is no row, without its path, and what to do; another schema's version is named."""
+    version = _schema_version(file)
+    if version is not None and version != str(results.SCHEMA_VERSION):
+        return (
+            f"{results.FILE_NAME} has schema version {version}, this resnet8-quant reads {results.SCHEMA_VERSION}: "
+            "run that job again, or read it with the version that wrote it"
+        )
+    return f"{error.problem.replace(str(file), results.FILE_NAME)}: run that job again"
+
+
+def _schema_version(file: Path) -> str | None:
+    try:
+        with file.open(newline="", encoding="utf-8") as text:
+            header, row = next(reader := csv.reader(text)), next(reader)
+    except (OSError, UnicodeDecodeError, csv.Error, StopIteration):
+        return None
+    version = dict(zip(header, row, strict=False)).get("schema_version")
+    return version if version and version.isdecimal() and len(version) < 6 else None
+
+
+def _failed(reason: str) -> RunResult:
+    return RunResult(status="failed", error=" ".join(reason.split()))
+
+
+def _json(path: Path) -> dict[str, object]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _words(record: dict[str, object]) -> str | None:
+    """The overrides that a record names, as results.csv writes them."""
+    words = record.get("overrides")
+    return shlex.join(map(str, words)) or None if isinstance(words, list) else None
+
+
+def _natural(place: str) -> list[tuple[int, int, str]]:
+    """A key that sorts 2_x before 10_x."""
+    parts = re.split(r"(\d+)", place)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]

@@ -1,0 +1,212 @@
+"""Runs found below any folder: what is damaged becomes a failed row that says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from resnet8_quant import results
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.collect import Job, collect, collect_all, name_choices, settings, varied
+
+
+def _run(folder: Path, **values: object) -> Path:
+    folder.mkdir(parents=True)
+    results.write(RunResult(quant_type="int8", accuracy=0.8, **values), folder)  # type: ignore[arg-type]
+    return folder
+
+
+def _states(jobs: list[Job]) -> list[tuple[int | None, str]]:
+    return [(job.number, job.row.status) for job in jobs]
+
+
+def test_jobs_of_a_sweep_by_number(tmp_path: Path) -> None:
+    _run(tmp_path / "10_z")
+    _run(tmp_path / "2_y")
+    (tmp_path / "0_x").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert _states(collect(tmp_path, None)) == [(0, "failed"), (2, "ok"), (10, "ok")]
+    jobs = collect(tmp_path, 4)
+    assert _states(jobs) == [(0, "failed"), (1, "failed"), (2, "ok"), (3, "failed"), (10, "ok")]
+    assert "killed" in (jobs[0].row.error or "")
+    assert "never started" in (jobs[1].row.error or "")
+
+
+def test_killed_job_has_the_overrides_of_its_plan(tmp_path: Path) -> None:
+    (tmp_path / "3_x").mkdir()
+    plan = {"digest": "abc", "overrides": ["quant=int8", "data.path=a b"], "number": 7}
+    (tmp_path / "3_x" / "job.json").write_text(json.dumps(plan))
+    (job,) = collect(tmp_path, None)
+    assert (job.number, job.row.status) == (7, "failed")
+    assert settings(job.row) == {"quant": "int8", "data.path": "a b"}
+
+
+@pytest.mark.parametrize("plan", ["", "[1]", '{"overrides": 3, "number": true}', '{"number": "x"}'])
+def test_damaged_plan_is_no_plan(plan: str, tmp_path: Path) -> None:
+    (tmp_path / "3_x").mkdir()
+    (tmp_path / "3_x" / "job.json").write_text(plan)
+    (job,) = collect(tmp_path, None)
+    assert (job.number, job.row.status, job.row.overrides) == (3, "failed", None)
+
+
+def test_twin_has_the_row_of_the_other_and_its_own_overrides(tmp_path: Path) -> None:
+    _run(tmp_path / "0_a", overrides="quant=float calibration=minmax")
+    (tmp_path / "1_b").mkdir()
+    record = {"folder": "0_a", "overrides": ["quant=float", "calibration=entropy"]}
+    (tmp_path / "1_b" / "same_as.json").write_text(json.dumps(record))
+    first, second = collect(tmp_path, 2)
+    assert (second.number, second.folder, second.twin, second.path) == (1, "1_b", True, tmp_path / "0_a")
+    assert second.row == dataclasses.replace(first.row, overrides="quant=float calibration=entropy")
+    assert not first.twin
+
+
+@pytest.mark.parametrize("name", ["0_a", "../other", "", 3, ".."])
+def test_twin_of_nothing_is_failed(name: object, tmp_path: Path) -> None:
+    _run(tmp_path / "other")
+    sweep = tmp_path / "sweep"
+    (sweep / "0_a").mkdir(parents=True)
+    (sweep / "1_b").mkdir()
+    (sweep / "1_b" / "same_as.json").write_text(json.dumps({"folder": name, "overrides": ["seed=1"]}))
+    job = collect(sweep, None)[1]
+    assert (job.row.status, job.row.overrides) == ("failed", "seed=1")
+
+
+def _older(folder: Path) -> None:
+    columns = [name for name in results.COLUMNS if name not in ("ties", "float_ties")]
+    values = ["1" if name == "schema_version" else "" for name in columns]
+    (folder / "results.csv").write_text(",".join(columns) + "\n" + ",".join(values) + "\n")
+
+
+def test_older_schema_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "0_x").mkdir()
+    _older(tmp_path / "0_x")
+    (job,) = collect(tmp_path, 1)
+    error = job.row.error or ""
+    assert f"schema version 1, this resnet8-quant reads {results.SCHEMA_VERSION}" in error
+    assert "run that job again" in error
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe", b"a,b\n1,2\n", b"schema_version\n\x00\n", b"x" * 200_000],
+    ids=["empty", "binary", "foreign", "null", "one long field"],
+)
+def test_damaged_row_is_failed_without_the_path(content: bytes, tmp_path: Path) -> None:
+    _run(tmp_path / "1_good")
+    (tmp_path / "0_x").mkdir()
+    (tmp_path / "0_x" / "results.csv").write_bytes(content)
+    bad, good = collect(tmp_path, 2)
+    assert (bad.row.status, good.row.status) == ("failed", "ok")
+    assert "results.csv" in (bad.row.error or "")
+    assert str(tmp_path) not in (bad.row.error or "")
+    assert "run that job again" in (bad.row.error or "")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("accuracy", float("nan")),
+        ("accuracy", 1.5),
+        ("accuracy", -0.1),
+        ("mcnemar_p", float("inf")),
+        ("model_bytes", 0),
+        ("latency_us_median", -1.0),
+    ],
+)
+def test_impossible_number_fails_its_run(column: str, value: float, tmp_path: Path) -> None:
+    (tmp_path / "0_x").mkdir()
+    results.write(RunResult(**{column: value}), tmp_path / "0_x")  # type: ignore[arg-type]
+    (job,) = collect(tmp_path, 1)
+    assert job.row.status == "failed"
+    assert f"column `{column}` holds {value}" in (job.row.error or "")
+
+
+def test_smallest_possible_numbers_pass(tmp_path: Path) -> None:
+    row = RunResult(accuracy=0.0, float_accuracy=1.0, model_bytes=1, latency_us_median=0.1, accuracy_delta=-1.0)
+    (tmp_path / "0_x").mkdir()
+    results.write(row, tmp_path / "0_x")
+    assert collect(tmp_path, 1)[0].row == row
+
+
+def test_all_runs_below_folders_once_each_in_order(tmp_path: Path) -> None:
+    _run(tmp_path / "sweeps" / "b" / "10_x")
+    _run(tmp_path / "sweeps" / "b" / "2_x")
+    _run(tmp_path / "sweeps" / "a" / "0_x")
+    _run(tmp_path / "runs" / "2026-01-01_00-00-00")
+    (tmp_path / "sweeps" / "a" / "1_x" / ".hydra").mkdir(parents=True)
+    (tmp_path / "sweeps" / "a" / "plots").mkdir()
+    (tmp_path / "sweeps" / "a" / ".cache" / "0_hidden").mkdir(parents=True)
+    jobs = collect_all([tmp_path / "sweeps", tmp_path, tmp_path / "sweeps" / "a"])
+    shown = [str(Path(job.folder).relative_to(tmp_path)) for job in jobs]
+    names = ["sweeps/a/0_x", "sweeps/a/1_x", "sweeps/b/2_x", "sweeps/b/10_x", "runs/2026-01-01_00-00-00"]
+    assert shown == names
+    assert [job.number for job in jobs] == [0, 1, 2, 10, None]
+    assert [job.label for job in jobs[:3]] == ["Job 0 of a", "Job 1 of a", "Job 2 of b"]
+    assert jobs[1].row.status == "failed"
+
+
+def test_one_sweep_is_not_named_in_labels(tmp_path: Path) -> None:
+    _run(tmp_path / "0_x")
+    _run(tmp_path / "1_x")
+    assert [job.label for job in collect_all([tmp_path])] == ["Job 0", "Job 1"]
+
+
+def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    _run(tmp_path / "here" / "s" / "0_x")
+    _run(tmp_path / "there" / "s" / "0_x")
+    labels = [job.label for job in collect_all([tmp_path])]
+    assert len(set(labels)) == 2
+
+
+def test_a_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
+    _run(tmp_path / "sweep" / "0_x")
+    (tmp_path / "sweep" / "again").symlink_to(tmp_path)
+    assert len(collect_all([tmp_path])) == 1
+
+
+def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:
+    _run(tmp_path / "out2" / "0_x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out2" / "more").mkdir()
+    _run(tmp_path / "out" / "1_y")
+    (tmp_path / "out2" / "more" / "link").symlink_to(tmp_path / "out")  # whose name begins like its own
+    assert [job.number for job in collect_all([tmp_path / "out2"])] == [0, 1]
+
+
+def test_a_run_folder_itself(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "out")
+    assert _states(collect_all([folder])) == [(None, "ok")]
+
+
+def test_nothing_to_find_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no run below"):
+        collect_all([tmp_path])
+    with pytest.raises(ExperimentError, match="is not a folder"):
+        collect_all([tmp_path / "absent"])
+
+
+def _choices(*overrides: str | None) -> list[str]:
+    jobs = [Job(i, f"{i}_x", RunResult(quant_type="int8", overrides=words)) for i, words in enumerate(overrides)]
+    name_choices(jobs)
+    return [job.choices for job in jobs]
+
+
+def test_choices_show_only_what_varies() -> None:
+    assert _choices("quant=int8 seed=1 data=sample", "quant=u8s8 seed=1 data=sample") == ["int8", "u8s8"]
+    assert _choices("quant=int8 seed=1", "quant=int8 seed=2", "quant=u8s8 seed=1") == ["int8 1", "int8 2", "u8s8 1"]
+    assert _choices("quant=int8 seed=1") == ["int8 1"]
+    assert _choices(None) == ["int8"]
+
+
+def test_overrides_that_cannot_be_read_are_none() -> None:
+    assert settings(RunResult(overrides="a='b")) == {}
+    assert _choices("a='b", "seed=1") == ["int8", "1"]
+
+
+def test_varied_keys_in_the_order_of_appearance() -> None:
+    jobs = [Job(0, "", RunResult(overrides="b=1 a=1 c=1")), Job(1, "", RunResult(overrides="b=2 a=1 c=2 d=1"))]
+    assert varied(jobs) == ["b", "c", "d"]

@@ -1,0 +1,117 @@
+"""``python -m resnet8_quant.summary`` and ``resnet8_quant.report``: exit codes, files, messages."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet8_quant import report, results, summary
+from resnet8_quant.results import RunResult
+
+
+@pytest.fixture
+def sweeps(tmp_path: Path) -> Path:
+    """Two sweeps of two runs, one of them failed."""
+    rows = {
+        "a/0_x": RunResult(quant_type="int8", accuracy=0.8, model_bytes=100, seed=1, overrides="quant=int8 seed=1"),
+        "a/1_x": RunResult(quant_type="u8s8", accuracy=0.9, model_bytes=200, seed=1, overrides="quant=u8s8 seed=1"),
+        "b/0_x": RunResult(quant_type="int8", accuracy=0.85, model_bytes=100, seed=2, overrides="quant=int8 seed=2"),
+        "b/1_x": RunResult(status="failed", error="no luck", overrides="quant=w4a8 seed=2"),
+    }
+    for name, row in rows.items():
+        folder = tmp_path / "sweeps" / name
+        folder.mkdir(parents=True)
+        results.write(row, folder)
+    return tmp_path / "sweeps"
+
+
+def _jobs(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [line.split("|")[1].strip() for line in lines[2:]]
+
+
+def test_table_of_two_sweeps(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary.main([str(sweeps)]) == 0
+    out = capsys.readouterr().out
+    assert _jobs(out) == ["a/1", "b/0", "a/0", "b/1"]
+    assert "Job 1 of b failed: no luck" in out
+    assert "4 of 4 runs. 1 of them failed." in out
+    assert "w4a8 2" in out
+
+
+@pytest.mark.parametrize("sort", [["--sort", "model_bytes,-accuracy"], ["--sort=model_bytes,-accuracy"]])
+def test_where_sort_and_top(sort: list[str], sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary.main([str(sweeps), "--where", "status == 'ok'", *sort, "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert _jobs(out) == ["b/0", "a/0"]
+    assert "2 of 4 runs." in out
+    assert summary.main([str(sweeps), "--sort", "-accuracy", "--top", "1"]) == 0
+    assert _jobs(capsys.readouterr().out) == ["a/1"]
+
+
+def test_columns_of_the_table_and_of_the_csv(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary.main([str(sweeps / "a"), "--columns", "Job, Top-1,model_bytes"]) == 0
+    assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
+
+
+def test_csv_and_report_are_written(sweeps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, page = tmp_path / "all.csv", tmp_path / "all.html"
+    assert summary.main([str(sweeps), "--csv", str(table), "--report", str(page), "--sort", "-accuracy"]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["folder"] for row in rows] == [str(sweeps / name) for name in ("a/1_x", "b/0_x", "a/0_x", "b/1_x")]
+    assert tuple(rows[0])[2:] == results.COLUMNS
+    assert "python run.py quant=u8s8 seed=1" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--where", "acuracy > 1"], "acuracy"),
+        (["--where", "open('x')"], "open"),
+        (["--sort", "nothing"], "nothing"),
+        (["--columns", "Jobs"], "Job"),
+        (["--top", "0"], "--top"),
+        (["--top", "many"], "--top"),
+        (["--csv", "/dev/null/x"], "cannot write"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_wrong_words_are_one_sentence(
+    words: list[str], said: str, sweeps: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert summary.main([str(sweeps), *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert "try: " in error
+
+
+def test_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary.main([]) == 1
+    assert "DIR" in capsys.readouterr().err
+    assert summary.main([str(tmp_path / "absent")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 1
+    assert "no run below" in capsys.readouterr().err
+
+
+def test_report_beside_the_runs_or_where_asked(
+    sweeps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(sweeps)]) == 0
+    assert (sweeps / "report.html").is_file()
+    assert "4 runs" in capsys.readouterr().out
+    assert report.main([str(sweeps), "--where", "seed == 1", "--out", str(tmp_path / "one.html")]) == 0
+    assert "2 runs" in capsys.readouterr().out
+    assert not (sweeps / "plots").exists()
+
+
+def test_module_runs_in_a_pipe_that_closes(sweeps: Path) -> None:
+    command = f"{sys.executable} -m resnet8_quant.summary {sweeps} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
