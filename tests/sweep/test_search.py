@@ -1,0 +1,285 @@
+"""The search with a launcher that makes rows up: proposals, batches, failures, and what a second call continues."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict, read_write
+
+from resnet8_quant import results
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.compose import register
+from resnet8_quant.sweep.search import Search, check_search
+
+pytest.importorskip("optuna", reason="needs the extra [search]")
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GRID = ("quant=int8,u8s8", "calibration.samples_per_class=1,2,3,4", "seed=1,2,3")
+Rows = Callable[[dict[str, str]], RunResult | None]
+
+
+def made_up(words: dict[str, str]) -> RunResult:
+    """More images: more accurate and larger; u8s8 is better in both."""
+    images, better = int(words["calibration.samples_per_class"]), words["quant"] == "u8s8"
+    return RunResult(accuracy=0.8 + images / 100 + better / 10, model_bytes=1000 + 10 * images - better)
+
+
+class Launcher:
+    """Takes the words of jobs, and leaves the rows that ``rows`` makes of them."""
+
+    def __init__(self, folder: Path, rows: Rows = made_up, stop_after: int | None = None) -> None:
+        self.folder, self.rows, self.left = folder, rows, stop_after
+        self.jobs: list[tuple[int, ...]] = []
+        self.words: list[tuple[str, ...]] = []
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        self.jobs.append(tuple(range(initial_job_idx, initial_job_idx + len(job_overrides))))
+        for job, words in enumerate(job_overrides, initial_job_idx):
+            place = self.folder / f"{job}_x"
+            place.mkdir(parents=True)
+            self.words.append(tuple(words))
+            if self.left == 0:
+                raise KeyboardInterrupt
+            row = self.rows(dict(word.split("=", 1) for word in words))
+            if row is not None:
+                results.write(row, place)
+            self.left = None if self.left is None else self.left - 1
+        return []
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def sweep_config(folder: Path, words: Sequence[str], fields: dict[str, Any]) -> tuple[Any, Any]:
+    """The config of a search as Hydra composes it, and what composed it."""
+    words = ["hydra/sweeper=optuna", "data=sample", *words]
+    loader = GlobalHydra.instance().config_loader()
+    config = loader.load_configuration("config", words, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.sweeper.update({"n_trials": 6, "seed": 0, **fields})
+    return config, loader
+
+
+def search(launcher: Launcher, *words: str, **fields: Any) -> None:
+    """Run a search as Hydra would."""
+    config, loader = sweep_config(launcher.folder, words, fields)
+    values = dict(OmegaConf.to_container(config.hydra.sweeper, resolve=True))
+    Search(config, loader).run(values, config.hydra.overrides.task, launcher)  # type: ignore[arg-type]
+
+
+def front(folder: Path) -> list[dict[str, str]]:
+    with (folder / "pareto.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def states(folder: Path) -> list[tuple[str, Any]]:
+    """(state, error) of every trial."""
+    import optuna
+
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'search.db'}")
+    return [(trial.state.name, trial.user_attrs.get("error")) for trial in study.get_trials(deepcopy=False)]
+
+
+def test_no_settings_run_twice_and_the_front_is_what_no_other_beats(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path)
+    search(launcher, *GRID, n_trials=100)
+    assert len(launcher.words) == len(set(launcher.words)) == 2 * 4 * 3
+    found = front(tmp_path)
+    assert [row["quant"] for row in found] == ["u8s8"] * 12
+    assert [int(row["calibration.samples_per_class"]) for row in found] == sorted([*range(1, 5)] * 3)
+    assert (found[0]["accuracy"], found[0]["model_bytes"]) == ("0.91", "1009")
+    assert {tmp_path / row["folder"] for row in found} <= set(tmp_path.iterdir())
+
+
+def test_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path) -> None:
+    launchers = [Launcher(tmp_path / name) for name in "abc"]
+    for launcher, seed, jobs in zip(launchers, (1, 1, 2), (12, 12, 3), strict=True):
+        search(launcher, *GRID, n_trials=jobs, seed=seed)
+    assert launchers[0].words == launchers[1].words
+    assert launchers[0].words[:3] != launchers[2].words
+
+
+def test_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = Launcher(tmp_path / "a")
+    search(whole, *GRID, n_trials=13)
+    words, jobs = [], []
+    for finished in (0, 3, 8, None):
+        launcher = Launcher(tmp_path / "b", stop_after=finished)
+        if finished is None:
+            search(launcher, *GRID, n_trials=13)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                search(launcher, *GRID, n_trials=13)
+        words += launcher.words[:finished]
+        jobs += [number for batch in launcher.jobs for number in batch]
+    assert words == whole.words
+    assert jobs == list(range(13 + 3))  # the number of a lost job is not used again
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    lost = {0, 4, 13}
+    assert {f".lost_{job}_x" if job in lost else f"{job}_x" for job in jobs} <= names
+    assert not {f"{job}_x" for job in lost} & names
+    keep = ("accuracy", "model_bytes", "overrides")
+    assert [[row[key] for key in keep] for row in front(tmp_path / "b")] == [
+        [row[key] for key in keep] for row in front(tmp_path / "a")
+    ]
+
+
+def test_a_row_written_before_the_end_is_not_lost(tmp_path: Path) -> None:
+    def written_then_killed(words: dict[str, str]) -> RunResult:
+        results.write(made_up(words), tmp_path / "0_x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(Launcher(tmp_path, written_then_killed), *GRID, n_trials=2)
+    again = Launcher(tmp_path)
+    search(again, *GRID, n_trials=2)
+    assert again.jobs == [(1,)]
+    assert [state for state, _ in states(tmp_path)] == ["COMPLETE", "COMPLETE"]
+
+
+def test_settings_that_end_the_search_twice_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = []
+    for _ in range(2):
+        launcher = Launcher(tmp_path, stop_after=0)
+        with pytest.raises(KeyboardInterrupt):
+            search(launcher, *GRID, n_trials=2)
+        ended += launcher.words
+    assert ended[0] == ended[1]
+    again = Launcher(tmp_path)
+    search(again, *GRID, n_trials=2)
+    assert len(again.words) == 2
+    assert ended[0] not in again.words
+    assert "died 2 times" in caplog.text
+
+
+def test_finished_search_runs_nothing_more_and_a_larger_one_the_difference(tmp_path: Path) -> None:
+    search(Launcher(tmp_path), *GRID, n_trials=3)
+    same, more = Launcher(tmp_path), Launcher(tmp_path)
+    search(same, *GRID, n_trials=3)
+    search(more, *GRID, n_trials=5)
+    assert same.jobs == []
+    assert more.jobs == [(3,), (4,)]
+
+
+def test_batches_have_different_jobs_and_no_more_than_wanted(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path)
+    search(launcher, *GRID, n_trials=7, n_jobs=3)
+    assert launcher.jobs == [(0, 1, 2), (3, 4, 5), (6,)]
+    assert len(set(launcher.words)) == 7
+
+
+def test_a_failed_job_is_a_failed_trial_and_not_the_end(tmp_path: Path) -> None:
+    def rows(words: dict[str, str]) -> RunResult | None:
+        return {
+            "1": RunResult(status="failed", error="no luck"),
+            "2": None,
+            "3": RunResult(accuracy=0.5),
+        }.get(words["seed"], made_up({**words, "calibration.samples_per_class": "1", "quant": "int8"}))
+
+    search(Launcher(tmp_path, rows), "seed=1,2,3,4", n_trials=4)
+    found = states(tmp_path)
+    assert [state for state, _ in found].count("COMPLETE") == 1
+    errors = {error for _, error in found if error and "the same as trial" not in error}
+    assert len(errors) == 3
+    assert {"no luck", "its column `model_bytes` is empty"} <= errors
+    assert [row["seed"] for row in front(tmp_path)] == ["4"]
+
+
+def test_a_launcher_that_starts_nothing_is_an_error_and_one_that_stops_is_not(tmp_path: Path) -> None:
+    def stops(words: dict[str, str]) -> RunResult:
+        raise RuntimeError("worker gone")
+
+    search(Launcher(tmp_path / "a", stops), *GRID, n_trials=2)
+    assert [state for state, _ in states(tmp_path / "a")] == ["FAIL", "FAIL"]
+    broken = SimpleNamespace(folder=tmp_path / "b", launch=lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        search(broken, *GRID, n_trials=2)  # type: ignore[arg-type]
+
+
+def test_illegal_combinations_are_failed_trials_without_a_job(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, lambda words: RunResult(accuracy=0.5, model_bytes=9))
+    search(launcher, "quant.activation_type=int8,uint8", "quant.weight_type=int8,uint8", n_trials=4)
+    assert len(launcher.words) == 3
+    assert not any({"quant.activation_type=int8", "quant.weight_type=uint8"} <= set(words) for words in launcher.words)
+    refused = [error for state, error in states(tmp_path) if state == "FAIL" and "no kernel" in error]
+    assert refused
+
+
+def test_the_preset_has_no_illegal_combination() -> None:
+    from resnet8_quant.checks import check
+
+    config, loader = sweep_config(Path("unused"), ["experiment=search"], {})
+    search_of = Search(config, loader)
+    fields = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    _, space = search_of.read(fields, config.hydra.overrides.task)  # type: ignore[arg-type]
+    chance = random.Random(0)
+    for _ in range(20):
+        words = space.words(space.draw({}, 1.0, chance))
+        composed = search_of.job_config(words)
+        check(composed)
+        assert composed.quant.layers.keys() == {"conv", "stack1.*", "stack2.*", "stack3.*", "dense"}
+
+
+def test_settings_without_effect_run_once(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, lambda words: RunResult(accuracy=0.5, model_bytes=9))
+    search(launcher, "quant=float", "calibration=minmax,entropy,mse", n_trials=3)
+    assert len(launcher.words) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "problem"),
+    [
+        (["quant=int8"], {}, "nothing to search"),
+        (["seed=1,2", "data=arrays", "data.path=absent.npz"], {}, "absent.npz"),
+        (["seed=1,2", "latency.runs=0"], {"minimize": "latency_us_median"}, "latency.runs is 0"),
+        (["seed=1,2"], {"params": {"quant.layers.dens.weight_bits": "2,4"}}, "'dens' in quant.layers"),
+        (["seed=1,2"], {"n_trials": -1}, "`hydra.sweeper.n_trials` is -1"),
+    ],
+)
+def test_what_no_job_can_do_stops_before_the_first(
+    words: list[str], fields: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    config, _ = sweep_config(tmp_path / "new", words, fields)
+    with pytest.raises(ExperimentError, match=re.escape(problem)):
+        check_search(config)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_search_that_can_run_and_a_grid_pass_the_check(tmp_path: Path) -> None:
+    check_search(sweep_config(tmp_path / "new", ["experiment=search"], {})[0])
+    loader = GlobalHydra.instance().config_loader()
+    check_search(loader.load_configuration("config", ["data=arrays"], RunMode.MULTIRUN))
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    search(Launcher(tmp_path), *GRID, n_trials=1)
+    for words, fields in (
+        (("quant=int8,u8s8",), {}),
+        ((*GRID, "calibration=mse"), {}),
+        (GRID, {"minimize": "weight_payload_bytes"}),
+    ):
+        with pytest.raises(ExperimentError, match=r"is a search with other"):
+            search(Launcher(tmp_path), *words, n_trials=2, **fields)
+
+
+def test_damaged_memory_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "search.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(ExperimentError, match=r"search\.db cannot be read"):
+        search(Launcher(tmp_path), *GRID)

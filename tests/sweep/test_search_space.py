@@ -1,0 +1,169 @@
+"""What a search may choose: YAML and words become parameters, and values become words again."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.sweep.search_options import NUMERIC, read_options
+from resnet8_quant.sweep.search_space import Choices, Range, read_space
+
+FIELDS = {
+    "n_trials": 4,
+    "n_jobs": 1,
+    "seed": 0,
+    "maximize": "accuracy",
+    "minimize": "model_bytes",
+    "params": {},
+}
+
+
+def test_words_with_several_values_are_parameters_and_the_others_are_fixed() -> None:
+    space = read_space({}, ["quant=int8,uint8", "seed=range(1,4)", "data=sample", "hydra.sweep.dir=x"])
+    assert space.parameters == {"quant": Choices(("int8", "uint8")), "seed": Choices(("1", "2", "3"))}
+    assert space.fixed == ("data=sample", "hydra.sweep.dir=x")
+    assert space.size == 6
+
+
+def test_ranges_of_yaml() -> None:
+    params = {
+        "quant": {"choices": ["int8", "u8s8"]},
+        "calibration.samples_per_class": {"low": 10, "high": 100, "step": 30},
+        "seed": {"low": 1, "high": 8},
+        "calibration.percentile": {"low": 99.0, "high": 100},
+        "refine.damping": {"low": 0.001, "high": 1.0, "log": True},
+        "quant.compact": {"choices": [True, None]},
+    }
+    space = read_space(params, [])
+    assert space.parameters == {
+        "quant": Choices(("int8", "u8s8")),
+        "calibration.samples_per_class": Range(10, 100, 30, False, True),
+        "seed": Range(1, 8, None, False, True),
+        "calibration.percentile": Range(99.0, 100, None, False, False),
+        "refine.damping": Range(0.001, 1.0, None, True, False),
+        "quant.compact": Choices(("true", "null")),
+    }
+    assert [parameter.size for parameter in space.parameters.values()] == [2, 4, 8, math.inf, math.inf, 2]
+
+
+def test_intervals_of_words_are_ranges() -> None:
+    words = ["refine.damping=tag(log,interval(0.001,1.0))", "seed=int(interval(1,9))"]
+    assert read_space({}, words).parameters == {
+        "refine.damping": Range(0.001, 1.0, None, True, False),
+        "seed": Range(1, 9, None, False, True),
+    }
+
+
+def test_a_word_goes_before_yaml() -> None:
+    params = {"quant": {"choices": ["int8", "u8s8"]}, "refine": "none,bias", "seed": 3}
+    space = read_space(params, ["quant=float", "refine=none,gptq", "seed=7"])
+    assert space.parameters == {"refine": Choices(("none", "gptq"))}
+    assert space.fixed == ("quant=float", "seed=7")
+
+
+def test_values_become_words_that_hydra_reads_and_layers_become_one() -> None:
+    params = {
+        "quant": {"choices": ["u8s8"]},
+        "quant.layers.stack1.*.weight_bits": {"choices": [2, 4]},
+        "refine.damping": {"low": 0.1, "high": 0.5, "step": 0.1},
+        "quant.layers.stack1.*.activation_bits": {"choices": [6]},
+        "quant.layers.dense.weight_bits": {"low": 2, "high": 8},
+    }
+    space = read_space(params, ["data=sample"])
+    assert space.layer_patterns() == ["stack1.*", "stack1.*", "dense"]
+    words = space.words(dict(zip(space.parameters, ("u8s8", "4", 0.1 + 0.2, "6", 8), strict=True)))
+    assert words == [
+        "data=sample",
+        "quant=u8s8",
+        "refine.damping=0.3",
+        "quant.layers={stack1.*:{weight_bits:4,activation_bits:6},dense:{weight_bits:8}}",
+    ]
+    (layers,) = OverridesParser.create().parse_overrides(words[-1:])
+    assert layers.value() == {"stack1.*": {"weight_bits": 4, "activation_bits": 6}, "dense": {"weight_bits": 8}}
+
+
+def test_draws_stay_in_the_range_and_on_its_steps() -> None:
+    chance = random.Random(0)
+    drawn = {
+        parameter: {parameter.draw(chance) for _ in range(300)}
+        for parameter in (
+            Choices(("a", "b")),
+            Range(10, 100, 30, False, True),
+            Range(1, 8, None, True, True),
+            Range(0.5, 2.0, 0.5, False, False),
+        )
+    }
+    assert list(drawn.values()) == [{"a", "b"}, {10, 40, 70, 100}, set(range(1, 9)), {0.5, 1.0, 1.5, 2.0}]
+    logarithmic = [Range(0.001, 1.0, None, True, False).draw(chance) for _ in range(300)]
+    assert 0.001 <= min(logarithmic) < 0.01
+    assert 0.1 < max(logarithmic) <= 1.0
+    assert 0.4 < sum(value < 0.03 for value in logarithmic) / 300 < 0.6
+
+
+def test_a_draw_keeps_what_it_does_not_change() -> None:
+    space = read_space({}, ["quant=int8,u8s8", "seed=range(1,100)"])
+    near = {"quant": "int8", "seed": "5"}
+    assert space.draw(near, 0.0, random.Random(0)) == near
+    draws = [space.draw(near, 0.5, random.Random(number)) for number in range(100)]
+    assert 20 < sum(values["seed"] == "5" for values in draws) < 80
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"choices": []}, "has no choices"),
+        ({"choices": "int8"}, "not a list"),
+        ({"choices": [1], "low": 2}, "choices alone"),
+        ({"low": 1, "hihg": 2}, "hihg"),
+        ({}, "choices alone"),
+        ({"low": 1}, "None is not a number"),
+        ({"low": 1, "high": "many"}, "'many' is not a number"),
+        ({"low": True, "high": 2}, "True is not a number"),
+        ({"low": 1, "high": math.inf}, "inf is not a number"),
+        ({"low": 2, "high": 2}, "low must be below high"),
+        ({"low": 0, "high": 2, "log": True}, "low must be above 0"),
+        ({"low": 1, "high": 2, "log": "yes"}, "'yes'"),
+        ({"low": 1, "high": 2, "log": True, "step": 1}, "both log: true and step"),
+        ({"low": 1, "high": 10, "step": 2}, "which do not lead to 10"),
+        ({"low": 1, "high": 10, "step": 0}, "which do not lead to 10"),
+        ({"low": 1, "high": 10, "step": -3}, "which do not lead to 10"),
+    ],
+)
+def test_refused_range_names_the_parameter_and_the_value(mapping: dict[str, object], words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        read_space({"seed": mapping}, [])
+    assert caught.value.problem.startswith("`hydra.sweeper.params` seed ")
+    assert words in caught.value.problem
+
+
+def test_nothing_to_search_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="nothing to search") as caught:
+        read_space({"seed": 3}, ["quant=int8"])
+    assert "experiment=search" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_trials", 0),
+        ("n_trials", "ten"),
+        ("n_jobs", True),
+        ("seed", -1),
+        ("maximize", "akkuracy"),
+        ("minimize", "kernels"),
+    ],
+)
+def test_refused_option_names_the_field_and_the_value(name: str, value: object) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        read_options({**FIELDS, name: value})
+    assert f"`hydra.sweeper.{name}` is {value}" in caught.value.problem
+
+
+def test_options_name_the_objectives() -> None:
+    assert read_options({**FIELDS, "_target_": "x"}).objectives == ("accuracy", "model_bytes")
+    assert {"latency_us_median", "weight_payload_bytes"} <= set(NUMERIC)
+    assert not {"seed", "status", "per_channel"} & set(NUMERIC)
