@@ -18,6 +18,7 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.low_bit import check_allocate, check_refine, check_widths
+from resnet8_quant.tracking import check_tracking
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(NumberType) - {NumberType.float32, NumberType.int2, NumberType.uint2}
@@ -95,6 +96,7 @@ def check(config: Config) -> None:
     check_allocate(config)
     _check_deploy(config.deploy, config.quant, config.model.kind)
     _check_inputs(config)
+    check_tracking(config.tracking)
 
 
 def _check_types(quant: QuantConfig) -> None:

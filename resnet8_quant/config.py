@@ -96,6 +96,13 @@ class DataKind(Enum):
     arrays = "arrays"
 
 
+class TrackingKind(Enum):
+    """Where runs are logged besides their own folder."""
+
+    none = "none"
+    mlflow = "mlflow"
+
+
 class Layout(Enum):
     """Order of the input's axes; auto reads it from the model's input shape."""
 
@@ -218,6 +225,13 @@ class LatencyConfig:
 
 
 @dataclass
+class TrackingConfig:
+    kind: TrackingKind = TrackingKind.none
+    uri: Optional[str] = None
+    experiment: Optional[str] = None
+
+
+@dataclass
 class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -228,5 +242,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 42
     cache_dir: Optional[str] = None
+    resume: Optional[str] = None

@@ -21,6 +21,7 @@ from resnet8_quant.config import (
     NumberType,
     QuantConfig,
     RefineConfig,
+    TrackingConfig,
 )
 from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.sweep.compose import register, to_config
@@ -34,6 +35,7 @@ GROUPS = {
     "deploy": DeployConfig,
     "model": ModelConfig,
     "data": DataConfig,
+    "tracking": TrackingConfig,
 }
 NAMED = ("quant", "refine", "allocate", "deploy")  # have a field for the word that chose them
 EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}

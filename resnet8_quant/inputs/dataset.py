@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,18 @@ def _load_cifar10(config: DataConfig, cache: Path) -> Dataset:
 
 
 def _load_sample(config: DataConfig, cache: Path) -> Dataset:
+    return _bundled_sample()
+
+
+@lru_cache(maxsize=1)
+def _bundled_sample() -> Dataset:
+    """Unpacked once in a process, and read-only: the jobs of a sweep share it."""
     from resnet8_quant.inputs.sample import load_sample
 
-    return load_sample()
+    data = load_sample()
+    for array in (data.train.images, data.train.labels, data.test.images, data.test.labels):
+        array.flags.writeable = False
+    return data
 
 
 def _load_arrays(config: DataConfig, cache: Path) -> Dataset:

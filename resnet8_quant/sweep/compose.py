@@ -16,14 +16,17 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import unwritable
+from resnet8_quant.sweep.launchers import missing_plugin
+from resnet8_quant.sweep.search import register_search
 
 HELP = "python run.py --help"
+MOST_COMPOSED = 1000  # configs of jobs that wait, each some 100 KB
 
 
 def register() -> None:
@@ -36,6 +39,7 @@ def register() -> None:
         "unique_time", lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), use_cache=True, replace=True
     )
     OmegaConf.register_new_resolver("short", _short, replace=True)
+    register_search()
 
 
 def _short(name: str) -> str:
@@ -64,6 +68,13 @@ def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
     assert isinstance(result, Config)
     _refuse_unknown(config, Config, "")
     return result
+
+
+def typed_words(overrides: ListConfig | list[str]) -> list[str]:
+    """Words as they were typed: reading them one by one would resolve the interpolations in them."""
+    words = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
+    assert isinstance(words, list)
+    return words
 
 
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
@@ -101,6 +112,8 @@ def explain(error: BaseException) -> ExperimentError | None:
     if isinstance(cause, OmegaConfBaseException):
         text = str(cause).splitlines()[0]
         return ExperimentError(f"`{cause.full_key}`: {text[0].lower()}{text[1:]}", HELP)
+    if isinstance(error, HydraException) and (needed := missing_plugin(str(error))) is not None:
+        return missing_extra(*needed)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         options = list(error.options)
@@ -150,3 +163,27 @@ def grid(config: DictConfig) -> tuple[int, Iterator[Config | ExperimentError]] |
                 yield error
 
     return len(jobs), compose()
+
+
+def compose_once() -> None:
+    """Let Hydra compose each job of a grid once: it does so to validate all of them, and again to start each.
+
+    That is a good part of the time of a short job. What was composed for validation is handed out when the job starts,
+    and then forgotten.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    compose = loader.load_sweep_config
+    composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        words = tuple(sweep_overrides)
+        if words in composed:
+            return composed.pop(words)
+        config = compose(master_config, sweep_overrides)
+        if len(composed) < MOST_COMPOSED:
+            composed[words] = config
+        return config
+
+    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010 (a method, to a type checker)

@@ -1,0 +1,173 @@
+"""What the launchers of a sweep need to know and what they lack: threads for each job, extras, and lost jobs.
+
+In: `hydra.launcher` as configured. Out: how many jobs run side by side on a machine and the threads of each; an error
+that names the extra of a plugin that is not installed; submitit's jobs such that the end of one is not the end of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.machine import usable_cores
+from resnet8_quant.sweep import ledger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a job gets of a machine.
+
+    Attributes:
+        at_once: jobs side by side on one machine; None: the cluster decides.
+        threads: of each job.
+    """
+
+    at_once: int | None
+    threads: int
+
+    @property
+    def description(self) -> str:
+        """For the log."""
+        beside = "the cluster decides how many jobs run at once" if self.at_once is None else None
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{beside or f'{self.at_once} jobs at a time'}, {threads} each"
+
+
+def _joblib(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
+    asked = int(fields.get("n_jobs") or -1)
+    workers = asked if asked > 0 else max(1, cores + 1 + asked)  # as joblib reads it: -1 all, -2 all but one
+    return _side_by_side(min(workers, jobs or workers), cores)
+
+
+def _submitit_local(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
+    threads = int(fields.get("cpus_per_task") or 1)
+    at_once = max(1, cores // threads)
+    return _side_by_side(min(at_once, jobs or at_once), cores)
+
+
+def _slurm(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
+    return Share(None, int(fields.get("cpus_per_task") or 1))
+
+
+def _ray(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
+    remote = (fields.get("ray") or {}).get("remote") or {}
+    return Share(None, max(1, int(remote.get("num_cpus") or 1)))
+
+
+def _side_by_side(at_once: int, cores: int) -> Share:
+    return Share(at_once, max(1, cores // at_once))
+
+
+# The class of a launcher -> what is known of it. Any other runs its jobs one after the other in this process.
+SHARES: dict[str, Callable[[Mapping[str, Any], int | None, int], Share]] = {
+    "JoblibLauncher": _joblib,
+    "LocalLauncher": _submitit_local,
+    "SlurmLauncher": _slurm,
+    "RayLauncher": _ray,
+}
+
+# The word for a launcher, as its plugin knows it -> what pip calls the plugin, and our extra.
+PLUGINS: dict[str, tuple[str, str]] = {
+    "joblib": ("hydra-joblib-launcher", "joblib"),
+    "submitit_local": ("hydra-submitit-launcher", "slurm"),
+    "submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "ray": ("hydra-ray-launcher", "ray"),
+}
+
+
+def parallel(fields: Mapping[str, Any]) -> bool:
+    """Whether the launcher runs jobs side by side."""
+    return _name(fields) in SHARES
+
+
+def share(fields: Mapping[str, Any], jobs: int | None) -> Share:
+    """What each job gets; all cores where jobs run one after the other."""
+    of_kind = SHARES.get(_name(fields))
+    return Share(1, 0) if of_kind is None else of_kind(fields, jobs, usable_cores())
+
+
+def batch_size(fields: Mapping[str, Any], jobs: int | None) -> int | None:
+    """How many jobs to hand over at a time where the launcher itself would start all at once; None: no limit."""
+    return share(fields, jobs).at_once if _name(fields) == "LocalLauncher" else None
+
+
+def missing_plugin(complaint: str) -> tuple[str, str] | None:
+    """What pip calls the plugin that Hydra's ``complaint`` misses, and the extra that names it; None: it misses none.
+
+    The word may be the user's own, or one that a preset of conf/hydra/launcher builds on.
+    """
+    words = re.findall(r"hydra/launcher/(\w+)'", complaint)
+    return next((PLUGINS[word] for word in words if word in PLUGINS), None)
+
+
+def _name(fields: Mapping[str, Any]) -> str:
+    return str(fields.get("_target_", "")).rpartition(".")[2]
+
+
+def _submitit(module: str) -> Any:
+    """A module of the optional package, which a check of types may or may not find."""
+    return importlib.import_module(module)
+
+
+class _Waited:
+    """A job of submitit whose end without a result is logged and becomes a failed row, instead of ending the sweep."""
+
+    def __init__(self, job: Any, sweep: Path) -> None:
+        self.job, self.sweep = job, sweep
+
+    def results(self) -> list[Any]:
+        """Wait for the job; what Hydra would get from it, or a return value without content."""
+        from hydra.core.utils import JobReturn, JobStatus
+
+        errors = _submitit("submitit.core.utils")
+        try:
+            return list(self.job.results())
+        except (errors.FailedJobError, errors.UncompletedJobError) as error:
+            words, _, number, *_ = self.job.submission().args
+            state = str(self.job.state)
+            reason = f"job {self.job.job_id} of the queue ended without a result ({state})"
+            log.error("job %d failed: %s", number, reason)
+            log.debug("%s", error)
+            with contextlib.suppress(ExperimentError):  # a full disk is reported by the summary
+                ledger.missing(self.sweep, number, words, reason)
+            return [JobReturn(overrides=words, status=JobStatus.COMPLETED)]
+
+
+@contextlib.contextmanager
+def steady_submitit(fields: Mapping[str, Any], sweep: Path) -> Iterator[Callable[[], None]]:
+    """While this lasts no job of submitit can end the others; yields a function that cancels what still runs.
+
+    The plugin asks its jobs for their results one after the other and passes on the first failure: the others would
+    run on unwatched, and batches that were not yet submitted never would.
+    """
+    if _name(fields) not in ("LocalLauncher", "SlurmLauncher"):
+        yield lambda: None
+        return
+    executor = _submitit("submitit").AutoExecutor
+    started: list[Any] = []
+    original = executor.map_array
+
+    def map_array(self: Any, *arguments: Any) -> list[_Waited]:
+        jobs = original(self, *arguments)
+        started.extend(jobs)
+        return [_Waited(job, sweep) for job in jobs]
+
+    def cancel() -> None:
+        for job in started:
+            if not job.done():
+                job.cancel(check=False)
+
+    executor.map_array = map_array
+    try:
+        yield cancel
+    finally:
+        executor.map_array = original

@@ -1,0 +1,144 @@
+"""What a sweep is, in its folder: sweep.json says which command started it, and how many threads each job has.
+
+In: Hydra's words and folder. Out: a `Plan` that every worker can read, and the folder that `resume` means. Workers
+learn from files alone, because they may run in another process or on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import replacing, unwritable
+
+FILE_NAME = "sweep.json"
+RESUME = "resume="
+FOLDER = "hydra.sweep.dir="
+_LAUNCHER = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.max_batch_size=")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One start of a sweep; resuming it is another one in the same folder.
+
+    Attributes:
+        words: of the command line, without those that say where or whether to resume.
+        jobs: how many there will be; None where the sweeper decides as it goes.
+        threads: of each job, where it does not ask for a number itself; 0: all cores.
+        retry_failed: whether a job that failed before runs again.
+        pid: of the process that starts the jobs.
+        session: names this start.
+    """
+
+    words: tuple[str, ...]
+    jobs: int | None
+    threads: int
+    retry_failed: bool = True
+    pid: int = 0
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write ``folder``/sweep.json."""
+    with replacing(folder / FILE_NAME) as temporary:
+        temporary.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan of the sweep in ``folder``; None where there is none that can be read."""
+    try:
+        values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        return Plan(**{**values, "words": tuple(map(str, values["words"]))})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def command_words(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The words that say what is run: not those that say where, by which launcher, or whether to resume."""
+    return tuple(word for word in overrides if not word.startswith((RESUME, FOLDER, *_LAUNCHER)))
+
+
+def asked_to_resume(overrides: Sequence[str]) -> str | None:
+    """The value of `resume=`: a folder, or "true"; None where it is absent, null or false."""
+    values = [word.removeprefix(RESUME).strip("'\"") for word in overrides if word.startswith(RESUME)]
+    if len(values) > 1:
+        raise ExperimentError(f"`resume` is given twice: {' and '.join(values)}", "give it once")
+    value = values[0] if values else "null"
+    if "," in value and not Path(value).exists():
+        raise ExperimentError(f"`resume` is {value}; it is one folder, or true", "resume=true")
+    if value.lower() == "true":
+        return "true"
+    return None if value.lower() in ("", "null", "false") else value
+
+
+def folder_to_resume(value: str, words: Sequence[str], default: Path, explicit: bool) -> Path:
+    """The folder that ``resume`` means.
+
+    Args:
+        value: "true" or a folder.
+        words: of the command, see `command_words`.
+        default: where a new sweep would go.
+        explicit: whether the user named ``default``; then "true" means it, whether or not it is there.
+
+    Raises:
+        ExperimentError: there is no such sweep.
+    """
+    if value != "true":
+        folder = Path(value).expanduser().absolute()
+        if read_plan(folder) is None:
+            found = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}: it is no sweep's folder"
+            raise ExperimentError(f"`resume`: {value} {found}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
+        return folder
+    if explicit:
+        return default
+    # Names are times: the last one is the newest. Should the clock have gone back, it is an older sweep of the same
+    # words, which holds the same results.
+    for folder in sorted(default.parent.iterdir() if default.parent.is_dir() else (), reverse=True):
+        plan = read_plan(folder)
+        if plan is not None and plan.words == tuple(words):
+            log.info("resuming %s", folder)
+            return folder
+    raise ExperimentError(
+        f"`resume` is true, but no sweep in {default.parent} was started with these words",
+        "leave resume out to start one, or name its folder: resume=outputs/sweeps/DATE_TIME",
+    )
+
+
+def new_folder(wanted: Path, explicit: bool) -> Path:
+    """Make the folder of a new sweep, which no other has.
+
+    Args:
+        wanted: its name; where another sweep has it by chance, a number is added.
+        explicit: whether the user chose the name; then a sweep that is there is not touched.
+
+    Raises:
+        ExperimentError: the chosen folder holds a sweep, or it cannot be made.
+    """
+    if explicit:
+        if read_plan(wanted) is not None:
+            raise ExperimentError(
+                f"`hydra.sweep.dir`: {wanted} holds a sweep already",
+                "add resume=true to run what it lacks, or choose another folder",
+            )
+        try:
+            wanted.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(wanted, error) from error
+        return wanted
+    folder = wanted
+    for number in range(2, 1000):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise unwritable(folder, error) from error
+    return folder

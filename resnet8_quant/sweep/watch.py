@@ -1,0 +1,195 @@
+"""How far a sweep is: one live line on a terminal, now and then a plain line elsewhere.
+
+In: the sweep's folder, where jobs leave their rows. Out: lines on stderr. Rows are counted in the files because jobs
+run in other processes or on other machines; time is measured by a clock that never goes back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from resnet8_quant import results
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.sweep.collect import NUMBERED, TWIN
+
+WIDTH = 79
+_LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
+_CLEAR = "\r\x1b[2K"
+
+
+class Tally:
+    """What the folder of a sweep holds so far.
+
+    Attributes:
+        done: jobs with a row, failed ones and duplicates included.
+        failed: of these, how many failed.
+        best: the highest accuracy of a quantized model, else of any; None before the first.
+        best_folder: whose it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: of the sweep."""
+        self.folder = folder
+        self.done = self.failed = 0
+        self.best: float | None = None
+        self.best_folder = ""
+        self._best_rank = (False, 0.0)
+        self._seen: set[str] = set()
+        self._old: dict[str, int] = {}
+        self._first = True
+
+    def look(self) -> None:
+        """Count what has come since the last look; failed rows that the first one finds are about to be run again."""
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry in entries if entry.name not in self._seen and NUMBERED.match(entry.name)]
+        except OSError:
+            return
+        for name in names:
+            if (self.folder / name / TWIN).exists():
+                self._seen.add(name)
+                self.done += 1
+            else:
+                self._count(name)
+        self._first = False
+
+    def _count(self, name: str) -> None:
+        path = self.folder / name / results.FILE_NAME
+        try:
+            state = path.stat().st_mtime_ns
+        except OSError:  # not there yet
+            return
+        row = _row(path)
+        if row is None or row.status != "ok" or row.accuracy is None:
+            if self._first:
+                self._old[name] = state
+            if self._old.get(name) == state:
+                return
+            self.failed += 1
+        else:
+            rank = (row.activation_type != "float32", row.accuracy)
+            if rank > self._best_rank:
+                self._best_rank, self.best, self.best_folder = rank, row.accuracy, name
+        self._seen.add(name)
+        self.done += 1
+
+
+def _row(path: Path) -> results.RunResult | None:
+    try:
+        return results.read(path)
+    except ExperimentError:
+        return None
+
+
+def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str:
+    """One line of at most 79 characters.
+
+    Args:
+        tally: what is done.
+        jobs: in all; None where that is not known.
+        seconds: since the sweep started.
+        before: jobs that were done then.
+    """
+    text = f"{tally.done}/{'?' if jobs is None else jobs} done, {tally.failed} failed"
+    ran = tally.done - before
+    if jobs is not None and ran > 0 and tally.done < jobs:
+        text += f", {_clock(seconds / ran * (jobs - tally.done))} left"
+    if tally.best is not None:
+        text += f", best {100 * tally.best:.2f} % ({tally.best_folder}"
+        text = text[: WIDTH - 1] + ")"
+    return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+class Watch:
+    """Looks into a sweep's folder until it is stopped, and says what it sees."""
+
+    def __init__(self, folder: Path, jobs: int | None) -> None:
+        """Args: folder: of the sweep; jobs: how many there will be, None where that is not known."""
+        self.tally, self.jobs = Tally(folder), jobs
+        self.tally.look()
+        self._before, self._started = self.tally.done, time.monotonic()
+        self._stream: TextIO = sys.stderr
+        self._live = _AboveLine(self._stream) if self._stream.isatty() else None
+        self._said: tuple[int, int] | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        if self._live is not None:
+            sys.stderr = self._live
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; the last state stays as a plain line."""
+        self._end.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.draw("")
+            if sys.stderr is self._live:
+                sys.stderr = self._stream
+        self.tally.look()
+        if self._said != (self.tally.done, self.tally.failed):
+            self._say()
+
+    def _say(self) -> None:
+        self._stream.write(self._text() + "\n")
+        self._stream.flush()
+        self._said = (self.tally.done, self.tally.failed)
+
+    def _text(self) -> str:
+        return describe(self.tally, self.jobs, time.monotonic() - self._started, self._before)
+
+    def _run(self) -> None:
+        said, said_at, pause = self.tally.done, time.monotonic(), _LOOK
+        while not self._end.wait(pause):
+            clock = time.monotonic()
+            self.tally.look()
+            if self._live is not None:
+                self._live.draw(self._text())
+            elif self.tally.done != said and clock - said_at >= _LINE:
+                self._say()
+                said, said_at = self.tally.done, clock
+            pause = max(_LOOK, 20 * (time.monotonic() - clock))  # large sweeps: at most a twentieth of the time
+
+
+class _AboveLine:
+    """A terminal whose last line is the live one: what is written goes above it.
+
+    It says that it is no terminal, so that jobs draw no bars of their own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._line, self._lock = "", threading.RLock()
+
+    def draw(self, line: str) -> None:
+        with self._lock:
+            self._line = line
+            self.stream.write(_CLEAR + line)
+            self.stream.flush()
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            self.stream.write(_CLEAR + text)
+            if text.endswith("\n"):
+                self.stream.write(self._line)
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -1,0 +1,64 @@
+"""What each launcher leaves to a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resnet8_quant.sweep import launchers
+from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, missing_plugin, parallel, share
+
+BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+
+
+def _fields(name: str, **fields: Any) -> dict[str, Any]:
+    return {"_target_": f"hydra_plugins.some_plugin.module.{name}", **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "jobs", "expected"),
+    [
+        (BASIC, 24, Share(1, 0)),
+        (_fields("JoblibLauncher", n_jobs=-1), 24, Share(8, 1)),
+        (_fields("JoblibLauncher", n_jobs=-1), 2, Share(2, 4)),
+        (_fields("JoblibLauncher", n_jobs=-2), 24, Share(7, 1)),
+        (_fields("JoblibLauncher", n_jobs=3), 24, Share(3, 2)),
+        (_fields("JoblibLauncher", n_jobs=100), None, Share(100, 1)),
+        (_fields("LocalLauncher", cpus_per_task=None), 24, Share(8, 1)),
+        (_fields("LocalLauncher", cpus_per_task=4), 24, Share(2, 4)),
+        (_fields("SlurmLauncher", cpus_per_task=None), 24, Share(None, 1)),
+        (_fields("SlurmLauncher", cpus_per_task=4), 24, Share(None, 4)),
+        (_fields("RayLauncher", ray={"init": {}, "remote": {}}), 24, Share(None, 1)),
+        (_fields("RayLauncher", ray={"init": {}, "remote": {"num_cpus": 2}}), 24, Share(None, 2)),
+    ],
+)
+def test_share_of_the_cores(
+    fields: dict[str, Any], jobs: int | None, expected: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "usable_cores", lambda: 8)
+    assert share(fields, jobs) == expected
+    assert parallel(fields) == (fields is not BASIC)
+    limit = expected.at_once if fields["_target_"].endswith("LocalLauncher") else None
+    assert batch_size(fields, jobs) == limit
+
+
+def test_share_in_words() -> None:
+    assert Share(2, 1).description == "2 jobs at a time, 1 thread each"
+    assert Share(2, 4).description == "2 jobs at a time, 4 threads each"
+    assert Share(None, 2).description == "the cluster decides how many jobs run at once, 2 threads each"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "extra"),
+    [
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
+        ("Could not find 'hydra/launcher/joblib'", "joblib"),
+        ("Could not find 'hydra/launcher/nothing'", None),
+        ("Could not find 'quant/ray'", None),
+    ],
+)
+def test_missing_plugin_is_found_in_the_complaint(complaint: str, extra: str | None) -> None:
+    found = missing_plugin(complaint)
+    assert (found and found[1]) == extra
+    assert found is None or found in PLUGINS.values()

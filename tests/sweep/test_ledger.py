@@ -1,0 +1,196 @@
+"""Each set of settings runs once in a sweep, whoever comes first; what a start finds is judged by its digest."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet8_quant import results
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.ledger import INDEX, Place, Turn, finished, missing, rebuild_index, turn
+from resnet8_quant.sweep.plan import (
+    Plan,
+    asked_to_resume,
+    command_words,
+    folder_to_resume,
+    new_folder,
+    read_plan,
+    write_plan,
+)
+
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[..., Place]:
+    def make(number: int, plan: Plan, name: str = "x") -> Place:
+        folder = tmp_path / f"{number}_{name}"
+        folder.mkdir(exist_ok=True)
+        return Place(tmp_path, plan, folder, (f"number={number}",), number)
+
+    return make
+
+
+def _run(place: Place, status: str = "ok") -> Turn:
+    with turn(place, DIGEST) as (what, _):
+        if what is Turn.run:
+            results.write(RunResult(status=status, error=None if status == "ok" else "no luck"), place.folder)
+    return what
+
+
+def test_first_runs_second_refers_to_it(place: Callable[..., Place]) -> None:
+    plan = Plan((), 2, 0)
+    first, second = place(0, plan), place(1, plan)
+    assert _run(first) is Turn.run
+    assert json.loads((first.folder / "job.json").read_text()) == {
+        "digest": DIGEST,
+        "overrides": ["number=0"],
+        "number": 0,
+    }
+    assert _run(second) is Turn.twin
+    record = json.loads((second.folder / "same_as.json").read_text())
+    assert record == {"folder": "0_x", "overrides": ["number=1"]}
+    assert not (second.folder / "job.json").exists()
+
+
+def test_second_refers_to_the_first_while_it_runs(place: Callable[..., Place]) -> None:
+    plan = Plan((), 2, 0)
+    running, done = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with turn(place(0, plan), DIGEST):
+            running.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert running.wait(30)
+    assert _run(place(1, plan)) is Turn.twin
+    done.set()
+    thread.join()
+
+
+def test_earlier_process_in_the_same_folder_is_waited_for(place: Callable[..., Place]) -> None:
+    old, new = Plan((), 1, 0), Plan((), 1, 0)
+    running = threading.Event()
+
+    def run() -> None:
+        with turn(place(0, old), DIGEST):
+            running.set()
+            time.sleep(0.2)
+            results.write(RunResult(), place(0, old).folder)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert running.wait(30)
+    assert _run(place(0, new)) is Turn.finished
+    thread.join()
+
+
+@pytest.mark.parametrize(("status", "expected"), [("ok", Turn.finished), ("failed", Turn.run)])
+def test_next_start_runs_what_failed(place: Callable[..., Place], status: str, expected: Turn) -> None:
+    _run(place(0, Plan((), 1, 0)), status)
+    assert _run(place(0, Plan((), 1, 0))) is expected
+
+
+def test_start_after_a_killed_worker_leaves_failures_alone(place: Callable[..., Place]) -> None:
+    _run(place(0, Plan((), 1, 0)), "failed")
+    assert _run(place(0, Plan((), 1, 0, retry_failed=False))) is Turn.finished
+
+
+def test_results_follow_their_job_to_another_number(place: Callable[..., Place], tmp_path: Path) -> None:
+    first = place(0, Plan((), 1, 0))
+    _run(first)
+    (first.folder / "run.log").write_text("earlier")
+    plan = Plan((), 3, 0)
+    assert _run(place(2, plan)) is Turn.finished
+    assert not first.folder.exists()
+    assert finished(tmp_path / "2_x", DIGEST)
+    assert (tmp_path / "2_x" / "run.earlier.log").read_text() == "earlier"
+    assert json.loads((tmp_path / "2_x" / "job.json").read_text())["number"] == 2
+    assert _run(place(1, plan)) is Turn.twin
+
+
+def test_lost_index_is_made_anew(place: Callable[..., Place], tmp_path: Path) -> None:
+    _run(place(0, Plan((), 1, 0)))
+    for path in (tmp_path / INDEX).iterdir():
+        path.unlink()
+    (tmp_path / INDEX).rmdir()
+    rebuild_index(tmp_path)
+    assert _run(place(5, Plan((), 1, 0))) is Turn.finished
+
+
+def test_another_digest_in_the_folder_runs(place: Callable[..., Place], tmp_path: Path) -> None:
+    _run(place(0, Plan((), 1, 0)))
+    assert not finished(tmp_path / "0_x", "e" * 64)
+    with turn(place(0, Plan((), 1, 0)), "e" * 64) as (what, _):
+        assert what is Turn.run
+        assert not (tmp_path / "0_x" / results.FILE_NAME).exists()
+
+
+def test_lost_job_gets_a_row_unless_it_has_one(tmp_path: Path) -> None:
+    for name in ("1_a", "2_b"):
+        (tmp_path / name).mkdir()
+    results.write(RunResult(), tmp_path / "2_b")
+    missing(tmp_path, 1, ["seed=1"], "cancelled")
+    missing(tmp_path, 2, ["seed=2"], "cancelled")
+    missing(tmp_path, 3, ["seed=3"], "never started")
+    row = results.read(tmp_path / "1_a" / results.FILE_NAME)
+    assert (row.status, row.error, row.overrides) == ("failed", "cancelled", "seed=1")
+    assert results.read(tmp_path / "2_b" / results.FILE_NAME).status == "ok"
+
+
+def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
+    plan = Plan(("a=1,2",), 2, 1, pid=7)
+    assert read_plan(tmp_path) is None
+    write_plan(plan, tmp_path)
+    assert read_plan(tmp_path) == plan
+    for text in ("", "[]", '{"words": 3}', '{"words": [], "unknown": 1}'):
+        (tmp_path / "sweep.json").write_text(text)
+        assert read_plan(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["a=1"], None),
+        (["resume=true"], "true"),
+        (["resume=True"], "true"),
+        (["resume=false"], None),
+        (["resume=null"], None),
+        (["resume='a folder'"], "a folder"),
+    ],
+)
+def test_what_resume_asks_for(words: list[str], value: str | None) -> None:
+    assert asked_to_resume(words) == value
+    assert not any("resume" in word for word in command_words(words))
+
+
+def test_launcher_and_folder_do_not_make_another_command() -> None:
+    words = ["a=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=x", "hydra.mode=MULTIRUN"]
+    assert command_words(words) == ("a=1", "hydra.mode=MULTIRUN")
+
+
+def test_resume_given_twice_or_swept_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="twice"):
+        asked_to_resume(["resume=true", "resume=a"])
+    with pytest.raises(ExperimentError, match="one folder"):
+        asked_to_resume(["resume=a,b"])
+
+
+def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
+    for name, words in (("2026-01-01", ("a=1",)), ("2026-01-02", ("a=1",)), ("2026-01-03", ("a=2",))):
+        write_plan(Plan(words, 1, 0), new_folder(tmp_path / name, explicit=False))
+    (tmp_path / "file").write_text("")
+    found = folder_to_resume("true", ("a=1",), tmp_path / "2026-01-04", explicit=False)
+    assert found == tmp_path / "2026-01-02"
+    with pytest.raises(ExperimentError, match="no sweep in"):
+        folder_to_resume("true", ("a=3",), tmp_path / "2026-01-04", explicit=False)
+    assert folder_to_resume("true", ("a=3",), tmp_path / "mine", explicit=True) == tmp_path / "mine"
+    assert folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path, explicit=False).name == "2026-01-03"

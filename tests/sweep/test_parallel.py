@@ -1,0 +1,102 @@
+"""Jobs side by side: shared cores, and the crash of one that is a row and not the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _needs(plugin: str) -> pytest.MarkDecorator:
+    """Skip where the plugin is not installed."""
+    missing = importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(plugin) is None
+    return pytest.mark.skipif(missing, reason=f"{plugin} is not installed")
+
+
+JOBLIB, SUBMITIT = _needs("hydra_plugins.hydra_joblib_launcher"), _needs("hydra_plugins.hydra_submitit_launcher")
+
+
+def _errors(done: Any) -> dict[str, str]:
+    return {row["overrides"].split()[0]: row["error"] for row in done.rows if row["status"] != "ok"}
+
+
+@JOBLIB
+def test_crashes_under_joblib_are_rows(sweeps: Any) -> None:
+    crash = "segfault:seed=1;memory:seed=2;exit:seed=4"
+    done = sweeps("seed=0,1,2,3,4,5", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", crash=crash)
+    assert done.code == 1
+    errors = _errors(done)
+    assert sorted(errors) == ["seed=1", "seed=2", "seed=4"]
+    assert "SIGSEGV" in errors["seed=1"]
+    assert "SIGKILL" in errors["seed=2"]
+    assert "exit code 3" in errors["seed=4"]
+    assert sorted(row["seed"] for row in done.rows) == list("012345")  # also what crashed says what it was
+    (log,) = done.folder.glob("*seed-1/run.log")
+    assert "Fatal Python error: Segmentation fault" in log.read_text()
+    assert "2 jobs at a time" in done.err
+    again = sweeps("seed=0,1,2,3,4,5", "resume=true", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert again.code == 0, again.err
+    kept = {name: time for name, time in done.states().items() if name[-1] in "035"}
+    assert len(kept) == 3
+    assert kept.items() <= again.states().items()
+
+
+@JOBLIB
+def test_killed_worker_costs_only_time(sweeps: Any) -> None:
+    done = sweeps("seed=0,1,2", "hydra/launcher=cores", "hydra.launcher.n_jobs=2", crash="worker:seed=1")
+    assert done.code == 0, done.err
+    assert (done.folder / "killed").exists()
+    assert "a worker was killed" in done.err
+    assert [row["status"] for row in done.rows] == ["ok"] * 3
+
+
+@JOBLIB
+def test_parallel_duplicates_run_once_and_share_the_cores(sweeps: Any) -> None:
+    words = ("quant=float", "calibration=minmax,entropy,mse,lp", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = sweeps(*words)
+    assert done.code == 0, done.err
+    assert len(done.states()) == 1
+    twins = [json.loads(path.read_text())["folder"] for path in done.folder.glob("*/same_as.json")]
+    assert twins == [*done.states()] * 3
+    assert len(done.rows) == 4
+    (record,) = done.folder.glob("*/run.json")
+    threads = json.loads(record.read_text())["config"]["evaluation"]["threads"]
+    assert threads == json.loads((done.folder / "sweep.json").read_text())["threads"] > 0
+    assert f"threads: {threads}" in (record.parent / "run.log").read_text()
+
+
+@SUBMITIT
+def test_crash_under_submitit_is_a_row(sweeps: Any) -> None:
+    words = ("seed=0,1,2", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2")
+    done = sweeps(*words, crash="segfault:seed=0;worker:seed=1")
+    assert done.code == 1
+    errors = _errors(done)
+    assert sorted(errors) == ["seed=0", "seed=1"]
+    assert "SIGSEGV" in errors["seed=0"]
+    assert "of the queue ended without a result" in errors["seed=1"]
+
+
+def test_missing_plugin_names_its_extra(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['hydra_plugins'] = None"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    extras = {"joblib": "joblib", "slurm": "slurm", "submitit_local": "slurm", "ray_local": "ray"}
+    for launcher, extra in extras.items():
+        words = ["-m", "quant=int8", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}/o"]
+        done = subprocess.run(
+            [sys.executable, "run.py", *words],
+            cwd=ROOT,
+            env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert f".[{extra}]" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,128 @@
+"""A sweep that was killed, damaged or changed runs only what it lacks, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from subprocess import DEVNULL
+from typing import Any
+
+import pytest
+
+GRID = ("quant=float,int8,u8s8", "calibration=minmax,entropy", "calibration.samples_per_class=20")
+
+
+@pytest.fixture(scope="module")
+def whole(other_sweeps: Callable[[], Any]) -> Any:
+    """The sweep that nothing interrupts."""
+    done = other_sweeps()(*GRID)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_what_has_no_effect_runs_once(whole: Any) -> None:
+    folders = {path.name: path for path in whole.folder.glob("[0-9]*")}
+    assert len(folders) == len(whole.rows) == 6
+    twins = [name for name, path in folders.items() if (path / "same_as.json").exists()]
+    assert len(twins) == 1
+    same_as = json.loads((folders[twins[0]] / "same_as.json").read_text())
+    assert "quant=float" in same_as["overrides"]
+    assert (folders[same_as["folder"]] / "results.csv").exists()
+    assert not (folders[twins[0]] / "results.csv").exists()
+    assert {row["status"] for row in whole.rows} == {"ok"}
+
+
+def test_every_job_says_what_it_is(whole: Any) -> None:
+    records = [json.loads(path.read_text()) for path in whole.folder.glob("*/job.json")]
+    assert len({record["digest"] for record in records}) == 5
+    for record in records:
+        assert re.fullmatch("[0-9a-f]{64}", record["digest"])
+        assert record["overrides"][-1].startswith("cache_dir=")
+        (folder,) = whole.folder.glob(f"{record['number']}_*")
+        assert json.loads((folder / "job.json").read_text()) == record
+
+
+def test_missing_damaged_failed_and_foreign_rows_run_again(sweeps: Any) -> None:
+    first = sweeps(*GRID)
+    jobs = sorted(path for path in first.folder.glob("[0-9]*") if (path / "results.csv").exists())
+    missing, damaged, failed, foreign, kept = (path / "results.csv" for path in jobs)
+    missing.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    failed.write_text(failed.read_text().replace(",ok,", ",failed,"))
+    foreign.write_text(re.sub(r"\n\d+,", "\n1,", foreign.read_text()))
+    before = first.states()
+    again = sweeps(*GRID, "resume=true")
+    assert again.code == 0, again.err
+    assert again.comparable == first.comparable
+    after = again.states()
+    assert [name for name in after if before.get(name) == after[name]] == [kept.parent.name]
+    assert not any("resume" in path.name or "resume" in path.read_text() for path in again.folder.glob("*/job.json"))
+    assert all("resume" not in row["overrides"] for row in again.rows)
+
+
+def test_finished_sweep_runs_nothing(whole: Any, other_sweeps: Callable[[], Any]) -> None:
+    before = whole.states()
+    done = other_sweeps()(*GRID, f"resume={whole.folder}", f"hydra.sweep.dir={whole.folder}")
+    assert done.code == 0, done.err
+    assert whole.states() == before
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_killed_sweep_ends_as_one_that_was_not(launcher: str, whole: Any, sweeps: Any) -> None:
+    chance = random.Random(launcher)
+    words = (*GRID, f"hydra/launcher={launcher}")
+    kept: dict[str, int] = {}
+    for _ in range(3):
+        with sweeps.start(*words, "resume=true", stdout=DEVNULL, stderr=DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while not list(sweeps.folder.glob("[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0.0, 1.5))
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=60)
+        states = {path.parent.name: path.stat().st_mtime_ns for path in sweeps.folder.glob("*/results.csv")}
+        assert kept.items() <= states.items()
+        kept = states
+    done = sweeps(*words, "resume=true")
+    assert done.code == 0, done.err
+    assert kept.items() <= done.states().items()
+    same = [{**row, "folder": ""} for row in whole.comparable]
+    shown = [{**row, "folder": ""} for row in done.comparable]
+    assert [_without_words(row) for row in shown] == [_without_words(row) for row in same]
+
+
+def _without_words(row: dict[str, str]) -> dict[str, str]:
+    """Threads are the launcher's; the words differ in the cache's folder only."""
+    return {key: value for key, value in row.items() if key != "overrides"}
+
+
+def test_changed_grid_keeps_what_it_still_asks_for(sweeps: Any) -> None:
+    first = sweeps("quant=int8,u8s8")
+    again = sweeps("quant=float,u8s8,int8", "resume=true")
+    assert again.code == 0, again.err
+    assert [row["quant_type"] for row in again.comparable] == ["float", "u8s8", "int8"]
+    written = {row["quant_type"]: row["started_utc"] for row in again.rows}
+    assert {row["quant_type"]: row["started_utc"] for row in first.rows}.items() <= written.items()
+    assert len(list(again.folder.glob("[0-9]*"))) == 3
+
+
+@pytest.mark.parametrize("value", ["nowhere", "tests", "a,b"])
+def test_resume_of_no_sweep_is_refused(value: str, sweeps: Any) -> None:
+    done = sweeps("quant=int8", f"resume={value}")
+    assert done.code == 1
+    assert "error: `resume`" in done.err
+    assert "Traceback" not in done.err
+    assert not list(sweeps.folder.glob("[0-9]*"))
+
+
+def test_a_sweep_is_not_written_over(whole: Any, other_sweeps: Callable[[], Any]) -> None:
+    before = whole.states()
+    done = other_sweeps()(*GRID, f"hydra.sweep.dir={whole.folder}")
+    assert done.code == 1
+    assert "holds a sweep already" in " ".join(done.err.split())
+    assert "resume=true" in done.err
+    assert whole.states() == before

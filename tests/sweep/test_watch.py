@@ -1,0 +1,95 @@
+"""The line that says how far a sweep is."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet8_quant import results
+from resnet8_quant.progress import progress
+from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.watch import WIDTH, Tally, Watch, describe
+
+
+def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") -> None:
+    (folder / name).mkdir(exist_ok=True)
+    status = "ok" if accuracy is not None else "failed"
+    results.write(RunResult(status=status, accuracy=accuracy, activation_type=kind), folder / name)
+
+
+def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
+    tally = Tally(tmp_path)
+    tally.look()
+    assert (tally.done, tally.failed, tally.best) == (0, 0, None)
+    _row(tmp_path, "0_float", 0.95, "float32")
+    tally.look()
+    assert tally.best == 0.95
+    _row(tmp_path, "1_a", 0.8)
+    _row(tmp_path, "2_b", 0.9)
+    _row(tmp_path, "3_c", None)
+    (tmp_path / "4_d").mkdir()
+    (tmp_path / "5_e").mkdir()
+    (tmp_path / "5_e" / "same_as.json").write_text("{}")
+    (tmp_path / "6_f").mkdir()
+    (tmp_path / "6_f" / "results.csv").write_text("damaged")
+    (tmp_path / "notes").mkdir()
+    tally.look()
+    tally.look()
+    assert (tally.done, tally.failed, tally.best, tally.best_folder) == (6, 2, 0.9, "2_b")
+
+
+def test_failures_of_an_earlier_start_count_when_they_have_run_again(tmp_path: Path) -> None:
+    _row(tmp_path, "0_a", None)
+    _row(tmp_path, "1_b", 0.5)
+    tally = Tally(tmp_path)
+    tally.look()
+    assert (tally.done, tally.failed) == (1, 0)
+    _row(tmp_path, "0_a", 0.6)
+    tally.look()
+    assert (tally.done, tally.failed, tally.best) == (2, 0, 0.6)
+
+
+def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
+    tally = Tally(tmp_path)
+    assert describe(tally, 10, 5.0, 0) == "0/10 done, 0 failed"
+    tally.done, tally.failed, tally.best, tally.best_folder = 5, 1, 0.9, "3_" + "x" * 100
+    line = describe(tally, 10, 3600.0, 1)
+    assert line.startswith("5/10 done, 1 failed, 1:15:00 left, best 90.00 % (3_xxx")
+    assert len(line) == WIDTH
+    assert "left" not in describe(tally, 5, 60.0, 1)
+    assert describe(tally, None, 60.0, 1).startswith("5/? done")
+
+
+def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    watch = Watch(tmp_path, 1)
+    _row(tmp_path, "0_a", 0.5)
+    watch.stop()
+    assert pipe.getvalue() == "1/1 done, 0 failed, best 50.00 % (0_a)\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    watch = Watch(tmp_path, 2)
+    assert watch._live is not None
+    watch._live.draw("0/2 done")
+    sys.stderr.write("a log line\n")
+    with progress("evaluating", 10, "images") as advance:  # a bar would fight for the line
+        advance(5)
+    watch.stop()
+    assert sys.stderr is terminal
+    clear = "\r\x1b[2K"
+    text = terminal.getvalue()
+    assert f"{clear}0/2 done{clear}a log line\n0/2 done{clear}" in text
+    assert "evaluating" not in text
+    assert text.endswith("0/2 done, 0 failed\n")
