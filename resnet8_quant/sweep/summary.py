@@ -33,6 +33,8 @@ COLUMNS: dict[str, Callable[[Job], str]] = {
     "p": lambda job: "" if job.row.mcnemar_p is None or is_baseline(job.row) else f"{job.row.mcnemar_p:.2g}",
     "Size": lambda job: terminal.size(job.row.model_bytes),
     "Latency": lambda job: terminal.microseconds(job.row.latency_us_median),
+    "Speedup": lambda job: "" if job.row.speedup is None else f"{job.row.speedup:.2f}x",
+    "Deploy": lambda job: job.row.deploy or "",
     "Kernels": lambda job: job.row.kernels or "",
     "Images": lambda job: str(job.row.calibration_images or ""),
     "Seed": lambda job: "" if job.row.seed is None else str(job.row.seed),
