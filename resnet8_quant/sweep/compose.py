@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import unwritable
-from resnet8_quant.sweep.launchers import missing_plugin
+from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.sweep.search import register_search
 
 HELP = "python run.py --help"
@@ -126,7 +126,7 @@ def explain(error: BaseException) -> ExperimentError | None:
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
-    return None
+    return unreachable(error)
 
 
 def grid(config: DictConfig) -> tuple[int, Iterator[Config | ExperimentError]] | None:

@@ -109,6 +109,24 @@ def missing_plugin(complaint: str) -> tuple[str, str] | None:
     return next((PLUGINS[word] for word in words if word in PLUGINS), None)
 
 
+def unreachable(error: BaseException) -> ExperimentError | None:
+    """What a launcher's complaint means that its cluster does not answer or takes no job; None: it is something else."""
+    text = str(error).strip()
+    last = text.splitlines()[-1] if text else type(error).__name__
+    if isinstance(error, ConnectionError) and "Ray" in text:
+        return ExperimentError(
+            f"`hydra/launcher`: no Ray cluster can be reached: {last}",
+            "hydra.launcher.ray.init.address=HOST:6379, or hydra/launcher=ray_local to start one here",
+        )
+    refused = type(error).__name__ == "FailedJobError"
+    if refused or (isinstance(error, RuntimeError) and "slurm" in text.lower()):
+        return ExperimentError(
+            f"`hydra/launcher`: Slurm takes no job: {last}",
+            "sinfo shows partitions and their limits; without Slurm: hydra/launcher=joblib",
+        )
+    return None
+
+
 def _name(fields: Mapping[str, Any]) -> str:
     return str(fields.get("_target_", "")).rpartition(".")[2]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from resnet8_quant.sweep import launchers
+from resnet8_quant.sweep.compose import explain
 from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, missing_plugin, parallel, share
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
@@ -62,3 +63,31 @@ def test_missing_plugin_is_found_in_the_complaint(complaint: str, extra: str | N
     found = missing_plugin(complaint)
     assert (found and found[1]) == extra
     assert found is None or found in PLUGINS.values()
+
+
+class FailedJobError(Exception):
+    """As submitit names what sbatch says."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ConnectionError("Could not find any running Ray instance. Set RAY_ADDRESS."),
+            ("no Ray cluster", "RAY_ADDRESS"),
+        ),
+        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), ("Slurm takes no job", "srun")),
+        (FailedJobError("sbatch: error: first\nsbatch: fatal: no controller"), ("Slurm takes no job", "no controller")),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_a_sentence(error: Exception, words: tuple[str, ...]) -> None:
+    explained = explain(error)
+    assert explained is not None
+    assert all(word in explained.problem for word in ("`hydra/launcher`", *words))
+    assert "first" not in explained.problem
+    assert "hydra/launcher=" in explained.remedy
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), RuntimeError("no"), ValueError("slurm")])
+def test_other_errors_are_not_explained_away(error: Exception) -> None:
+    assert explain(error) is None
