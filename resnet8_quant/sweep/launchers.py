@@ -110,7 +110,7 @@ def missing_plugin(complaint: str) -> tuple[str, str] | None:
 
 
 def unreachable(error: BaseException) -> ExperimentError | None:
-    """What a launcher's complaint means that its cluster does not answer or takes no job; None: it is something else."""
+    """A launcher's complaint that its cluster does not answer or takes no job, as a sentence; None: any other."""
     text = str(error).strip()
     last = text.splitlines()[-1] if text else type(error).__name__
     if isinstance(error, ConnectionError) and "Ray" in text:
