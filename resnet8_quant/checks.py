@@ -209,6 +209,12 @@ def _check_deploy(deploy: DeployConfig, quant: QuantConfig, model: ModelKind) ->
             f"integer kernels take 8-bit activations, {' or '.join(kind.name for kind in _DEPLOYABLE)}",
             "python run.py quant=u8s8 deploy=x86",
         )
+    if quant.weight_type in (NumberType.int16, NumberType.uint16):
+        raise ExperimentError(
+            f"`quant.weight_type` is {quant.weight_type.name} with deploy={deploy.name}: ONNX Runtime's integer "
+            "kernels take weights of 8 bits or fewer",
+            f"python run.py quant=u8s8 deploy={deploy.name}",
+        )
     if quant.format is Format.QOperator:
         raise ExperimentError(
             f"`quant.format` is QOperator with deploy={deploy.name}, which starts from Q/DQ pairs and writes integer "

@@ -21,7 +21,7 @@ import onnx
 
 from resnet8_quant import __version__, results
 from resnet8_quant.checks import check
-from resnet8_quant.config import Config, NumberType, Sampling
+from resnet8_quant.config import Config, ModelKind, NumberType, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import cached_predictions, predict
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -33,7 +33,7 @@ from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.held_out import held_out_drop
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
-from resnet8_quant.inputs.model import FloatModel, load_model
+from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -73,6 +73,8 @@ def prepare(config: Config) -> Prepared:
     model = load_model(config.model, (height, width, channels), data.classes, cache)
     images = None
     if config.quant.activation_type is not NumberType.float32:
+        if config.model.kind is ModelKind.onnx:
+            refuse_quantized(model)
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")

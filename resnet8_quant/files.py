@@ -69,6 +69,8 @@ def replacing(path: Path) -> Iterator[Path]:
         ExperimentError: the disk is full or the folder is read-only.
     """
     temporary = None
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe, which a file would replace
+        raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

@@ -6,6 +6,7 @@ folder plots/ beside it. Exit code 0, or 1 after an error that is shown.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,17 @@ def run(words: Sequence[str]) -> None:
     """What the command line ``words`` asks for."""
     options = Parser(prog="python -m resnet8_quant.report", description="The report of any runs as one HTML page.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
-    options.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the first folder")
+    options.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the first folder; with --where selection.html"
+    )
     options.add_argument("--where", metavar="EXPR", help="runs to keep, e.g. \"model == 'resnet8'\"")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
     given = options.parse_args(words)
     jobs = select(collect_all(given.folders), given.where, None, None)
     name_choices(jobs)
-    path = given.out or given.folders[0] / "report.html"
+    if not jobs:
+        raise ExperimentError("no run is left to report on", "another folder, or another --where")
+    path = given.out or given.folders[0] / ("selection.html" if given.where else "report.html")
     write_report(jobs, path, plots=path.parent / "plots" if given.plots else None)
     terminal.show(f"{len(jobs):,} runs. Written to {terminal.shown(path)}")
 
@@ -39,6 +44,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except ExperimentError as error:
         terminal.show_error(error)
         return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

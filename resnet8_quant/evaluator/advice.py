@@ -46,8 +46,12 @@ def _slow(row: RunResult) -> str | None:
         )
     if row.kernels == "mixed":
         how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
-    deployable = row.deploy == "none" and row.format == "QDQ"
-    return f"{row.activation_type} activations {how}; try {'deploy=x86' if deployable else 'quant=u8s8'}."
+    if row.deploy == "arm" and "avx" in (row.cpu or ""):
+        return f"deploy=arm {how}, which is not an Arm; here try deploy=x86."
+    if row.deploy not in (None, "none"):
+        return f"The deployed model {how}; python -m resnet8_quant.profile model.onnx shows where its time goes."
+    hint = "deploy=x86" if row.format == "QDQ" else "quant.format=QDQ deploy=x86"
+    return f"{row.activation_type} activations {how}; try {hint}."
 
 
 def _ties(row: RunResult) -> str | None:
@@ -58,7 +62,16 @@ def _ties(row: RunResult) -> str | None:
     return f"{row.ties} images tie between classes in the quantized output; the first class wins."
 
 
-RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _slow, _ties)
+def _stays_float(row: RunResult) -> str | None:
+    if row.deploy in (None, "none") or row.kernels not in ("mixed", "simulated", "float"):
+        return None
+    return (
+        f"WARNING: {row.integer_kernels} of {row.compute_kernels} Conv/Gemm run as integer kernels after "
+        f"deploy={row.deploy}, the others in float."
+    )
+
+
+RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _stays_float, _slow, _ties)
 
 
 def advise(row: RunResult) -> list[str]:

@@ -30,7 +30,7 @@ def check_providers(names: Sequence[str]) -> None:
 
     available = onnxruntime.get_available_providers()
     unknown = [name for name in names if name not in available]
-    if unknown or not names:
+    if unknown or not names or len(set(names)) < len(names):
         raise ExperimentError(
             f"`evaluation.providers` is {list(names)}; this build of ONNX Runtime has {', '.join(available)}",
             "python run.py 'evaluation.providers=[CPUExecutionProvider]', or install a build that has it",

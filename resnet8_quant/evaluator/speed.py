@@ -89,7 +89,7 @@ def speed_columns(
     columns |= {
         "machine_load": load,
         "machine_others": others,
-        "machine_busy": (others or 0) > MOST_OTHERS or max(spreads) > MOST_SPREAD,
+        "machine_busy": None if others is None else others > MOST_OTHERS or max(spreads) > MOST_SPREAD,
         "latency_seconds": time.perf_counter() - clock,
     }
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in columns.items()}

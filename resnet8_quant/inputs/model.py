@@ -22,6 +22,7 @@ from resnet8_quant.inputs.contract import InputContract
 log = logging.getLogger(__name__)
 
 RESOURCES = Path(__file__).parents[1] / "resources"
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 LARGEST_FILE = 500 * 2**20  # bytes; this is a tool for small networks
 
 
@@ -241,3 +242,17 @@ def _describe(value: onnx.ValueInfoProto) -> str:
     kind = kind.replace("float3216", "float16")
     sizes = ",".join("N" if size is None else str(size) for size in _dims(value))
     return f"{value.name} {kind} [{sizes}]"
+
+
+def refuse_quantized(model: FloatModel) -> None:
+    """Refuse to quantize what is quantized already.
+
+    Raises:
+        ExperimentError: names the operators that say so.
+    """
+    found = sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
+    if found:
+        raise ExperimentError(
+            f"`model.path`: {model.source} is quantized already ({', '.join(found)})",
+            "measure it with quant=float, rewrite it with quant=float deploy=x86, or give the float model",
+        )

@@ -77,7 +77,8 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
     """Walk the graph once, in its topological order."""
     graph = _Graph(model)
     weights, type_of = graph.weights, graph.type_of
-    quantized_tensors: set[str] = set()
+    bytes_in = (TensorProto.INT8, TensorProto.UINT8)
+    quantized_tensors = {value.name for value in model.graph.input if value.type.tensor_type.elem_type in bytes_in}
     activation_types: set[str] = set()
     weight_types: set[str] = set()
     per_channel = False
@@ -95,7 +96,7 @@ def read_contents(model: onnx.ModelProto) -> GraphContents:
                 activation_types.add(graph.quantized_type(node))
             quantized_tensors.update(node.output)
             continue
-        if graph.is_part_of_a_bridge(node):
+        if graph.is_part_of_a_bridge(node) or (kind == "Cast" and inputs[0] in quantized_tensors):
             continue
         bias = BIAS_INPUT.get(kind)
         data = [name for i, name in enumerate(inputs) if name and i != bias]

@@ -34,7 +34,7 @@ from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.contents import GraphContents, read_contents
-from resnet8_quant.quantizer.emit import emit
+from resnet8_quant.quantizer.emit import OLDEST_OPSET, at_least_opset, emit
 from resnet8_quant.quantizer.plan import Plan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
 from resnet8_quant.quantizer.refine.equalize import equalized
@@ -214,6 +214,8 @@ def _compacted(model: onnx.ModelProto) -> bytes:
 def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
     """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
     proto = model.proto()
+    if quant.per_channel:
+        proto = at_least_opset(proto, OLDEST_OPSET)  # a scale for each channel
     add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
     if quant.weight_symmetric is not None:

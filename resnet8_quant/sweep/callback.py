@@ -101,6 +101,7 @@ def conclude(*, interrupted: bool = False) -> int | None:
     global _running
     if _running is None:
         return None
+    from resnet8_quant.sweep.ledger import retire
     from resnet8_quant.sweep.summary import summarize
 
     sweep, _running = _running, None
@@ -108,6 +109,8 @@ def conclude(*, interrupted: bool = False) -> int | None:
         sweep.watch.stop()
         if interrupted:
             sweep.cancel()
+        elif (jobs := sweep.jobs) is not None:
+            retire(sweep.folder, lambda number, name: number >= jobs)
         return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.jobs, plots=sweep.plots)
     finally:
         sweep.resources.close()
@@ -141,7 +144,7 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     words, hydra_words = typed_words(config.hydra.overrides.task), typed_words(config.hydra.overrides.hydra)
     resume = plan.asked_to_resume(words)
     command = plan.command_words([*words, *hydra_words])
-    explicit = any(word.startswith(plan.FOLDER) and "${" not in word for word in hydra_words)
+    explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_words)
     wanted = Path(str(config.hydra.sweep.dir)).absolute()
     again, _restarted = _restarted, None
     existing = again

@@ -211,10 +211,19 @@ def _read_twin(path: Path, number: int | None) -> Job:
     return Job(number, path.name, replace(row, overrides=_words(record) or row.overrides), original, True)
 
 
+def sound_row(file: Path) -> RunResult:
+    """The row of a results.csv whose numbers can be what they say.
+
+    Raises:
+        ExperimentError: it is not one.
+    """
+    return _sound(results.read(file))
+
+
 def _row(path: Path) -> RunResult:
     file = path / results.FILE_NAME
     try:
-        return _sound(results.read(file))
+        return sound_row(file)
     except ExperimentError as error:
         plan = _json(path / PLAN)
         return replace(_failed(_reason(file, error)), overrides=_words(plan))

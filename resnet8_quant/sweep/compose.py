@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.files import unwritable
+from resnet8_quant.files import sha256_bytes, unwritable
 from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.sweep.search import register_search
 
@@ -43,8 +43,9 @@ def register() -> None:
 
 
 def _short(name: str) -> str:
-    """A folder name of at most 100 characters that every file system takes."""
-    return re.sub(r"[^\w.=+-]+", "-", name)[:100].strip("-.") or "job"
+    """A folder name of at most 100 characters, for any file system; one that is cut ends in a hash of all."""
+    clean = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "job"
+    return clean if len(clean) <= 100 else f"{clean[:91]}-{sha256_bytes(name.encode())[:8]}"
 
 
 def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:

@@ -12,7 +12,7 @@ import logging
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +22,7 @@ from typing import Any
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing, unwritable
-from resnet8_quant.sweep.collect import NUMBERED, PLAN, TWIN
+from resnet8_quant.sweep.collect import NUMBERED, PLAN, TWIN, sound_row
 from resnet8_quant.sweep.plan import Plan
 
 INDEX = ".jobs"
@@ -62,6 +62,7 @@ def turn(place: Place, digest: str) -> Iterator[tuple[Turn, str]]:
     """
     import filelock
 
+    retire(place.sweep, lambda number, name: number == place.number and name != place.folder.name)
     index = place.sweep / INDEX
     entry, name = index / f"{digest}.json", place.folder.name
     try:
@@ -98,6 +99,25 @@ def turn(place: Place, digest: str) -> Iterator[tuple[Turn, str]]:
         lock.release()
 
 
+def retire(sweep: Path, is_stale: Callable[[int, str], bool]) -> None:
+    """Hide what an earlier, different grid left without results: `.old_NAME` is in no summary, and nothing is lost.
+
+    Args:
+        sweep: the sweep's folder.
+        is_stale: tells by number and name of a job's folder whether today's grid has none of that name.
+    """
+    for folder in sweep.iterdir():
+        match = NUMBERED.match(folder.name)
+        if match is None or not is_stale(int(folder.name.partition("_")[0]), folder.name):
+            continue
+        try:
+            kept = sound_row(folder / results.FILE_NAME).status == "ok"
+        except ExperimentError:
+            kept = False
+        if not kept:
+            folder.rename(folder.with_name(f".old_{folder.name}"))
+
+
 def write_job(place: Place, digest: str | None) -> None:
     """Write job.json; results of an earlier, failed or different job in the same folder go."""
     for name in (TWIN, results.FILE_NAME):
@@ -123,19 +143,17 @@ def finished(folder: Path, digest: str, retry_failed: bool = True) -> bool:
     if _read(folder / PLAN).get("digest") != digest:
         return False
     try:
-        row = results.read(folder / results.FILE_NAME)
+        row = sound_row(folder / results.FILE_NAME)
     except ExperimentError:
         return False
     return row.status == "ok" or not retry_failed
 
 
 def rebuild_index(sweep: Path) -> None:
-    """Write the index anew from the job.json files, where it is lost."""
-    if (sweep / INDEX).is_dir():
-        return
+    """Write the entries of the index that are lost or damaged anew, from the job.json files."""
     for folder in sweep.iterdir():
         digest = _read(folder / PLAN).get("digest") if NUMBERED.match(folder.name) else None
-        if isinstance(digest, str):
+        if isinstance(digest, str) and not _read(sweep / INDEX / f"{digest}.json"):
             _write(sweep / INDEX / f"{digest}.json", {"folder": folder.name, "session": ""})
 
 
@@ -163,6 +181,10 @@ def _move(source: Path, target: Path) -> None:
     if (source / "run.log").exists():
         (source / "run.log").replace(target / "run.earlier.log")
     shutil.rmtree(source, ignore_errors=True)
+    for record in target.parent.glob(f"*/{TWIN}"):  # those that refer to it go along
+        values = _read(record)
+        if values.get("folder") == source.name:
+            _write(record, {**values, "folder": target.name})
 
 
 def _write_plan(place: Place, digest: str | None) -> None:

@@ -62,12 +62,13 @@ def read_plan(folder: Path) -> Plan | None:
 
 def command_words(overrides: Sequence[str]) -> tuple[str, ...]:
     """The words that say what is run: not those that say where, by which launcher, or whether to resume."""
-    return tuple(word for word in overrides if not word.startswith((RESUME, FOLDER, *_LAUNCHER)))
+    return tuple(word for word in overrides if not word.lstrip("+").startswith((RESUME, FOLDER, *_LAUNCHER)))
 
 
 def asked_to_resume(overrides: Sequence[str]) -> str | None:
     """The value of `resume=`: a folder, or "true"; None where it is absent, null or false."""
-    values = [word.removeprefix(RESUME).strip("'\"") for word in overrides if word.startswith(RESUME)]
+    plain = [word.lstrip("+") for word in overrides]
+    values = [word.removeprefix(RESUME).strip("'\"") for word in plain if word.startswith(RESUME)]
     if len(values) > 1:
         raise ExperimentError(f"`resume` is given twice: {' and '.join(values)}", "give it once")
     value = values[0] if values else "null"

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.sweep.collect import NUMBERED, TWIN
+from resnet8_quant.sweep.collect import NUMBERED, TWIN, sound_row
 
 WIDTH = 79
 _LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
@@ -81,7 +81,7 @@ class Tally:
 
 def _row(path: Path) -> results.RunResult | None:
     try:
-        return results.read(path)
+        return sound_row(path)
     except ExperimentError:
         return None
 

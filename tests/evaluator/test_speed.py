@@ -103,7 +103,7 @@ def test_a_float_run_is_its_own_model(simulate, quiet, images):
     ("others", "times", "busy"),
     [
         (0.0, [100], False),
-        (None, [100], False),  # the system does not tell
+        (None, [100], None),  # the system does not tell
         (0.09, [100], False),
         (0.11, [100], True),
         (0.0, [100, 100, 200] * 400, True),  # spread

@@ -170,11 +170,17 @@ def test_large_loss_is_a_warning(bits: int, refine: str, hint: str) -> None:
     assert hint in sentence
 
 
-def test_slow_int8_is_told_to_try_u8s8() -> None:
-    (sentence,) = advise(_quantized(kernels="mixed", latency_us_median=320.0, compute_kernels=10, integer_kernels=4))
+def test_slow_int8_is_told_to_deploy() -> None:
+    slow = {"latency_us_median": 320.0, "compute_kernels": 10, "integer_kernels": 4, "format": "QDQ"}
+    (sentence,) = advise(_quantized(kernels="mixed", **slow))
     assert "int8 activations ran 1.6x slower" in sentence
     assert "10 Conv/Gemm, 4 of them integer" in sentence
-    assert sentence.endswith("try quant=u8s8.")
+    assert sentence.endswith("try deploy=x86.")
+    (sentence,) = advise(_quantized(kernels="integer", deploy="arm", cpu="some, 2 cores, avx2", **slow))
+    assert "which is not an Arm" in sentence
+    (first, second) = advise(_quantized(kernels="mixed", deploy="x86", **slow))
+    assert first == "WARNING: 4 of 10 Conv/Gemm run as integer kernels after deploy=x86, the others in float."
+    assert "profile" in second
     (sentence,) = advise(_quantized(kernels="simulated", latency_us_median=320.0, weight_type="int4"))
     assert "only the file shrinks" in sentence
 

@@ -99,7 +99,7 @@ def _rename(graph: onnx.GraphProto) -> dict[str, str]:
     new = _without_marks([name for name in tensors if name not in fixed], fixed)
     nodes = _without_marks([node.name for node in graph.node], set())
     for node in graph.node:
-        node.name = nodes[node.name]
+        node.name = nodes.get(node.name, "")
         node.input[:] = [new.get(name, name) for name in node.input]
         node.output[:] = [new.get(name, name) for name in node.output]
     for tensor in graph.initializer:
@@ -111,8 +111,8 @@ def _without_marks(names: list[str], taken: set[str]) -> dict[str, str]:
     """{name: the name without mark, with a number where that is taken}."""
     new: dict[str, str] = {}
     taken = set(taken)
-    for name in dict.fromkeys(names):
-        plain = re.sub(r"(_token_\d+|_q_to_dq|/duplicated|_QuantizeLinear_Output)+$", "", name)
+    for name in filter(None, dict.fromkeys(names)):  # an empty name means none
+        plain = re.sub(r"(_token_\d+|_q_to_dq|/duplicated|_QuantizeLinear_Output)+$", "", name) or "unnamed"
         candidate, count = plain, 1
         while candidate in taken:
             count += 1

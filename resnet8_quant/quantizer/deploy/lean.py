@@ -10,12 +10,16 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from resnet8_quant.config import DeployOutput, Layout
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 
 TO_NCHW = [0, 3, 1, 2]
 MATRIX, MATRIX_OUTPUT_SCALE = 3, 7  # inputs of QGemm
 SOFTMAX = ("QLinearSoftmax", "Softmax")
+# Ends of a model that are not its logits, and what may stand behind them.
+BEYOND_LOGITS = (*SOFTMAX, "LogSoftmax", "Sigmoid", "QLinearSigmoid", "HardSigmoid", "Tanh", "Relu", "Clip", "Hardmax")
+SHAPES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Identity", "QuantizeLinear", "DequantizeLinear")
 
 
 def drop_layout(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -91,6 +95,9 @@ def give(graph: Graph, wanted: DeployOutput) -> None:
     """Let the graph's output be ``wanted``, from the 32-bit sums of the last matrix product where that is a QGemm.
 
     The plain model rounds its outputs to 8 bits, so that classes tie. Rounded to 8 bits, these are its outputs.
+
+    Raises:
+        ExperimentError: the model ends in something else than logits or their softmax.
     """
     if wanted is DeployOutput.same:
         return
@@ -103,6 +110,7 @@ def give(graph: Graph, wanted: DeployOutput) -> None:
         if before is None:
             break
         last = before
+    _check_logits(graph, last, wanted)
     logits = _float_logits(graph, last)
     for node in graph.nodes:  # the old output's maker, which goes unless it makes the logits
         new = f"{name}_logits" if name == logits else f"{name}_old"
@@ -119,6 +127,17 @@ def give(graph: Graph, wanted: DeployOutput) -> None:
         graph.nodes.append(helper.make_node("ArgMax", [logits], [name], name=f"{name}_argmax", axis=-1, keepdims=0))
         value.type.tensor_type.elem_type = TensorProto.INT64
         del value.type.tensor_type.shape.dim[1:]
+
+
+def _check_logits(graph: Graph, last: NodeProto, wanted: DeployOutput) -> None:
+    node: NodeProto | None = last
+    while node is not None and node.op_type in SHAPES:
+        node = graph.source(node.input[0])
+    if node is not None and node.op_type in BEYOND_LOGITS:
+        raise ExperimentError(
+            f"`deploy.output` is {wanted.name}, but the model ends in {node.op_type}: no logits can be taken from it",
+            "deploy.output=same",
+        )
 
 
 def _float_logits(graph: Graph, last: NodeProto) -> str:

@@ -83,26 +83,28 @@ class _Draft(Graph):
                 "take 8-bit activations, others it computes in float",
                 "python run.py quant=u8s8 deploy=x86, or deploy=none",
             )
-        if kind == self.activations:
-            return
-        shift = SHIFT if self.activations == TensorProto.UINT8 else -SHIFT
+        shift = 0
+        if kind != self.activations:
+            shift = SHIFT if self.activations == TensorProto.UINT8 else -SHIFT
         for attribute in quantize.attribute:
             if attribute.name == "output_dtype":
                 attribute.i = self.activations
         self._shift_zero_point(quantize, kind, shift)
-        for reader in self._carried(quantize.output[0]):
+        for reader in self._carried(quantize.output[0], shift != 0):
             if reader.op_type == "DequantizeLinear":
                 self._shift_zero_point(reader, kind, shift)
-            else:  # the limits of a Clip
+            elif shift:  # the limits of a Clip
                 for position in range(1, len(reader.input)):
                     if reader.input[position]:
                         limit = self.array(reader.input[position]).astype(np.int16) + shift
                         reader.input[position] = self._as(self.activations, reader.input[position], limit)
 
-    def _carried(self, name: str) -> Iterator[NodeProto]:
-        """All readers of an integer tensor, through a Clip to its own readers."""
+    def _carried(self, name: str, moves: bool) -> Iterator[NodeProto]:
+        """All readers of an integer tensor, through a Clip to its own readers; others matter if the integers move."""
         for reader in self.readers(name):
             if reader.op_type not in ("DequantizeLinear", "Clip"):
+                if not moves:
+                    continue
                 raise ExperimentError(
                     f"`deploy`: {reader.op_type} reads the integers {name!r} between QuantizeLinear and "
                     "DequantizeLinear; only a Clip may",
@@ -110,7 +112,7 @@ class _Draft(Graph):
                 )
             yield reader
             if reader.op_type == "Clip":
-                yield from self._carried(reader.output[0])
+                yield from self._carried(reader.output[0], moves)
 
     def weight(self, dequantize: NodeProto) -> None:
         """Move the constant that a DequantizeLinear reads to int8."""
@@ -124,6 +126,8 @@ class _Draft(Graph):
                 )
                 self.moved.add(name)
             self._shift_zero_point(dequantize, kind, -SHIFT)
+        elif kind == TensorProto.INT8 and zero_point is None:
+            self._shift_zero_point(dequantize, kind, 0)
         elif kind in NARROW:  # all their values are int8's too, which an integer kernel takes
             dequantize.input[0] = self._cast(name, dequantize.input[0])
             if zero_point is not None:
@@ -174,7 +178,10 @@ class _Draft(Graph):
         return int(attributes(quantize).get("output_dtype", 0)) or int(TensorProto.UINT8)
 
     def _shift_zero_point(self, node: NodeProto, kind: int, shift: int) -> None:
-        """Give a Q or DQ a zero point of the other 8-bit type; one that it lacks is 0."""
+        """Give a Q or DQ a zero point, of the other 8-bit type if it moves; one that it lacks is 0.
+
+        Without one ONNX Runtime finds no integer kernel for some operators.
+        """
         if len(node.input) > 2 and node.input[2]:
             name, old = node.input[2], self.array(node.input[2])
         else:
@@ -182,7 +189,8 @@ class _Draft(Graph):
             old = np.zeros(self.array(node.input[1]).shape, BYTES[kind])
             del node.input[2:]
             node.input.append(name)
-        target = TensorProto.INT8 if kind == TensorProto.UINT8 else TensorProto.UINT8
+        other = TensorProto.INT8 if kind == TensorProto.UINT8 else TensorProto.UINT8
+        target = other if shift else kind
         node.input[2] = self._as(target, name, old.astype(np.int16) + shift)
 
     def _as(self, kind: int, name: str, values: np.ndarray) -> str:

@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 
@@ -128,10 +128,10 @@ def widen(
     first = math.floor(-window.left * channels / group)  # of the groups that the first step reads
     end = math.ceil((window.stride * (pixels - 1) + kernel - window.left) * channels / group)
     old_zero_point = graph.array(node.input[WEIGHT_ZERO_POINT])
-    flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels) + np.int8(zero_point)
+    flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
     nothing = old_zero_point.ravel()[:1] + np.int8(zero_point)  # what a column does not look at counts as 0
     starts = [(window.stride * pixel - window.left) * channels - first * group for pixel in range(pixels)]
-    wide, arranging = _shifted(graph, node.input[WEIGHT], flat, nothing, starts, (end - first, group))
+    wide, arranging = _shifted(graph, node.input[WEIGHT], flat, zero_point, nothing, starts, (end - first, group))
 
     columns, steps = window.width * channels // group, window.outputs // pixels
     right = max(0, (steps - 1) * (advance // group) + (end - first) + first - columns)
@@ -172,7 +172,13 @@ def widen(
 
 
 def _shifted(
-    graph: Graph, name: str, flat: np.ndarray, nothing: np.ndarray, starts: list[int], groups: tuple[int, int]
+    graph: Graph,
+    name: str,
+    flat: np.ndarray,
+    zero_point: int,
+    nothing: np.ndarray,
+    starts: list[int],
+    groups: tuple[int, int],
 ) -> tuple[str, list[NodeProto]]:
     """Weights for each of the columns that a step yields: the old ones, further right each time.
 
@@ -182,6 +188,7 @@ def _shifted(
         graph: gets the constants.
         name: of the old weights.
         flat: int8 [outputs, rows, kernel x channels], the old weights.
+        zero_point: is added to them; the file holds them without, so that those of few bits stay so.
         nothing: int8 [1], fills the rest.
         starts: where they lie in the window of a step, for each column.
         groups: columns and channels of the window.
@@ -191,10 +198,18 @@ def _shifted(
     """
     stored, empty = graph.put(f"{name}_rows", flat), graph.put(f"{name}_nothing", nothing.reshape(()))
     length, nodes = groups[0] * groups[1], []
+    if zero_point:
+        offset = graph.put(f"{name}_offset", np.array(zero_point, np.int32))
+        nodes = [
+            helper.make_node("Cast", [stored], [f"{name}_int32"], to=TensorProto.INT32),
+            helper.make_node("Add", [f"{name}_int32", offset], [f"{name}_sum"]),
+            helper.make_node("Cast", [f"{name}_sum"], [f"{name}_moved"], to=TensorProto.INT8),
+        ]
+        stored = f"{name}_moved"
     for index, start in enumerate(starts):
         pads = graph.put(f"{name}_pads{index}", np.array([0, 0, start, 0, 0, length - start - flat.shape[2]], np.int64))
         nodes.append(helper.make_node("Pad", [stored, pads, empty], [f"{name}_column{index}"]))
-    columns = [node.output[0] for node in nodes]
+    columns = [node.output[0] for node in nodes if node.op_type == "Pad"]
     shape = graph.put(f"{name}_window", np.array([len(starts) * flat.shape[0], flat.shape[1], *groups], np.int64))
     nodes += [
         helper.make_node("Concat", columns, [f"{name}_columns"], axis=0),
