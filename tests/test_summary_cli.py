@@ -115,3 +115,13 @@ def test_module_runs_in_a_pipe_that_closes(sweeps: Path) -> None:
     command = f"{sys.executable} -m resnet8_quant.summary {sweeps} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_report_on_nothing_is_refused_and_a_selection_has_its_own_file(tmp_path: Path) -> None:
+    folder = tmp_path / "0_x"
+    folder.mkdir()
+    results.write(RunResult(accuracy=0.9, model_bytes=10), folder)
+    assert report.main([str(tmp_path), "--where", "accuracy > 0.95"]) == 1
+    assert list(tmp_path.glob("*.html")) == []
+    assert report.main([str(tmp_path), "--where", "accuracy > 0.5"]) == 0
+    assert [path.name for path in tmp_path.glob("*.html")] == ["selection.html"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.ledger import INDEX, Place, Turn, finished, missing, rebuild_index, turn
+from resnet8_quant.sweep.compose import _short
+from resnet8_quant.sweep.ledger import INDEX, Place, Turn, finished, missing, rebuild_index, retire, turn
 from resnet8_quant.sweep.plan import (
     Plan,
     asked_to_resume,
@@ -194,3 +197,66 @@ def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
         folder_to_resume("true", ("a=3",), tmp_path / "2026-01-04", explicit=False)
     assert folder_to_resume("true", ("a=3",), tmp_path / "mine", explicit=True) == tmp_path / "mine"
     assert folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path, explicit=False).name == "2026-01-03"
+
+
+def test_impossible_numbers_are_not_finished(place: Callable[..., Place]) -> None:
+    first = place(0, Plan((), 1, 0))
+    assert _run(first) is Turn.run
+    assert finished(first.folder, DIGEST)
+    for accuracy in (9.0, float("nan")):
+        results.write(RunResult(accuracy=accuracy), first.folder)
+        assert not finished(first.folder, DIGEST)
+
+
+def test_a_twin_follows_the_run_that_moves(place: Callable[..., Place]) -> None:
+    before = Plan((), 2, 0)
+    assert _run(place(0, before)) is Turn.run
+    twin = place(1, before)
+    assert _run(twin) is Turn.twin
+    assert _run(place(2, Plan((), 3, 0))) is Turn.finished
+    assert json.loads((twin.folder / "same_as.json").read_text())["folder"] == "2_x"
+
+
+def test_what_another_grid_left_without_results_is_hidden(place: Callable[..., Place], tmp_path: Path) -> None:
+    old = Plan((), 3, 0)
+    failed, good = place(0, old, "failed"), place(1, old, "good")
+    for folder, status in ((failed.folder, "failed"), (good.folder, "ok")):
+        results.write(RunResult(status=status, error=None if status == "ok" else "no luck"), folder)
+    assert _run(place(0, Plan((), 1, 0), "new")) is Turn.run
+    retire(tmp_path, lambda number, name: number >= 1)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != INDEX) == [
+        ".old_0_failed",
+        "0_new",
+        "1_good",
+    ]
+    assert (tmp_path / ".old_0_failed" / "results.csv").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", ""])
+def test_damaged_entries_of_the_index_are_written_anew(
+    place: Callable[..., Place], tmp_path: Path, damage: str
+) -> None:
+    assert _run(place(0, Plan((), 1, 0))) is Turn.run
+    (tmp_path / INDEX / f"{DIGEST}.json").write_text(damage)
+    rebuild_index(tmp_path)
+    assert _run(place(1, Plan((), 1, 0))) is Turn.finished
+
+
+def test_words_with_plus_signs_are_the_same_words() -> None:
+    assert asked_to_resume(["++resume=true"]) == "true"
+    assert command_words(["quant=int8", "++resume=true", "+hydra.sweep.dir=x"]) == ("quant=int8",)
+
+
+def test_long_names_that_are_cut_stay_apart() -> None:
+    one, other = _short("x" * 120 + "int8"), _short("x" * 120 + "uint8")
+    assert one != other
+    assert len(one) == len(other) == 100
+    assert _short("quant-int8") == "quant-int8"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ExperimentError, match="not a regular file"), replacing(pipe):
+        pass
+    assert pipe.is_fifo()
