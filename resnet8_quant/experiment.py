@@ -271,6 +271,8 @@ def _made(config: Config, prepared: Prepared) -> _Made:
         from resnet8_quant.quantizer.deploy.deploy import deploy
 
         serialized, contract = deploy(named, config.deploy, contract, small=config.quant.compact)
+        if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
+            log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
     contents = read_contents(onnx.load_from_string(serialized))
     layers = (quantized.contents if quantized else contents).layers
     columns |= contents_columns(contents, layers)
