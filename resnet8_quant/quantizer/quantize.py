@@ -214,8 +214,8 @@ def _compacted(model: onnx.ModelProto) -> bytes:
 def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
     """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
     proto = model.proto()
-    if quant.per_channel:
-        proto = at_least_opset(proto, OLDEST_OPSET)  # a scale for each channel
+    if quant.per_channel and _opset(proto) < OLDEST_OPSET:  # a scale for each channel
+        proto = at_least_opset(proto, OLDEST_OPSET)
     add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
     if quant.weight_symmetric is not None:
@@ -248,6 +248,10 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         log.debug("onnxruntime: %s", chatter.getvalue())
     onnx.checker.check_model(serialized, full_check=False)
     return serialized
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ def _shifted(
         graph: gets the constants.
         name: of the old weights.
         flat: int8 [outputs, rows, kernel x channels], the old weights.
-        zero_point: is added to them; the file holds them without, so that those of few bits stay so.
+        zero_point: is added to them, when the file is loaded if they fit into fewer bits as they are.
         nothing: int8 [1], fills the rest.
         starts: where they lie in the window of a step, for each column.
         groups: columns and channels of the window.
@@ -196,9 +196,11 @@ def _shifted(
     Returns:
         The name of int8 [columns x outputs, channels of a group, rows, groups], and the nodes that make it.
     """
-    stored, empty = graph.put(f"{name}_rows", flat), graph.put(f"{name}_nothing", nothing.reshape(()))
+    few_bits = int(flat.min()) >= -8 and int(flat.max()) < 8
+    rows = flat if few_bits else flat + np.int8(zero_point)
+    stored, empty = graph.put(f"{name}_rows", rows), graph.put(f"{name}_nothing", nothing.reshape(()))
     length, nodes = groups[0] * groups[1], []
-    if zero_point:
+    if zero_point and few_bits:
         offset = graph.put(f"{name}_offset", np.array(zero_point, np.int32))
         nodes = [
             helper.make_node("Cast", [stored], [f"{name}_int32"], to=TensorProto.INT32),
