@@ -198,6 +198,8 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
         samples_per_class=config.calibration.samples_per_class,
         refine=refine_word(config.refine),
         deploy=config.deploy.name,
+        deploy_input=config.deploy.input.name,
+        deploy_output=config.deploy.output.name,
         model=config.model.kind.name,
         data=config.data.kind.name,
         seed=config.seed,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.terminal import markdown, show, show_error, shown, wrapped
+from resnet8_quant.terminal import exit_code, markdown, show, shown, wrapped
 
 if TYPE_CHECKING:
     from resnet8_quant.evaluator.profiler import Profile
@@ -37,13 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    try:
-        options = _parser().parse_args(arguments)
-        _profile(options)
-    except ExperimentError as error:
-        show_error(error)
-        return 1
-    return 0
+    return exit_code(lambda: _profile(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ folder plots/ beside it. Exit code 0, or 1 after an error that is shown.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,14 +38,7 @@ def run(words: Sequence[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    try:
-        run(sys.argv[1:] if words is None else words)
-    except ExperimentError as error:
-        terminal.show_error(error)
-        return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return terminal.exit_code(lambda: run(sys.argv[1:] if words is None else words))
 
 
 if __name__ == "__main__":

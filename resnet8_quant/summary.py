@@ -7,7 +7,6 @@ column and the report. Exit code 0, or 1 after an error that is shown.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,14 +86,7 @@ def run(words: Sequence[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    try:
-        run(sys.argv[1:] if words is None else words)
-    except ExperimentError as error:
-        terminal.show_error(error)
-        return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return terminal.exit_code(lambda: run(sys.argv[1:] if words is None else words))
 
 
 def _joined(words: Sequence[str]) -> list[str]:

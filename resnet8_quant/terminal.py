@@ -5,9 +5,10 @@ In: `RunResult`s. Out: Markdown tables, within 80 columns for ResNet8, the same 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -125,6 +126,18 @@ def show_error(error: ExperimentError) -> None:
     """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
     show(wrapped(error.remedy, "  try: ", "       "), error=True)
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command: 0, or 1 after an error that was shown; a reader who has seen enough, as `| head`, is none."""
+    try:
+        command()
+    except ExperimentError as error:
+        show_error(error)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def wrapped(text: str, first: str = "", rest: str = "  ") -> str:
