@@ -133,7 +133,7 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     global _running, _restarted
     from resnet8_quant.files import claimed
     from resnet8_quant.sweep.compose import compose_once, typed_words
-    from resnet8_quant.sweep.ledger import rebuild_index
+    from resnet8_quant.sweep.ledger import left_by_another_grid, rebuild_index
     from resnet8_quant.sweep.summary import check_columns
     from resnet8_quant.sweep.watch import Watch
 
@@ -151,7 +151,8 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     if existing is None and resume is not None:
         existing = plan.folder_to_resume(resume, command, wanted, explicit)
 
-    jobs = _check_jobs(config)
+    planned = _check_jobs(config)
+    jobs = None if planned is None else len(planned)
     if existing is None and explicit and jobs is None:
         existing = wanted  # a search continues what its folder holds by itself
     folder = existing or plan.new_folder(wanted, explicit)
@@ -159,7 +160,9 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     with ExitStack() as resources:
         resources.enter_context(claimed(folder))
         rebuild_index(folder)
-        plan.write_plan(plan.Plan(command, jobs, share.threads, retry_failed=again is None, pid=os.getpid()), folder)
+        left = left_by_another_grid(folder, [plan.command_words(job) for job in planned or ()])
+        started = plan.Plan(command, jobs, share.threads, retry_failed=again is None, pid=os.getpid(), left=left)
+        plan.write_plan(started, folder)
         _fix(config, folder, launchers.batch_size(fields, jobs))
         cancel = resources.enter_context(launchers.steady_submitit(fields, folder))
         if launchers.parallel(fields):
@@ -169,8 +172,8 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
         _running = Running(folder, columns, plots, jobs, Watch(folder, jobs), cancel, resources.pop_all())
 
 
-def _check_jobs(config: DictConfig) -> int | None:
-    """The number of jobs; None where the sweeper decides as it goes.
+def _check_jobs(config: DictConfig) -> list[list[str]] | None:
+    """The words of each job; None where the sweeper decides as it goes.
 
     Raises:
         ExperimentError: none of the jobs can run. What stops only some of them becomes their row.

@@ -130,8 +130,8 @@ def explain(error: BaseException) -> ExperimentError | None:
     return unreachable(error)
 
 
-def grid(config: DictConfig) -> tuple[int, Iterator[Config | ExperimentError]] | None:
-    """The number of jobs of a sweep and, one by one, what each will run or why it cannot.
+def grid(config: DictConfig) -> tuple[list[list[str]], Iterator[Config | ExperimentError]] | None:
+    """The words of a sweep's jobs and, one by one, what each will run or why it cannot.
 
     Composing a job costs tens of milliseconds: the caller looks at as many as it needs.
 
@@ -163,7 +163,7 @@ def grid(config: DictConfig) -> tuple[int, Iterator[Config | ExperimentError]] |
             except ExperimentError as error:
                 yield error
 
-    return len(jobs), compose()
+    return [list(job) for job in jobs], compose()
 
 
 def compose_once() -> None:

@@ -157,6 +157,23 @@ def rebuild_index(sweep: Path) -> None:
             _write(sweep / INDEX / f"{digest}.json", {"folder": folder.name, "session": ""})
 
 
+def left_by_another_grid(sweep: Path, jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The folders of jobs that are not today's: their results may go to the job that asks for them now.
+
+    Args:
+        sweep: the sweep's folder.
+        jobs: the words of today's jobs, by number; none in a search, whose jobs get numbers that no folder has.
+    """
+    left = []
+    for folder in sweep.iterdir():
+        if NUMBERED.match(folder.name) and (record := _read(folder / PLAN)):
+            number = record.get("number")
+            today = jobs[number] if isinstance(number, int) and 0 <= number < len(jobs) else None
+            if today is None or list(today) != record.get("overrides"):
+                left.append(folder.name)
+    return tuple(sorted(left))
+
+
 def _decide(place: Place, digest: str, owner: dict[str, Any]) -> tuple[Turn, str]:
     """What the holder of the digest's lock is to do; moves finished results here where another job had them."""
     name, retry = place.folder.name, place.plan.retry_failed
@@ -165,6 +182,8 @@ def _decide(place: Place, digest: str, owner: dict[str, Any]) -> tuple[Turn, str
         if _of_this_start(owner, place):
             return Turn.twin, other
         if finished(place.sweep / other, digest, retry):
+            if other not in place.plan.left:  # a job of its own asks for it, now or later
+                return Turn.twin, other
             _move(place.sweep / other, place.folder)
             _write_plan(place, digest)
             return Turn.finished, name

@@ -34,6 +34,7 @@ class Plan:
         threads: of each job, where it does not ask for a number itself; 0: all cores.
         retry_failed: whether a job that failed before runs again.
         pid: of the process that starts the jobs.
+        left: folders with results of jobs that today's grid does not have, or has under other numbers.
         session: names this start.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     threads: int
     retry_failed: bool = True
     pid: int = 0
+    left: tuple[str, ...] = ()
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -55,7 +57,8 @@ def read_plan(folder: Path) -> Plan | None:
     """The plan of the sweep in ``folder``; None where there is none that can be read."""
     try:
         values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        return Plan(**{**values, "words": tuple(map(str, values["words"]))})
+        lists = {name: tuple(map(str, values[name])) for name in ("words", "left") if name in values}
+        return Plan(**{**values, **lists})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -16,7 +16,17 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.compose import _short
-from resnet8_quant.sweep.ledger import INDEX, Place, Turn, finished, missing, rebuild_index, retire, turn
+from resnet8_quant.sweep.ledger import (
+    INDEX,
+    Place,
+    Turn,
+    finished,
+    left_by_another_grid,
+    missing,
+    rebuild_index,
+    retire,
+    turn,
+)
 from resnet8_quant.sweep.plan import (
     Plan,
     asked_to_resume,
@@ -111,7 +121,7 @@ def test_results_follow_their_job_to_another_number(place: Callable[..., Place],
     first = place(0, Plan((), 1, 0))
     _run(first)
     (first.folder / "run.log").write_text("earlier")
-    plan = Plan((), 3, 0)
+    plan = Plan((), 3, 0, left=("0_x",))
     assert _run(place(2, plan)) is Turn.finished
     assert not first.folder.exists()
     assert finished(tmp_path / "2_x", DIGEST)
@@ -120,13 +130,41 @@ def test_results_follow_their_job_to_another_number(place: Callable[..., Place],
     assert _run(place(1, plan)) is Turn.twin
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("ran", [0, 1])
+def test_results_stay_where_the_same_grid_made_them(
+    place: Callable[..., Place], tmp_path: Path, ran: int, order: tuple[int, int]
+) -> None:
+    """Of two equal jobs of a resumed sweep, a parallel launcher may start either one first."""
+    before = Plan((), 2, 0)
+    assert _run(place(ran, before)) is Turn.run
+    assert _run(place(1 - ran, before)) is Turn.twin
+    path = tmp_path / f"{ran}_x" / results.FILE_NAME
+    written = path.stat().st_mtime_ns
+    left = left_by_another_grid(tmp_path, [("number=0",), ("number=1",)])
+    again = Plan((), 2, 0, left=left)
+    turns = {number: _run(place(number, again)) for number in order}
+    assert turns == {ran: Turn.finished, 1 - ran: Turn.twin}
+    assert path.stat().st_mtime_ns == written
+    assert json.loads((tmp_path / f"{1 - ran}_x" / "same_as.json").read_text())["folder"] == f"{ran}_x"
+
+
+def test_folders_of_another_grid_are_told_by_words_and_number(place: Callable[..., Place], tmp_path: Path) -> None:
+    for number in range(3):
+        with turn(place(number, Plan((), 3, 0)), f"{number}" * 64):
+            pass
+    (tmp_path / "7_twin").mkdir()
+    assert left_by_another_grid(tmp_path, [("number=0",), ("number=2",)]) == ("1_x", "2_x")
+    assert left_by_another_grid(tmp_path, []) == ("0_x", "1_x", "2_x")
+
+
 def test_lost_index_is_made_anew(place: Callable[..., Place], tmp_path: Path) -> None:
     _run(place(0, Plan((), 1, 0)))
     for path in (tmp_path / INDEX).iterdir():
         path.unlink()
     (tmp_path / INDEX).rmdir()
     rebuild_index(tmp_path)
-    assert _run(place(5, Plan((), 1, 0))) is Turn.finished
+    assert _run(place(5, Plan((), 1, 0, left=("0_x",)))) is Turn.finished
 
 
 def test_another_digest_in_the_folder_runs(place: Callable[..., Place], tmp_path: Path) -> None:
@@ -213,7 +251,7 @@ def test_a_twin_follows_the_run_that_moves(place: Callable[..., Place]) -> None:
     assert _run(place(0, before)) is Turn.run
     twin = place(1, before)
     assert _run(twin) is Turn.twin
-    assert _run(place(2, Plan((), 3, 0))) is Turn.finished
+    assert _run(place(2, Plan((), 3, 0, left=("0_x", "1_x")))) is Turn.finished
     assert json.loads((twin.folder / "same_as.json").read_text())["folder"] == "2_x"
 
 
@@ -239,7 +277,7 @@ def test_damaged_entries_of_the_index_are_written_anew(
     assert _run(place(0, Plan((), 1, 0))) is Turn.run
     (tmp_path / INDEX / f"{DIGEST}.json").write_text(damage)
     rebuild_index(tmp_path)
-    assert _run(place(1, Plan((), 1, 0))) is Turn.finished
+    assert _run(place(1, Plan((), 1, 0, left=("0_x",)))) is Turn.finished
 
 
 def test_words_with_plus_signs_are_the_same_words() -> None:
