@@ -211,7 +211,7 @@ class DataConfig:
 
 @dataclass
 class EvaluationConfig:
-    batch_size: int = 500
+    batch_size: int = 50
     threads: int = 0
     providers: list[str] = field(default_factory=lambda: ["CPUExecutionProvider"])
 

@@ -9,8 +9,12 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +22,11 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.session import CPU, open_session, run_batch
 from resnet8_quant.files import locked, replacing, sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
-from resnet8_quant.machine import cpu_description
+from resnet8_quant.machine import cpu_description, usable_cores
 from resnet8_quant.progress import progress
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 log = logging.getLogger(__name__)
 
@@ -55,46 +62,57 @@ def predict(
         contract: what the model expects at its input; a fixed batch there overrules ``batch_size``.
         images: uint8 [N, H, W, C].
         batch_size: images per call.
-        threads: 0: as many as there are cores.
+        threads: 0: as many as there are cores. On the CPU provider each takes batches of its own, so that their
+            number moves no answer; another provider gets it as its own number of threads.
         providers: execution providers, first choice first.
         description: shown beside the progress bar.
 
     Raises:
         ExperimentError: the model cannot be loaded or run, has another number of classes, or answers NaN.
     """
-    session = open_session(model, threads, providers=providers)
+    alone = tuple(providers) == CPU  # what is known of it: calls may overlap, and one thread each is the fastest
+    workers = (threads or usable_cores()) if alone else 1
+    session = open_session(model, 1 if alone else threads, providers=providers)
     size = contract.batch or batch_size
-    labels = np.empty(len(images), np.int64)
+    answer = partial(_answer, session, contract, images, size)
+    labels: list[np.ndarray] = []
     ties: int | None = 0
-    with progress(description, len(images), "images") as advance:
-        for start in range(0, len(images), size):
-            batch = contract.prepare(images[start : start + size])
-            count = len(batch)
-            if contract.batch is not None and count < size:
-                # Repeating an image leaves the range of the batch alone, which dynamic quantization looks at.
-                batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
-            output = run_batch(session, contract.name, batch)
-            if output.dtype == np.int64 and output.shape == (len(batch),):
-                labels[start : start + count], ties = output[:count], None
-                advance(count)
-                continue
-            if output.shape != (len(batch), contract.classes):
-                raise ExperimentError(
-                    f"the model's first output has shape {list(output.shape)} for a batch of {len(batch)}, "
-                    f"expected [{len(batch)}, {contract.classes}]",
-                    "choose a classifier with one output per class: model.path=MODEL.onnx",
-                )
-            output = output[:count]
-            bad = np.isnan(output).any(axis=1)
-            if bad.any():
-                raise ExperimentError(
-                    f"the model's output is NaN for image {start + int(bad.argmax())}",
-                    "check the weights and the input range: model.mean=[R,G,B] model.std=[R,G,B], in pixels 0..255",
-                )
-            labels[start : start + count] = output.argmax(axis=1)
-            ties = (ties or 0) + int(((output == output.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
-            advance(count)
-    return Predictions(labels, ties)
+    with progress(description, len(images), "images") as advance, ExitStack() as stack:
+        each = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
+        for predicted, shared in each(answer, range(0, len(images), size)):
+            labels.append(predicted)
+            ties = None if ties is None or shared is None else ties + shared
+            advance(len(predicted))
+    return Predictions(np.concatenate(labels) if labels else np.empty(0, np.int64), ties)
+
+
+def _answer(
+    session: InferenceSession, contract: InputContract, images: np.ndarray, size: int, start: int
+) -> tuple[np.ndarray, int | None]:
+    """The classes and the number of ties of the batch that begins at image ``start``."""
+    batch = contract.prepare(images[start : start + size])
+    count = len(batch)
+    if contract.batch is not None and count < size:
+        # Repeating an image leaves the range of the batch alone, which dynamic quantization looks at.
+        batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
+    output = run_batch(session, contract.name, batch)
+    if output.dtype == np.int64 and output.shape == (len(batch),):
+        return output[:count], None
+    if output.shape != (len(batch), contract.classes):
+        raise ExperimentError(
+            f"the model's first output has shape {list(output.shape)} for a batch of {len(batch)}, "
+            f"expected [{len(batch)}, {contract.classes}]",
+            "choose a classifier with one output per class: model.path=MODEL.onnx",
+        )
+    output = output[:count]
+    bad = np.isnan(output).any(axis=1)
+    if bad.any():
+        raise ExperimentError(
+            f"the model's output is NaN for image {start + int(bad.argmax())}",
+            "check the weights and the input range: model.mean=[R,G,B] model.std=[R,G,B], in pixels 0..255",
+        )
+    ties = (output == output.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return output.argmax(axis=1).astype(np.int64), int(ties.sum())
 
 
 def cached_predictions(
@@ -160,7 +178,7 @@ def _key(
     import onnxruntime
 
     facts = {
-        "entry": 1,  # count up when predict or the entry's content changes
+        "entry": 2,  # count up when predict or the entry's content changes
         "model": sha256_bytes(model),
         "images": images_digest,
         "shape": shape,
@@ -169,7 +187,7 @@ def _key(
         "std": contract.std,
         "classes": contract.classes,
         "batch": contract.batch or batch_size,
-        "threads": threads,
+        "threads": None if tuple(providers) == CPU else threads,
         "providers": list(providers),
         "onnxruntime": onnxruntime.__version__,
         "cpu": cpu_description(),
