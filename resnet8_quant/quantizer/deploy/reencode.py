@@ -183,6 +183,8 @@ class _Draft(Graph):
         Without one ONNX Runtime finds no integer kernel for some operators.
         """
         if len(node.input) > 2 and node.input[2]:
+            if not shift:
+                return
             name, old = node.input[2], self.array(node.input[2])
         else:
             name = f"{node.output[0]}_zero_point"
