@@ -37,6 +37,7 @@ from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.refine.bits import layer_bits
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
 from resnet8_quant.results import RunResult
@@ -75,6 +76,8 @@ def prepare(config: Config) -> Prepared:
     if config.quant.activation_type is not NumberType.float32:
         if config.model.kind is ModelKind.onnx:
             refuse_quantized(model)
+        if config.quant.layers:
+            layer_bits(model.proto().graph, config.quant)  # a name that matches no layer
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
@@ -173,17 +176,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         answers = {"predictions": predictions, "float_predictions": float_predictions}
-        write_outputs(
-            folder,
-            config,
-            result,
-            comparison.per_class,
-            answers,
-            made.serialized,
-            kernels,
-            made.quantized,
-            made.details,
-        )
+        per_class, model_bytes = comparison.per_class, made.serialized
+        write_outputs(folder, config, result, per_class, answers, model_bytes, kernels, made.quantized, made.details)
     return result
 
 

@@ -97,10 +97,14 @@ class RunResult:
     all_threads: int | None = None
     all_threads_latency_us_median: float | None = None
     all_threads_speedup: float | None = None
+    all_threads_speedup_ci_low: float | None = None
+    all_threads_speedup_ci_high: float | None = None
     throughput_batch: int | None = None
     images_per_second: float | None = None
     float_images_per_second: float | None = None
     throughput_speedup: float | None = None
+    throughput_speedup_ci_low: float | None = None
+    throughput_speedup_ci_high: float | None = None
     machine_load: float | None = None
     machine_others: float | None = None
     machine_busy: bool | None = None

@@ -23,7 +23,7 @@ from resnet8_quant.config import (
     Sampling,
 )
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.experiment import run_experiment
+from resnet8_quant.experiment import prepare, run_experiment
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.sampling import overlapping
 
@@ -133,3 +133,10 @@ def test_refusals_leave_no_results(config: Config, tmp_path: Path, calibration: 
         run_experiment(replace(config, calibration=CalibrationConfig(**calibration)), tmp_path)
     assert words in caught.value.problem
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_the_model_lacks_is_refused_before_any_work(config: Config) -> None:
+    quant = QuantConfig(layers={"stack1.convl": {"weight_bits": 4}})
+    with pytest.raises(ExperimentError, match=r"'stack1.convl', which matches no layer; the model has .*stack1.conv1"):
+        prepare(replace(config, quant=quant))
+    assert prepare(replace(config, quant=QuantConfig(layers={"stack1.*": {"weight_bits": 4}}))).images is not None

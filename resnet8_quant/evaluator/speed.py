@@ -56,8 +56,11 @@ def speed_columns(
         )
         return measured["float"], measured.get("model", measured["float"])
 
+    def ratio_columns(name: str, base: Latency, other: Latency) -> dict[str, float]:
+        ratio = speedup(base, other, seed)
+        return {name: ratio.value, f"{name}_ci_low": ratio.low, f"{name}_ci_high": ratio.high}
+
     base, one = both(config.runs, config.warmup, config.threads, 1)
-    ratio = speedup(base, one, seed)
     columns: dict[str, Any] = {
         "latency_us_median": one.median_us,
         "latency_us_ci_low": one.low_us,
@@ -73,18 +76,18 @@ def speed_columns(
     }
     spreads = [one.spread, base.spread]
     if model is not None:
-        columns |= {"speedup": ratio.value, "speedup_ci_low": ratio.low, "speedup_ci_high": ratio.high}
+        columns |= ratio_columns("speedup", base, one)
     if config.batch > 0:
         base, one = both(config.runs, config.warmup, 0, 1)
         columns |= {"all_threads": usable_cores(), "all_threads_latency_us_median": one.median_us}
-        columns |= {} if model is None else {"all_threads_speedup": speedup(base, one, seed).value}
+        columns |= {} if model is None else ratio_columns("all_threads_speedup", base, one)
         base, one = both(max(1, config.runs // FEWER_RUNS), 1, 0, config.batch)
         columns |= {
             "throughput_batch": one.batch,
             "images_per_second": one.images_per_second,
             "float_images_per_second": base.images_per_second,
         }
-        columns |= {} if model is None else {"throughput_speedup": speedup(base, one, seed).value}
+        columns |= {} if model is None else ratio_columns("throughput_speedup", base, one)
     others = busy.stop()
     columns |= {
         "machine_load": load,
