@@ -50,6 +50,7 @@ class Layer:
 
 LAYERS = (
     Layer("conv", 32, 3, 16, 3, 1, (1, 1, 1, 1)),
+    Layer("conv, padded to 4", 32, 4, 16, 3, 1, (1, 1, 1, 1)),  # without what the padding itself takes
     Layer("stack1.conv1, .conv2", 32, 16, 16, 3, 1, (1, 1, 1, 1)),
     Layer("stack2.conv1", 32, 16, 32, 3, 2, (0, 0, 1, 1)),
     Layer("stack2.conv2", 16, 32, 32, 3, 1, (1, 1, 1, 1)),

@@ -23,12 +23,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import onnx
 from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput  # noqa: E402
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, NumberType  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
 from resnet8_quant.evaluator.latency import Latency, Subject, caller, measure_calls, speedup  # noqa: E402
@@ -37,15 +38,17 @@ from resnet8_quant.experiment import prepare  # noqa: E402
 from resnet8_quant.inputs.contract import InputContract  # noqa: E402
 from resnet8_quant.machine import Busy, cpu_description, load_per_core, usable_cores  # noqa: E402
 from resnet8_quant.quantizer.deploy.deploy import deploy  # noqa: E402
+from resnet8_quant.quantizer.deploy.fuse import fuse  # noqa: E402
+from resnet8_quant.quantizer.deploy.reencode import reencode  # noqa: E402
 from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
 from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
 from resnet8_quant.terminal import markdown, show_error  # noqa: E402
 
 QUANTS = ("int8", "uint8", "u8s8")
 BYTES_IN = "deploy.input=uint8"
-# Steps of deploy=x86, each on top of the one before: name -> what the config says.
+# Steps of deploy=x86 after the first, each on top of the one before: name -> what the config says.
 STEPS: dict[str, dict[str, object]] = {
-    "re-encoded, fused, no layout changes": {"wide_input": False},
+    "+ no layout changes": {"wide_input": False},
     "+ wide first layer (deploy=x86)": {},
     "+ deploy.input=uint8": {"input": DeployInput.uint8},
     "+ deploy.output=logits": {"input": DeployInput.uint8, "output": DeployOutput.logits},
@@ -79,7 +82,9 @@ def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], 
         found[f"{name} deploy=x86"] = made(targets["x86"])
         if name == "int8":
             found["int8 deploy=arm, on this machine"] = made(targets["arm"])
-            steps = {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
+            fused = fuse(reencode(onnx.load_from_string(plain), NumberType.uint8))[0].SerializeToString()
+            steps = {"re-encoded, fused": Subject(fused, model.contract)}
+            steps |= {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
             steps["deploy=x86_amx"] = made(targets["x86_amx"])
             steps[f"deploy=x86_amx, {BYTES_IN}, label"] = made(
                 replace(targets["x86_amx"], input=lean.input, output=lean.output)
@@ -174,7 +179,7 @@ def main() -> int:
             models, steps, images, labels = subjects(options.words)
         load, busy, clock = load_per_core(), Busy(), time.perf_counter()
         right = {
-            name: float(np.mean(predict(one.model, one.contract, images, batch_size=500, threads=0).labels == labels))
+            name: float(np.mean(predict(one.model, one.contract, images, batch_size=50, threads=0).labels == labels))
             for name, one in (models | steps).items()
         }
         busy.start()

@@ -80,19 +80,19 @@ def use_products(graph: Graph, node: NodeProto, height: int, width: int) -> bool
     """Have a convolution computed as a product of matrices, which ONNX Runtime gives to AMX tiles where there are.
 
     It takes the direct convolution for weights whose zero point is 0, and the product for all others: q - 0 is as well
-    (q - 1) - (-1). False where that does not fit into int8, or does not pay: kernels of one pixel, and strides.
+    (q - 1) - (-1). False where that does not fit into int8, or does not pay: kernels of one pixel, and strides. Weights
+    that have another zero point are multiplied anyway, and only get more columns.
     """
     name, zero_point = node.input[WEIGHT], graph.array(node.input[WEIGHT_ZERO_POINT])
     weight = graph.array(name)
     outputs, channels, _, kernel = weight.shape
     window = window_of(graph, node, width)
-    symmetric = weight.dtype == np.int8 and not zero_point.any() and weight.min() > -128
-    if not symmetric or kernel == 1 or window.stride > 1 or channels % GRANULE:
+    direct, pixels = not zero_point.any(), 1 if outputs >= STEP else AT_ONCE
+    if weight.dtype != np.int8 or kernel == 1 or channels % GRANULE or window.outputs % pixels:
         return False
-    pixels = 1 if outputs >= STEP else AT_ONCE
-    if window.outputs % pixels:
+    if (window.stride > 1 or weight.min() == -128) if direct else pixels == 1:
         return False
-    widen(graph, node, height, window, pixels, channels, zero_point=-1)
+    widen(graph, node, height, window, pixels, channels, zero_point=-1 if direct else 0)
     return True
 
 
@@ -131,7 +131,7 @@ def widen(
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
     nothing = old_zero_point.ravel()[:1] + np.int8(zero_point)  # what a column does not look at counts as 0
     starts = [(window.stride * pixel - window.left) * channels - first * group for pixel in range(pixels)]
-    wide, arranging = _shifted(graph, node.input[WEIGHT], flat, zero_point, nothing, starts, (end - first, group))
+    wide, arranging = _shifted(graph, node, flat, zero_point, nothing, starts, (end - first, group))
 
     columns, steps = window.width * channels // group, window.outputs // pixels
     right = max(0, (steps - 1) * (advance // group) + (end - first) + first - columns)
@@ -173,7 +173,7 @@ def widen(
 
 def _shifted(
     graph: Graph,
-    name: str,
+    node: NodeProto,
     flat: np.ndarray,
     zero_point: int,
     nothing: np.ndarray,
@@ -186,7 +186,7 @@ def _shifted(
 
     Args:
         graph: gets the constants.
-        name: of the old weights.
+        node: the convolution, another name for each that shares its weights.
         flat: int8 [outputs, rows, kernel x channels], the old weights.
         zero_point: is added to them, when the file is loaded if they fit into fewer bits as they are.
         nothing: int8 [1], fills the rest.
@@ -197,28 +197,28 @@ def _shifted(
         The name of int8 [columns x outputs, channels of a group, rows, groups], and the nodes that make it.
     """
     few_bits = int(flat.min()) >= -8 and int(flat.max()) < 8
-    rows = flat if few_bits else flat + np.int8(zero_point)
-    stored, empty = graph.put(f"{name}_rows", rows), graph.put(f"{name}_nothing", nothing.reshape(()))
+    label, rows = node.output[0], flat if few_bits else flat + np.int8(zero_point)
+    stored, empty = graph.put(f"{node.input[WEIGHT]}_rows", rows), graph.put(f"int8_{nothing[0]}", nothing.reshape(()))
     length, nodes = groups[0] * groups[1], []
     if zero_point and few_bits:
-        offset = graph.put(f"{name}_offset", np.array(zero_point, np.int32))
+        offset = graph.put(f"int32_{zero_point}", np.array(zero_point, np.int32))
         nodes = [
-            helper.make_node("Cast", [stored], [f"{name}_int32"], to=TensorProto.INT32),
-            helper.make_node("Add", [f"{name}_int32", offset], [f"{name}_sum"]),
-            helper.make_node("Cast", [f"{name}_sum"], [f"{name}_moved"], to=TensorProto.INT8),
+            helper.make_node("Cast", [stored], [f"{label}_int32"], to=TensorProto.INT32),
+            helper.make_node("Add", [f"{label}_int32", offset], [f"{label}_sum"]),
+            helper.make_node("Cast", [f"{label}_sum"], [f"{label}_moved"], to=TensorProto.INT8),
         ]
-        stored = f"{name}_moved"
+        stored = f"{label}_moved"
     for index, start in enumerate(starts):
-        pads = graph.put(f"{name}_pads{index}", np.array([0, 0, start, 0, 0, length - start - flat.shape[2]], np.int64))
-        nodes.append(helper.make_node("Pad", [stored, pads, empty], [f"{name}_column{index}"]))
+        pads = _numbers(graph, "pads", [0, 0, start, 0, 0, length - start - flat.shape[2]])
+        nodes.append(helper.make_node("Pad", [stored, pads, empty], [f"{label}_column{index}"]))
     columns = [node.output[0] for node in nodes if node.op_type == "Pad"]
-    shape = graph.put(f"{name}_window", np.array([len(starts) * flat.shape[0], flat.shape[1], *groups], np.int64))
+    shape = _numbers(graph, "shape", [len(starts) * flat.shape[0], flat.shape[1], *groups])
     nodes += [
-        helper.make_node("Concat", columns, [f"{name}_columns"], axis=0),
-        helper.make_node("Reshape", [f"{name}_columns", shape], [f"{name}_windows"]),
-        helper.make_node("Transpose", [f"{name}_windows"], [f"{name}_wide"], perm=[0, 3, 1, 2]),
+        helper.make_node("Concat", columns, [f"{label}_columns"], axis=0),
+        helper.make_node("Reshape", [f"{label}_columns", shape], [f"{label}_windows"]),
+        helper.make_node("Transpose", [f"{label}_windows"], [f"{label}_wide"], perm=[0, 3, 1, 2]),
     ]
-    return f"{name}_wide", nodes
+    return f"{label}_wide", nodes
 
 
 def _repeated(graph: Graph, name: str, times: int) -> str:
@@ -228,8 +228,12 @@ def _repeated(graph: Graph, name: str, times: int) -> str:
 
 
 def _reshape(graph: Graph, old: str, new: str, shape: tuple[int, int, int]) -> NodeProto:
-    name = graph.put(f"{new}_shape", np.array([-1, *shape], np.int64))
-    return helper.make_node("Reshape", [old, name], [new], name=f"{new}_reshape")
+    return helper.make_node("Reshape", [old, _numbers(graph, "shape", [-1, *shape])], [new], name=f"{new}_reshape")
+
+
+def _numbers(graph: Graph, kind: str, values: list[int]) -> str:
+    """A constant that is named for what it holds, so that layers of one form share it."""
+    return graph.put(f"{kind}_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
 
 def _divisors(number: int) -> list[int]:

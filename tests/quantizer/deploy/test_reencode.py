@@ -78,10 +78,11 @@ def test_a_zero_point_that_is_not_written_is_0(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_weight_that_two_layers_share(target):
-    """Two DequantizeLinear read the same uint8 integers."""
+@pytest.mark.parametrize("types", ["uint8", "u8s8"])
+def test_a_weight_that_two_layers_share(types, target):
+    """Two DequantizeLinear read the same integers."""
     model = build(**NET, channels=16)
-    graph = Graph(onnx.load_from_string(plain(model, "uint8")))
+    graph = Graph(onnx.load_from_string(plain(model, types)))
     first, second = (graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv")
     second.input[0] = first.input[0]
     images = pictures(model)

@@ -114,10 +114,19 @@ def test_widened_where_it_pays(options, target, shapes):
         assert numpy_helper.to_array(arrays[node.input[4]]).shape == (shape[0],)  # a scale for each output channel
 
 
-def test_uint8_weights_are_no_products():
-    model = build(((16, 3, PAD), (16, 3, PAD)))
+@pytest.mark.parametrize(("target", "second"), [("x86", (16, 16, 3, 3)), ("x86_amx", (64, 16, 3, 6))])
+def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
+    model = build(((16, 3, PAD), (16, 3, PAD), (64, 3, PAD)))
     serialized = plain(model, "uint8")
-    assert rewritten(serialized, "x86_amx", model.contract)[0] == rewritten(serialized, "x86", model.contract)[0]
+    graph = Graph(onnx.load_from_string(serialized))
+    layers = [graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
+    deployed = running(rewritten(serialized, target, model.contract)[0])
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in deployed.graph.initializer}
+    found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
+    assert [arrays[node.input[3]].shape for node in found] == [(64, 12, 3, 3), second, (64, 16, 3, 3)]
+    before, after = [graph.array(layer.input[2]) for layer in layers], [arrays[node.input[5]] for node in found]
+    assert [int(zero_point.ravel()[0]) + 128 for zero_point in after] == [int(zero_point) for zero_point in before]
+    assert 128 not in before  # else they would be int8's
 
 
 def test_the_weights_that_are_read_are_shifted_not_the_model():
