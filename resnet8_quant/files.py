@@ -66,12 +66,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
 
     Raises:
-        ExperimentError: the disk is full or the folder is read-only.
+        ExperimentError: the disk is full, the folder is read-only, the name is too long.
     """
     temporary = None
-    if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe, which a file would replace
-        raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe, which a file would replace
+            raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)

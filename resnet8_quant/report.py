@@ -12,7 +12,7 @@ from pathlib import Path
 
 from resnet8_quant import terminal
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.summary import Parser, select
+from resnet8_quant.summary import Parser, check_output, select, write_output
 from resnet8_quant.sweep.collect import collect_all, name_choices
 from resnet8_quant.sweep.report.write import write_report
 
@@ -27,12 +27,14 @@ def run(words: Sequence[str]) -> None:
     options.add_argument("--where", metavar="EXPR", help="runs to keep, e.g. \"model == 'resnet8'\"")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
     given = options.parse_args(words)
+    check_output("--out", given.out)
     jobs = select(collect_all(given.folders), given.where, None, None)
     name_choices(jobs)
     if not jobs:
         raise ExperimentError("no run is left to report on", "another folder, or another --where")
     path = given.out or given.folders[0] / ("selection.html" if given.where else "report.html")
-    write_report(jobs, path, plots=path.parent / "plots" if given.plots else None)
+    plots = path.parent / "plots" if given.plots else None
+    write_output("--out", path, lambda page: write_report(jobs, page, plots=plots))
     terminal.show(f"{len(jobs):,} runs. Written to {terminal.shown(path)}")
 
 

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from resnet8_quant import terminal
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.sweep import summary
-from resnet8_quant.sweep.collect import Job, collect_all, name_choices
+from resnet8_quant.sweep import plan, summary
+from resnet8_quant.sweep.collect import MARKS, Job, collect_all, name_choices
 from resnet8_quant.sweep.query import check_column, ordered, where
 
 TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
-HELP = "python -m resnet8_quant.summary --help"
+# What runs and sweeps write about themselves; a results.csv anywhere else would be taken for a run.
+RECORDS = MARKS | {
+    plan.FILE_NAME,
+    "run.json",
+    "model.onnx",
+    "per_class.csv",
+    "ranges.csv",
+    "histograms.npz",
+    "predictions.npy",
+    "float_predictions.npy",
+    "search.db",
+    "pareto.csv",
+}
+OUTPUTS = {"--csv": "summary.csv", "--report": "report.html", "--out": "report.html"}  # a name that is free for each
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,12 +75,41 @@ def select(jobs: Sequence[Job], expression: str | None, keys: str | None, top: i
     return chosen[:top]
 
 
+def check_output(option: str, path: Path | None) -> None:
+    """Refuse a file that would take the place of a run's own record, whichever folder it is in.
+
+    Raises:
+        ExperimentError: ``path`` has the name of a record.
+    """
+    if path is not None and path.name.casefold() in RECORDS:  # not every disk tells Results.csv from results.csv
+        raise ExperimentError(
+            f"`{option}`: {path} has the name of a run's own record, which it would replace or be taken for",
+            f"{option} {path.with_name(OUTPUTS[option])}",
+        )
+
+
+def write_output(option: str, path: Path, write: Callable[[Path], None]) -> None:
+    """``write`` to ``path``; where that cannot be written, the remedy is ``option``, the only one of the command.
+
+    Raises:
+        ExperimentError: it cannot be written, or ``write`` lacks a package.
+    """
+    try:
+        write(path)
+    except ExperimentError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):  # another file would not help
+            raise
+        remedy = f"free some space, or choose a file in another folder: {option} FOLDER/{OUTPUTS[option]}"
+        raise ExperimentError(f"`{option}`: {error.problem}", remedy) from error
+
+
 def run(words: Sequence[str]) -> None:
     """What the command line ``words`` asks for."""
     options = parser().parse_args(_joined(words))
-    columns = [name.strip() for name in options.columns.split(",")]
-    for name in columns:
-        check_column(name, (*summary.COLUMNS, *summary.CSV_COLUMNS), "--columns")
+    check_output("--csv", options.csv)
+    check_output("--report", options.report)
+    known = (*summary.COLUMNS, *summary.CSV_COLUMNS)
+    columns = [check_column(name.strip(), known, "--columns") for name in options.columns.split(",")]
     jobs = collect_all(options.folders)
     chosen = select(jobs, options.where, options.sort, options.top)
     name_choices(jobs)
@@ -75,12 +117,12 @@ def run(words: Sequence[str]) -> None:
     note = f" {failed} of them failed." if failed else ""
     terminal.show(f"{summary.table(chosen, columns)}\n\n{len(chosen):,} of {len(jobs):,} runs.{note}")
     if options.csv is not None:
-        summary.write_csv(chosen, options.csv)
+        write_output("--csv", options.csv, lambda path: summary.write_csv(chosen, path))
         terminal.show(f"Written to {terminal.shown(options.csv)}")
     if options.report is not None:
         from resnet8_quant.sweep.report.write import write_report
 
-        write_report(chosen, options.report)
+        write_output("--report", options.report, lambda path: write_report(chosen, path))
         terminal.show(f"Written to {terminal.shown(options.report)}")
 
 

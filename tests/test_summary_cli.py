@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,10 @@ def test_where_sort_and_top(sort: list[str], sweeps: Path, capsys: pytest.Captur
 def test_columns_of_the_table_and_of_the_csv(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.main([str(sweeps / "a"), "--columns", "Job, Top-1,model_bytes"]) == 0
     assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
+    assert (
+        summary.main([str(sweeps / "a"), "--columns", "job,TOP-1,Model_Bytes", "--where", "Quant_Type == 'U8S8'"]) == 0
+    )
+    assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
 
 
 def test_csv_and_report_are_written(sweeps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +95,61 @@ def test_wrong_words_are_one_sentence(
     assert error.startswith("error: ")
     assert said in error
     assert "try: " in error
+
+
+@pytest.mark.parametrize(
+    "name", ["results.csv", "Per_Class.csv", "run.json", "sweep.json", "same_as.json", "model.onnx"]
+)
+def test_a_runs_own_record_is_not_written_over(
+    name: str, sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = sweeps / "a" / "0_x" / name
+    before = record.read_bytes() if record.exists() else None
+    for main, option in ((summary.main, "--csv"), (summary.main, "--report"), (report.main, "--out")):
+        assert main([str(sweeps), option, str(record)]) == 1
+        problem, _, remedy = " ".join(capsys.readouterr().err.split()).partition("try: ")
+        assert f"`{option}`: {record}" in problem
+        assert remedy == f"{option} {record.with_name(summary.OUTPUTS[option])}"
+        assert (record.read_bytes() if record.exists() else None) == before
+    monkeypatch.chdir(sweeps / "a" / "0_x")
+    assert summary.main([".", "--csv", f"../0_x/{name}"]) == 1
+
+
+def test_an_earlier_output_is_written_over(sweeps: Path) -> None:
+    for _ in range(2):
+        words = [str(sweeps), "--csv", str(sweeps / "summary.csv"), "--report", str(sweeps / "report.html")]
+        assert summary.main(words) == 0
+        assert report.main([str(sweeps), "--out", str(sweeps / "report.html")]) == 0
+
+
+@pytest.mark.parametrize("place", ["folder", "file/below", "full", "n" * 300, "pipe"])
+def test_unwritable_output_names_its_own_option(
+    place: str, sweeps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    if place == "full":
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+    for main, option in ((summary.main, "--csv"), (summary.main, "--report"), (report.main, "--out")):
+        assert main([str(sweeps), option, str(tmp_path / place)]) == 1
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"error: `{option}`: cannot write {tmp_path / place}" in error
+        assert error.endswith(f"{option} FOLDER/{summary.OUTPUTS[option]}")
+        assert "hydra" not in error
+    assert list(tmp_path.glob(".*.part")) == []
+
+
+def test_plots_without_matplotlib_name_the_package(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.main([str(sweeps), "--plots"]) == 1
+    assert "try: pip install" in capsys.readouterr().err
 
 
 def test_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

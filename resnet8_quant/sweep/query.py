@@ -38,7 +38,8 @@ def where(expression: str, columns: Collection[str]) -> Callable[[Row], bool]:
     """The test that ``expression`` stands for.
 
     A comparison with an empty cell is neither true nor false, nor is its ``not``: such a row is left out, except by
-    ``column is None``. A column alone asks whether it is true, e.g. ``per_channel``.
+    ``column is None``. A column alone asks whether it is true, e.g. ``per_channel``. Small and capital letters are the
+    same, in names of columns as in text.
 
     Args:
         expression: comparisons, ``and``, ``or``, ``not``, parentheses.
@@ -84,13 +85,16 @@ def ordered(rows: Sequence[Row], keys: str, columns: Collection[str]) -> list[Ro
 
 
 def check_column(name: str, columns: Collection[str], option: str) -> str:
-    """``name`` if it is one of ``columns``.
+    """The one of ``columns`` that ``name`` is, whether in small or in capital letters.
 
     Raises:
-        ExperimentError: it is not; the remedy is the name that is most like it.
+        ExperimentError: it is none; the remedy is the name that is most like it.
     """
     if name in columns:
         return name
+    for column in columns:
+        if column.casefold() == name.casefold():
+            return column
     close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     raise ExperimentError(
         f"`{option}` names the column {name!r}, which there is not; columns are {', '.join(columns)}",
@@ -146,10 +150,10 @@ def _comparison(op: ast.cmpop, left: tuple[Any, ast.expr], right: tuple[Any, ast
 def _value(node: ast.expr, columns: Collection[str]) -> Callable[[Row], Any]:
     match node:
         case ast.Name(id=name):
-            check_column(name, columns, "--where")
-            return lambda row: row[name]
+            column = check_column(name, columns, "--where")
+            return lambda row: _folded(row[column])
         case ast.Constant(value=str() | bool() | int() | float() | None as constant):
-            return lambda row: constant
+            return lambda row: _folded(constant)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             return lambda row: -number
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
@@ -157,6 +161,10 @@ def _value(node: ast.expr, columns: Collection[str]) -> Callable[[Row], Any]:
                 values = [_value(element, ())({}) for element in elements]
                 return lambda row: values
     raise _refused(node)
+
+
+def _folded(value: Any) -> Any:
+    return value.casefold() if isinstance(value, str) else value
 
 
 def _is_none(node: ast.expr) -> bool:

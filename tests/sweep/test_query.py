@@ -38,6 +38,9 @@ ROWS: list[dict[str, Any]] = [
         ("accuracy > 0.5 or error is not None", [0, 1, 2]),
         ("model_bytes > accuracy", [0, 1]),
         ("not (accuracy > 0.85 or per_channel)", []),
+        ("Quant_Type == 'INT8'", [0]),
+        ("quant_type in ['INT8', 'Uint8']", [0, 2]),
+        ("quant_type != 'INT8' and ACCURACY > 0", [1]),
     ],
 )
 def test_where_keeps(expression: str, rows: list[int]) -> None:
@@ -106,6 +109,7 @@ def test_order_is_stable_and_empty_cells_come_last() -> None:
 
     assert names("accuracy") == ["u8s8", "int8", "uint8"]
     assert names("-accuracy") == ["int8", "u8s8", "uint8"]
+    assert names("Accuracy") == names("accuracy")
     assert names("error, -model_bytes") == ["uint8", "int8", "u8s8"]
     same = [{"accuracy": 1, "place": place} for place in range(3)]
     assert [row["place"] for row in ordered(same, "-accuracy", ("accuracy",))] == [0, 1, 2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 
 from resnet8_quant import terminal
@@ -84,7 +85,10 @@ def _front(
 
 
 def heat_maps(jobs: Sequence[Job]) -> tuple[list[Heat], str]:
-    """Mean accuracy over each pair of settings that vary; the second value says why there is none."""
+    """Mean accuracy over each pair of settings that vary; the second value says why there is none.
+
+    A twin fills the cell of its own settings with the run that it equals; a run counts once in each cell.
+    """
     keys = [key for key in compared_settings(jobs) if key != "seed"]
     usable = [key for key in keys if 1 < len(_levels(jobs, key)) <= MOST_LEVELS]
     maps = [heat for y, x in combinations(usable, 2) if (heat := _heat(jobs, x, y)) is not None]
@@ -100,11 +104,11 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> Heat | None:
     x, y = _levels(jobs, x_key), _levels(jobs, y_key)
     if len(x) < 2 or len(y) < 2:
         return None
-    cells: dict[tuple[str, str], list[float]] = {}
+    cells: dict[tuple[str, str], dict[Path, float]] = {}
     for job in jobs:
         setting = settings(job.row)
-        cells.setdefault((setting[y_key], setting[x_key]), []).append(_percent(job))
-    grid = [[cells.get((row, column), []) for column in x] for row in y]
+        cells.setdefault((setting[y_key], setting[x_key]), {})[job.path] = _percent(job)
+    grid = [[[*cells.get((row, column), {}).values()] for column in x] for row in y]
     hover = [
         [_cell_hover(x_key, column, y_key, row, values) for column, values in zip(x, line, strict=True)]
         for row, line in zip(y, grid, strict=True)
@@ -120,7 +124,8 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> Heat | None:
         cells=[[f"{fmean(values):.2f}" if values else "" for values in line] for line in grid],
         hover=hover,
         unit="Top-1, %",
-        note="Each cell is the mean over all runs with these two values, whatever else they vary.",
+        note="Each cell is the mean over all runs with these two values, whatever else they vary."
+        + (" A duplicate has the value of the run that it equals." if any(job.twin for job in jobs) else ""),
     )
 
 

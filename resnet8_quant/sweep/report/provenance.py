@@ -19,8 +19,8 @@ from resnet8_quant.sweep.report.evidence import read_record
 from resnet8_quant.sweep.report.markup import escape, shortened
 
 MOST = 8  # values that a line lists
-PLACES = ("cache_dir=",)
-ASIDE = (*PLACES, "resume=", "hydra.", "tracking")
+ASIDE = ("cache_dir=", "resume=", "hydra.", "tracking")
+ASIDE_OF_SWEEPS = ("cache_dir=", "hydra.mode=")  # -m says it
 
 
 def command(row: RunResult) -> str:
@@ -73,7 +73,7 @@ def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
         plan = read_plan(folder)
         if plan is not None:
             study = any(word.startswith("experiment=") for word in plan.words)
-            kept = [word for word in plan.words if not word.startswith(PLACES)]
+            kept = [word for word in plan.words if not word.startswith(ASIDE_OF_SWEEPS)]
             commands.append(shlex.join(["python", "run.py", *([] if study else ["-m"]), *kept]))
     return list(dict.fromkeys(commands))
 

@@ -48,12 +48,12 @@ def sections(jobs: Sequence[Job]) -> list[Section]:
     answer = recommend(evidence)
     found = [_answer(jobs, evidence, answer)]
     if answer is not None:
-        found += _plots(evidence, answer)
+        found += _plots(jobs, evidence, answer)
         found.append(_significance(evidence, answer))
     failed = tables.failures(jobs)
     if failed:
         found.append(Section("failed", "Failed runs", markup=failed))
-    note = "Click a heading to sort; filter by words, or by a column: accuracy>0.87, quant=int8."
+    note = "Click a heading to sort; filter by words and by columns: accuracy>0.87 as in the CSV, top-1>87 as shown."
     if len(jobs) > tables.MOST_ROWS:
         note += f" The first {tables.MOST_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
     found.append(Section("runs", "All runs", markup=tables.all_runs(jobs, answer), note=note))
@@ -67,10 +67,11 @@ def _answer(jobs: Sequence[Job], evidence: Evidence, answer: Answer | None) -> S
     return Section("answer", "Recommendation", markup=headline(jobs, evidence, answer))
 
 
-def _plots(evidence: Evidence, answer: Answer) -> list[Section]:
+def _plots(every: Sequence[Job], evidence: Evidence, answer: Answer) -> list[Section]:
     jobs = evidence.jobs
     fronts_found = fronts(jobs, answer.job)
-    maps, no_maps = heat_maps(jobs)
+    folders = {job.path for job in jobs}
+    maps, no_maps = heat_maps([job for job in every if job.ok and job.path in folders])  # with twins: a whole grid
     size, no_size = calibration_size(jobs)
     found = [
         Section("pareto", "Trade-offs", fronts_found, missing="" if fronts_found else "no sizes, no latencies"),

@@ -141,6 +141,7 @@ def _place(drawing: Chart | Heat, hidden: str) -> str:
 
 def _filter() -> str:
     return (
-        '<div class="tools"><input type="search" id="filter" placeholder="Filter" aria-label="Filter the runs">'
-        '<label><input type="checkbox" id="more"> all columns</label><output id="count"></output></div>'
+        '<div class="tools"><input type="search" id="filter" placeholder="e.g. int8 accuracy&gt;0.87 status!=failed" '
+        'aria-label="Filter the runs"><label><input type="checkbox" id="more"> all columns</label>'
+        '<output id="count"></output><output id="hint"></output></div>'
     )

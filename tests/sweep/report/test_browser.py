@@ -117,6 +117,17 @@ def test_table_sorts_by_number_and_back(opened: Any) -> None:
         ("quant=int8 seed=2", 3),
         ("accuracy>0.8775 quant=u8s8", 2),
         ("calibration.samples_per_class<=10", 8),
+        ("QUANT=INT8", 6),
+        ("Quant!=int8", 7),
+        ("quant!=int8 U8S8 calibration.samples_per_class!=10", 4),
+        ("calibration.samples_per_class!=10", 8),  # empty is neither 10 nor another number
+        ("calibration.samples_per_class=", 1),
+        ("calibration.samples_per_class='' quant=float", 1),
+        ("calibration.samples_per_class!=''", 12),
+        ("top-1>87.75 quant=u8s8", 2),  # a heading has the number that is shown
+        ("bytes<100000", 12),
+        ("'95 % CI from'>80", 13),
+        ("accuracy > 0.8775 and quant == 'u8s8'", 2),  # as in --where
         ("nothing-like-this", 0),
         ("<script>", 0),
     ],
@@ -126,6 +137,26 @@ def test_table_filters(words: str, rows: int, opened: Any) -> None:
     field.send_keys(words)
     assert len(_column(opened, "job")) == rows
     assert _find(opened, "#count").text == f"{rows} of 13 runs"
+    assert _find(opened, "#hint").text == ""
+    assert opened.get_log("browser") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "rows"),
+    [
+        ("acuracy>0.5 quant=int8", "no column called acuracy; e.g. job, status, quant,", 6),
+        ("samples=10", "no column called samples; e.g. calibration.samples_per_class,", 13),
+        ("<b>=1 x<y=1", "no column called x", 0),  # what begins with an operator is a word
+        ("accuracy>high", "accuracy> needs a number", 13),
+        ("quant=int8 or quant=u8s8", "or is only for --where", 0),
+    ],
+)
+def test_filter_says_what_it_does_not_know(words: str, said: str, rows: int, opened: Any) -> None:
+    _find(opened, "#filter").send_keys(words)
+    hint = _find(opened, "#hint")
+    assert said in hint.text
+    assert hint.is_displayed()
+    assert len(_column(opened, "job")) == rows
     assert opened.get_log("browser") == []
 
 
@@ -188,6 +219,29 @@ def test_phone_scrolls_in_one_direction(opened: Any) -> None:
     try:
         _open(opened, Path(opened.current_url.removeprefix("file://")))
         assert opened.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert opened.get_log("browser") == []
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_numbers_too_small_to_read_are_left_out(
+    opened: Any, make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]
+) -> None:
+    """On a phone a long name leaves the cells little room: they keep their colours."""
+    make_run(20, "quant=int8 calibration.samples_per_class=10 seed=1 refine=a-name-that-takes-room", 0)
+    path = Path(opened.current_url.removeprefix("file://"))
+    write_report(jobs_of(), path)
+    sizes = (
+        "return [...document.querySelectorAll('#f-per_class .heatmap-label text')].map(t => parseInt(t.style.fontSize))"
+    )
+    metrics = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    _open(opened, path)
+    assert min(opened.execute_script(sizes)) >= 8
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        _open(opened, path)
+        _until(opened, "return !!document.querySelector('#f-per_class .hm')")
+        _until(opened, "return !document.querySelector('#f-per_class .heatmap-label')")
         assert opened.get_log("browser") == []
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -25,7 +25,7 @@ Read = Callable[[], list[Job]]
 
 
 def _jobs(*rows: dict[str, object]) -> list[Job]:
-    jobs = [Job(i, f"{i}_x", RunResult(**row)) for i, row in enumerate(rows)]  # type: ignore[arg-type]
+    jobs = [Job(i, f"{i}_x", RunResult(**row), Path(f"{i}_x")) for i, row in enumerate(rows)]  # type: ignore[arg-type]
     name_choices(jobs)
     return jobs
 
@@ -81,6 +81,21 @@ def test_heat_map_holds_means_over_the_rest() -> None:
     assert (heat.z[1][0], heat.z[1][1]) == (pytest.approx(30.0), None)
     assert "n = 2" in heat.hover[0][1]
     assert "no run" in heat.hover[1][1]
+
+
+def test_heat_map_counts_a_run_once_in_each_cell() -> None:
+    """Seed 2 of float is a twin of seed 1: its cell has the run, not the run twice."""
+    jobs = _jobs(
+        {"accuracy": 0.5, "overrides": "quant=float n=1 seed=1"},
+        {"accuracy": 0.5, "overrides": "quant=float n=1 seed=2"},
+        {"accuracy": 0.4, "overrides": "quant=int8 n=2 seed=1"},
+        {"accuracy": 0.5, "overrides": "quant=float n=2 seed=1"},
+    )
+    for job in (jobs[1], jobs[3]):
+        job.path, job.twin = jobs[0].path, True
+    (heat,), _ = heat_maps(jobs)
+    assert heat.z == [[50.0, 50.0], [None, 40.0]]
+    assert "n = 1" in heat.hover[0][0]
 
 
 def test_heat_map_needs_two_settings() -> None:

@@ -15,6 +15,7 @@ import pytest
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.plan import Plan, write_plan
+from resnet8_quant.sweep.report.chart import Heat
 from resnet8_quant.sweep.report.flips import data_uri
 from resnet8_quant.sweep.report.markup import Cell, Column, script_json, table
 from resnet8_quant.sweep.report.provenance import command
@@ -191,6 +192,30 @@ def test_twin_is_a_row_and_no_comparison(make_run: MakeRun, jobs_of: Read, tmp_p
     assert any("1 of 1 runs qualify" in word for word in words)
 
 
+def test_twins_fill_their_cells_of_the_grid(make_run: MakeRun, jobs_of: Read, tmp_path: Path) -> None:
+    make_run(0, "quant=float calibration=minmax", 0)
+    make_run(1, "quant=int8 calibration=minmax", 2)
+    make_run(2, "quant=int8 calibration=mse", 4)
+    twin = tmp_path / "sweep" / "3_y"
+    twin.mkdir()
+    (twin / "same_as.json").write_text(json.dumps({"folder": "0_x", "overrides": ["quant=float", "calibration=mse"]}))
+    (heat,) = next(section for section in sections(jobs_of()) if section.key == "grid").drawings
+    assert isinstance(heat, Heat)
+    cells = {(y, x): heat.cells[i][j] for i, y in enumerate(heat.y) for j, x in enumerate(heat.x)}
+    assert cells == {
+        ("float", "minmax"): "88.00",
+        ("float", "mse"): "88.00",
+        ("int8", "minmax"): "87.80",
+        ("int8", "mse"): "87.60",
+    }
+    assert "A duplicate has the value" in heat.note
+
+
+def test_filter_shows_how_it_is_written(grid: list[Job]) -> None:
+    (field,) = [attributes for _, attributes in _page(grid).tags if attributes.get("id") == "filter"]
+    assert field["placeholder"] == "e.g. int8 accuracy>0.87 status!=failed"
+
+
 def test_many_rows_are_cut_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     from resnet8_quant.sweep.report import tables
 
@@ -227,7 +252,7 @@ def test_command_runs_one_job_again() -> None:
 
 def test_sweep_command_comes_from_the_sweeps_own_file(grid: list[Job], tmp_path: Path) -> None:
     assert "Sweep command" not in " ".join(_page(grid).words)
-    words = ("quant=int8,u8s8", "cache_dir=/x", "hydra/launcher=joblib")
+    words = ("quant=int8,u8s8", "cache_dir=/x", "hydra/launcher=joblib", "hydra.mode=MULTIRUN")
     write_plan(Plan(words, 12, 1), tmp_path / "sweep")
     assert "python run.py -m quant=int8,u8s8 hydra/launcher=joblib" in _page(grid).words
     write_plan(Plan(("experiment=seed_table",), 3, 1), tmp_path / "sweep")

@@ -33,7 +33,8 @@
     return copy;
   }
 
-  const DARK_DIVERGING = [[0, "#E9813F"], [0.25, "#8A4E2C"], [0.5, "#23282F"], [0.75, "#2C618A"], [1, "#58ABE8"]];
+  const DARK_DIVERGING = [[0, "#F2A06B"], [0.25, "#8A4E2C"], [0.5, "#23282F"], [0.75, "#2C618A"], [1, "#7CC0F2"]];
+  const SMALLEST_LETTER = 6;  // pixels; narrower ones are not written, a tap shows the cell's label
 
   // On a dark page the middle of the colours is dark; on a narrow one the scale of colours is left out.
   function adapted(trace) {
@@ -47,7 +48,13 @@
     const figure = figures[place.dataset.figure];
     if (!figure || typeof Plotly === "undefined" || place.closest("[hidden]")) return;
     const config = { responsive: true, displayModeBar: false };
-    Plotly.react(place, figure.data.map(adapted), themed(figure.layout), config);
+    Plotly.react(place, figure.data.map(adapted), themed(figure.layout), config).then(function () {
+      const trace = figure.data[0];
+      if (!trace.texttemplate) return;
+      const longest = Math.max.apply(null, trace.text.flat().map(function (text) { return text.length; }));
+      const room = place._fullLayout.xaxis._length / trace.x.length;
+      if (room < SMALLEST_LETTER * longest) Plotly.restyle(place, { texttemplate: "" });
+    });
   }
 
   function drawAll() {
@@ -137,42 +144,76 @@
 
     heads.forEach(function (head, column) {
       head.tabIndex = 0;
+      head.title = "in a filter: " + head.dataset.key;
       head.addEventListener("click", function () { sort(column); });
       head.addEventListener("keydown", function (event) {
         if (event.key === "Enter" || event.key === " ") { event.preventDefault(); sort(column); }
       });
     });
 
-    // A word is looked for everywhere; COLUMN=x, COLUMN<1, COLUMN>1 look into one column.
-    const tests = { "<": function (d) { return d < 0; }, ">": function (d) { return d > 0; },
-      "<=": function (d) { return d <= 0; }, ">=": function (d) { return d >= 0; } };
-    const test = function (term) {
-      const parts = /^(.+?)(<=|>=|<|>|=)(.*)$/.exec(term);
-      const column = parts ? keys.indexOf(parts[1]) : -1;
-      if (column < 0) {
-        const word = term.toLowerCase();
-        return function (row) { return row.textContent.toLowerCase().includes(word); };
-      }
-      const operator = parts[2], number = Number(parts[3]), numeric = parts[3] !== "" && !Number.isNaN(number);
-      return function (row) {
-        const found = value(row, column);
-        if (operator === "=") {
-          const same = row.cells[column].textContent.toLowerCase() === parts[3].toLowerCase();
-          return same || (numeric && found === number);
-        }
-        return numeric && typeof found === "number" && tests[operator](found - number);
+    // A word is looked for everywhere, COLUMN>1 in one column; all must hold, as with "and" in --where. An empty cell
+    // is neither equal to anything nor different from it, but for COLUMN='' (empty) and COLUMN!='' (not empty).
+    const names = keys.map(function (key) { return key.toLowerCase(); });
+    const titles = heads.map(function (head) { return head.textContent.split(",")[0].toLowerCase(); });
+    const tests = {
+      "<": function (d) { return d < 0; }, ">": function (d) { return d > 0; },
+      "<=": function (d) { return d <= 0; }, ">=": function (d) { return d >= 0; },
+    };
+
+    // What COLUMN holds in a row, as text and as a number: named by its key as in the CSV, by its heading as shown.
+    const reader = function (name) {
+      const byKey = names.indexOf(name), column = byKey < 0 ? titles.indexOf(name) : byKey;
+      return column < 0 ? null : function (row) {
+        const text = row.cells[column].textContent.toLowerCase(), stored = value(row, column);
+        const number = byKey < 0 ? Number(text.replace(/,/g, "")) : stored;
+        return [text, typeof stored === "number" ? number : NaN];
       };
     };
 
-    const input = document.getElementById("filter"), count = document.getElementById("count");
+    const unknown = function (name) {
+      const near = keys.filter(function (key, at) { return names[at].includes(name); });
+      return "no column called " + name + "; e.g. " + (near.length ? near : keys).slice(0, 8).join(", ");
+    };
+
+    // The test of one term; a text instead says why there is none.
+    const test = function (term) {
+      if (term === "or" || term === "not") return term + " is only for --where of the summary";
+      const parts = /^([^<>=!]+)(!=|<=|>=|==?|<|>)(.*)$/.exec(term);
+      if (!parts) return function (row) { return row.textContent.toLowerCase().includes(term); };
+      const read = reader(parts[1]), operator = parts[2], wanted = parts[3];
+      const number = wanted === "" ? NaN : Number(wanted);
+      if (!read) return unknown(parts[1]);
+      if (operator in tests) {
+        if (Number.isNaN(number)) return parts[1] + operator + " needs a number";
+        return function (row) { return tests[operator](read(row)[1] - number); };
+      }
+      return function (row) {
+        const found = read(row), same = found[0] === wanted || found[1] === number;
+        return operator === "!=" ? found[0] !== "" && !same : same;
+      };
+    };
+
+    // Blanks around an operator and quotes are as in --where, and so is "and".
+    const terms = function (text) {
+      const closed = text.toLowerCase().replace(/\s*(!=|<=|>=|==?|<|>)\s*/g, "$1");
+      const words = closed.match(/("[^"]*"?|'[^']*'?|[^\s"'])+/g) || [];
+      return words.filter(function (word) { return word !== "and"; }).map(function (word) {
+        return word.replace(/["']/g, "");
+      });
+    };
+
+    const input = document.getElementById("filter");
+    const count = document.getElementById("count"), hint = document.getElementById("hint");
     const filter = function () {
-      const terms = input.value.split(/\s+/).filter(Boolean).map(test);
+      const all = terms(input.value).map(test);
+      const known = all.filter(function (fits) { return typeof fits === "function"; });
       let shown = 0;
       for (const row of rows) {
-        row.hidden = !terms.every(function (fits) { return fits(row); });
+        row.hidden = !known.every(function (fits) { return fits(row); });
         shown += !row.hidden;
       }
       count.textContent = shown + " of " + rows.length + " runs";
+      hint.textContent = all.filter(function (fits) { return typeof fits === "string"; }).join("; ");
     };
     input.addEventListener("input", filter);
     const more = document.getElementById("more");
