@@ -151,8 +151,10 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     if existing is None and resume is not None:
         existing = plan.folder_to_resume(resume, command, wanted, explicit)
 
-    planned = _check_jobs(config)
+    planned, most = _check_jobs(config)
     jobs = None if planned is None else len(planned)
+    if (held := existing or (wanted if explicit else None)) is not None:
+        plan.check_kind(held, search=jobs is None)
     if existing is None and explicit and jobs is None:
         existing = wanted  # a search continues what its folder holds by itself
     folder = existing or plan.new_folder(wanted, explicit)
@@ -169,11 +171,12 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
             log.info("%s", share.description)
         elif jobs is not None:
             compose_once()
-        _running = Running(folder, columns, plots, jobs, Watch(folder, jobs), cancel, resources.pop_all())
+        watch = Watch(folder, most, again=started.retry_failed and jobs is not None)
+        _running = Running(folder, columns, plots, jobs, watch, cancel, resources.pop_all())
 
 
-def _check_jobs(config: DictConfig) -> list[list[str]] | None:
-    """The words of each job; None where the sweeper decides as it goes.
+def _check_jobs(config: DictConfig) -> tuple[list[list[str]] | None, int | None]:
+    """The words of each job, None where the sweeper decides as it goes; and how many there are at most, if known.
 
     Raises:
         ExperimentError: none of the jobs can run. What stops only some of them becomes their row.
@@ -185,8 +188,7 @@ def _check_jobs(config: DictConfig) -> list[list[str]] | None:
 
     planned = grid(config)
     if planned is None:
-        check_search(config)
-        return None
+        return None, check_search(config)
     first: ExperimentError | None = None
     for job in planned[1]:
         try:
@@ -194,7 +196,7 @@ def _check_jobs(config: DictConfig) -> list[list[str]] | None:
                 raise job
             prepare(job)
             connect(job.tracking)
-            return planned[0]
+            return planned[0], len(planned[0])
         except ExperimentError as error:
             first = first or error
     assert first is not None

@@ -7,12 +7,15 @@ that names the extra of a plugin that is not installed; submitit's jobs such tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from resnet8_quant.errors import ExperimentError
@@ -186,6 +189,24 @@ def steady_submitit(fields: Mapping[str, Any], sweep: Path) -> Iterator[Callable
 
     executor.map_array = map_array
     try:
-        yield cancel
+        with _apart(sweep) if _name(fields) == "LocalLauncher" else contextlib.nullcontext():
+            yield cancel
     finally:
         executor.map_array = original
+
+
+@contextlib.contextmanager
+def _apart(sweep: Path) -> Iterator[None]:
+    """While this lasts submitit's local controllers, one beside each job, start out of reach of the terminal.
+
+    Else Ctrl-C would reach them twice, by the terminal and by `cancel`, of which the second stops them from ending
+    their jobs. What they say, such as the traceback of their end, goes to .submitit.log in the sweep's folder.
+    """
+    local = _submitit("submitit.local.local")
+    with (sweep / ".submitit.log").open("ab") as log_file:
+        start = functools.partial(subprocess.Popen, start_new_session=True, stderr=log_file)
+        local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start})
+        try:
+            yield
+        finally:
+            local.subprocess = subprocess

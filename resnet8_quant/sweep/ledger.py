@@ -27,6 +27,7 @@ from resnet8_quant.sweep.plan import Plan
 
 INDEX = ".jobs"
 _OWN = (".hydra", "run.log")  # what Hydra itself puts into each job's folder
+_FILES = ("per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")  # of every run, beside its model
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,16 @@ def finished(folder: Path, digest: str, retry_failed: bool = True) -> bool:
         row = sound_row(folder / results.FILE_NAME)
     except ExperimentError:
         return False
-    return row.status == "ok" or not retry_failed
+    return whole(folder, row) if row.status == "ok" else not retry_failed
+
+
+def whole(folder: Path, row: results.RunResult) -> bool:
+    """Whether ``folder`` still has what the run of this row wrote: each file, and model.onnx in its full size."""
+    try:
+        size = (folder / "model.onnx").stat().st_size
+    except OSError:
+        return False
+    return size == row.model_bytes and all((folder / name).is_file() for name in _FILES)
 
 
 def rebuild_index(sweep: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,31 @@ def folder_to_resume(value: str, words: Sequence[str], default: Path, explicit: 
     raise ExperimentError(
         f"`resume` is true, but no sweep in {default.parent} was started with these words",
         "leave resume out to start one, or name its folder: resume=outputs/sweeps/DATE_TIME",
+    )
+
+
+def check_kind(folder: Path, search: bool) -> None:
+    """Refuse a grid in a search's folder and a search in a grid's: their jobs would share numbers and a summary.
+
+    Args:
+        folder: that the sweep is to go to; it need not exist.
+        search: whether the sweep is a search.
+
+    Raises:
+        ExperimentError: the folder holds the other kind.
+    """
+    from resnet8_quant.sweep.search_study import FILE_NAME as MEMORY
+
+    found = read_plan(folder)
+    holds_search = (folder / MEMORY).exists() or (found is not None and found.jobs is None)
+    if holds_search == search or not (found or holds_search):
+        return
+    held, asked = ("a search", "a grid") if holds_search else ("a grid", "a search")
+    words = () if found is None else [word for word in found.words if not word.startswith("hydra.mode=")]
+    began = f"; what is there goes on with python run.py -m {shlex.join(words)} {RESUME}{folder}" if words else ""
+    raise ExperimentError(
+        f"`hydra.sweep.dir` or `resume`: {folder} holds {held}, this is {asked}; each has a folder of its own",
+        f"hydra.sweep.dir=FOLDER without resume, for a new one{began}",
     )
 
 

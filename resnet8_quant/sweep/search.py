@@ -46,11 +46,14 @@ def register_search() -> None:
         sys.path.append(folder)
 
 
-def check_search(config: DictConfig) -> None:
+def check_search(config: DictConfig) -> int | None:
     """Refuse a search before its folder is made, where no job could run.
 
     Args:
         config: of the sweep, with the node `hydra`; one with another sweeper passes.
+
+    Returns:
+        How many jobs it has at most; None: not known, with another sweeper.
 
     Raises:
         ExperimentError: nothing can be searched, Optuna is missing, or what `Search.check_inputs` finds.
@@ -62,11 +65,12 @@ def check_search(config: DictConfig) -> None:
     fields = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(fields, dict)
     if not str(fields.get("_target_", "")).endswith(".OptunaSweeper"):
-        return
+        return None
     search_study.require_optuna()
     search = Search(config, GlobalHydra.instance().config_loader())
     options, space = search.read({str(name): value for name, value in fields.items()}, config.hydra.overrides.task)
     search.check_inputs(space, options)
+    return int(min(options.n_trials, space.size))  # nothing runs twice
 
 
 @dataclass(frozen=True)

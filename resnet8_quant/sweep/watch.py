@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep.collect import NUMBERED, TWIN, sound_row
+from resnet8_quant.sweep.ledger import whole
 
 WIDTH = 79
 _LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
@@ -32,8 +33,8 @@ class Tally:
         best_folder: whose it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Args: folder: of the sweep."""
+    def __init__(self, folder: Path, again: bool = True) -> None:
+        """Args: folder: of the sweep; again: whether a job that failed before, or lost its files, is run again."""
         self.folder = folder
         self.done = self.failed = 0
         self.best: float | None = None
@@ -41,10 +42,10 @@ class Tally:
         self._best_rank = (False, 0.0)
         self._seen: set[str] = set()
         self._old: dict[str, int] = {}
-        self._first = True
+        self._first = again
 
     def look(self) -> None:
-        """Count what has come since the last look; failed rows that the first one finds are about to be run again."""
+        """Count what has come since the last look; what the first one finds to be run again is not done yet."""
         try:
             with os.scandir(self.folder) as entries:
                 names = [entry.name for entry in entries if entry.name not in self._seen and NUMBERED.match(entry.name)]
@@ -65,11 +66,11 @@ class Tally:
         except OSError:  # not there yet
             return
         row = _row(path)
+        if self._first and not (row and row.status == "ok" and whole(path.parent, row)):
+            self._old[name] = state
+        if self._old.get(name) == state:
+            return
         if row is None or row.status != "ok" or row.accuracy is None:
-            if self._first:
-                self._old[name] = state
-            if self._old.get(name) == state:
-                return
             self.failed += 1
         else:
             rank = (row.activation_type != "float32", row.accuracy)
@@ -91,10 +92,12 @@ def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str
 
     Args:
         tally: what is done.
-        jobs: in all; None where that is not known.
+        jobs: in all, of a search at most; None where that is not known.
         seconds: since the sweep started.
         before: jobs that were done then.
     """
+    if jobs is not None:
+        jobs = max(jobs, tally.done)  # the folder may hold more from before
     text = f"{tally.done}/{'?' if jobs is None else jobs} done, {tally.failed} failed"
     ran = tally.done - before
     if jobs is not None and ran > 0 and tally.done < jobs:
@@ -114,9 +117,9 @@ def _clock(seconds: float) -> str:
 class Watch:
     """Looks into a sweep's folder until it is stopped, and says what it sees."""
 
-    def __init__(self, folder: Path, jobs: int | None) -> None:
-        """Args: folder: of the sweep; jobs: how many there will be, None where that is not known."""
-        self.tally, self.jobs = Tally(folder), jobs
+    def __init__(self, folder: Path, jobs: int | None, again: bool = True) -> None:
+        """Args: folder, again: as of `Tally`. jobs: how many there will be at most, None where that is not known."""
+        self.tally, self.jobs = Tally(folder, again), jobs
         self.tally.look()
         self._before, self._started = self.tally.done, time.monotonic()
         self._stream: TextIO = sys.stderr

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resnet8_quant.sweep import launchers
 from resnet8_quant.sweep.compose import explain
-from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, missing_plugin, parallel, share
+from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, missing_plugin, parallel, share, steady_submitit
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
@@ -91,3 +94,17 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(error: Exception, words: t
 @pytest.mark.parametrize("error", [ConnectionError("refused"), RuntimeError("no"), ValueError("slurm")])
 def test_other_errors_are_not_explained_away(error: Exception) -> None:
     assert explain(error) is None
+
+
+def test_ctrl_c_reaches_local_jobs_of_submitit_by_us_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs the extra [slurm]")
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    with steady_submitit(_fields("LocalLauncher"), tmp_path) as cancel:
+        process = executor.map_array(time.sleep, [60])[0].job._process
+        assert os.getsid(process.pid) == process.pid != os.getsid(0)  # a terminal's signals stay in its session
+        while process.poll() is None and not list((tmp_path / "jobs").glob("*_log.err")):  # else it cannot say why
+            time.sleep(0.01)
+        cancel()
+        process.wait(timeout=30)
+    assert capfd.readouterr().err == ""
+    assert "KeyboardInterrupt" in (tmp_path / ".submitit.log").read_text()

@@ -27,17 +27,10 @@ from resnet8_quant.sweep.ledger import (
     retire,
     turn,
 )
-from resnet8_quant.sweep.plan import (
-    Plan,
-    asked_to_resume,
-    command_words,
-    folder_to_resume,
-    new_folder,
-    read_plan,
-    write_plan,
-)
+from resnet8_quant.sweep.plan import Plan
 
 DIGEST = "d" * 64
+FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")
 
 
 @pytest.fixture
@@ -50,10 +43,19 @@ def place(tmp_path: Path) -> Callable[..., Place]:
     return make
 
 
+def _finish(folder: Path) -> None:
+    """Leave what a run leaves."""
+    for name in FILES:
+        (folder / name).write_bytes(b"whole")
+    results.write(RunResult(model_bytes=len(b"whole")), folder)
+
+
 def _run(place: Place, status: str = "ok") -> Turn:
     with turn(place, DIGEST) as (what, _):
-        if what is Turn.run:
-            results.write(RunResult(status=status, error=None if status == "ok" else "no luck"), place.folder)
+        if what is Turn.run and status == "ok":
+            _finish(place.folder)
+        elif what is Turn.run:
+            results.write(RunResult(status=status, error="no luck"), place.folder)
     return what
 
 
@@ -97,7 +99,7 @@ def test_earlier_process_in_the_same_folder_is_waited_for(place: Callable[..., P
         with turn(place(0, old), DIGEST):
             running.set()
             time.sleep(0.2)
-            results.write(RunResult(), place(0, old).folder)
+            _finish(place(0, old).folder)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -175,6 +177,22 @@ def test_another_digest_in_the_folder_runs(place: Callable[..., Place], tmp_path
         assert not (tmp_path / "0_x" / results.FILE_NAME).exists()
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_that_lost_a_file_runs_again(name: str, place: Callable[..., Place], tmp_path: Path) -> None:
+    _run(place(0, Plan((), 1, 0)))
+    (tmp_path / "0_x" / name).unlink()
+    assert not finished(tmp_path / "0_x", DIGEST)
+    assert _run(place(1, Plan((), 2, 0, left=("0_x",)))) is Turn.run  # nor does another job take its results
+    assert finished(tmp_path / "1_x", DIGEST)
+
+
+def test_a_run_whose_model_was_cut_runs_again(place: Callable[..., Place], tmp_path: Path) -> None:
+    _run(place(0, Plan((), 1, 0)))
+    (tmp_path / "0_x" / "model.onnx").write_bytes(b"who")
+    assert _run(place(0, Plan((), 1, 0))) is Turn.run
+    assert _run(place(0, Plan((), 1, 0))) is Turn.finished
+
+
 def test_lost_job_gets_a_row_unless_it_has_one(tmp_path: Path) -> None:
     for name in ("1_a", "2_b"):
         (tmp_path / name).mkdir()
@@ -187,62 +205,12 @@ def test_lost_job_gets_a_row_unless_it_has_one(tmp_path: Path) -> None:
     assert results.read(tmp_path / "2_b" / results.FILE_NAME).status == "ok"
 
 
-def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
-    plan = Plan(("a=1,2",), 2, 1, pid=7)
-    assert read_plan(tmp_path) is None
-    write_plan(plan, tmp_path)
-    assert read_plan(tmp_path) == plan
-    for text in ("", "[]", '{"words": 3}', '{"words": [], "unknown": 1}'):
-        (tmp_path / "sweep.json").write_text(text)
-        assert read_plan(tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        (["a=1"], None),
-        (["resume=true"], "true"),
-        (["resume=True"], "true"),
-        (["resume=false"], None),
-        (["resume=null"], None),
-        (["resume='a folder'"], "a folder"),
-    ],
-)
-def test_what_resume_asks_for(words: list[str], value: str | None) -> None:
-    assert asked_to_resume(words) == value
-    assert not any("resume" in word for word in command_words(words))
-
-
-def test_launcher_and_folder_do_not_make_another_command() -> None:
-    words = ["a=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=x", "hydra.mode=MULTIRUN"]
-    assert command_words(words) == ("a=1", "hydra.mode=MULTIRUN")
-
-
-def test_resume_given_twice_or_swept_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="twice"):
-        asked_to_resume(["resume=true", "resume=a"])
-    with pytest.raises(ExperimentError, match="one folder"):
-        asked_to_resume(["resume=a,b"])
-
-
-def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
-    for name, words in (("2026-01-01", ("a=1",)), ("2026-01-02", ("a=1",)), ("2026-01-03", ("a=2",))):
-        write_plan(Plan(words, 1, 0), new_folder(tmp_path / name, explicit=False))
-    (tmp_path / "file").write_text("")
-    found = folder_to_resume("true", ("a=1",), tmp_path / "2026-01-04", explicit=False)
-    assert found == tmp_path / "2026-01-02"
-    with pytest.raises(ExperimentError, match="no sweep in"):
-        folder_to_resume("true", ("a=3",), tmp_path / "2026-01-04", explicit=False)
-    assert folder_to_resume("true", ("a=3",), tmp_path / "mine", explicit=True) == tmp_path / "mine"
-    assert folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path, explicit=False).name == "2026-01-03"
-
-
 def test_impossible_numbers_are_not_finished(place: Callable[..., Place]) -> None:
     first = place(0, Plan((), 1, 0))
     assert _run(first) is Turn.run
     assert finished(first.folder, DIGEST)
     for accuracy in (9.0, float("nan")):
-        results.write(RunResult(accuracy=accuracy), first.folder)
+        results.write(RunResult(accuracy=accuracy, model_bytes=5), first.folder)
         assert not finished(first.folder, DIGEST)
 
 
@@ -278,11 +246,6 @@ def test_damaged_entries_of_the_index_are_written_anew(
     (tmp_path / INDEX / f"{DIGEST}.json").write_text(damage)
     rebuild_index(tmp_path)
     assert _run(place(1, Plan((), 1, 0, left=("0_x",)))) is Turn.finished
-
-
-def test_words_with_plus_signs_are_the_same_words() -> None:
-    assert asked_to_resume(["++resume=true"]) == "true"
-    assert command_words(["quant=int8", "++resume=true", "+hydra.sweep.dir=x"]) == ("quant=int8",)
 
 
 def test_long_names_that_are_cut_stay_apart() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet8_quant.sweep.plan import Plan, write_plan
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,6 +30,7 @@ def test_a_search_leaves_a_front_and_a_summary(tmp_path: Path) -> None:
     done = start("-m", *words, f"hydra.sweep.dir={folder}", f"cache_dir={tmp_path / 'cache'}")
     assert done.returncode == 0, done.stderr
     assert "it ends early" in done.stderr  # there are two settings
+    assert "2/2 done, 0 failed" in done.stderr
     assert "no other is better in both of accuracy and model_bytes" in done.stderr
     with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["folder"]: row for row in csv.DictReader(file)}
@@ -38,6 +41,31 @@ def test_a_search_leaves_a_front_and_a_summary(tmp_path: Path) -> None:
     for row in best:
         assert float(row["accuracy"]) == float(rows[row["folder"]]["accuracy"])
         assert row["quant"] == rows[row["folder"]]["quant_type"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        (None, ("resume={}",)),
+        (None, ("hydra.sweep.dir={}", "resume=true")),
+        (None, ("hydra.sweep.dir={}",)),
+        (2, ("hydra/sweeper=optuna", "hydra.sweep.dir={}")),
+        (2, ("hydra/sweeper=optuna", "resume={}")),
+    ],
+)
+def test_a_grid_in_the_folder_of_a_search_is_refused_and_the_other_way_round(
+    jobs: int | None, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    if jobs is not None:
+        pytest.importorskip("optuna", reason="needs the extra [search]")
+    write_plan(Plan(("quant=int8,u8s8",), jobs, 0), tmp_path)
+    before = (tmp_path / "sweep.json").read_text()
+    done = start("-m", "quant=int8,uint8", "data=sample", *(word.format(tmp_path) for word in words))
+    assert done.returncode == 1
+    assert f"holds {'a search' if jobs is None else 'a grid'}, this is" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "sweep.json").read_text() == before
+    assert not list(tmp_path.glob("[0-9]*"))
 
 
 def test_without_optuna_the_extra_is_named(tmp_path: Path) -> None:

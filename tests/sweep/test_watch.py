@@ -17,7 +17,10 @@ from resnet8_quant.sweep.watch import WIDTH, Tally, Watch, describe
 def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") -> None:
     (folder / name).mkdir(exist_ok=True)
     status = "ok" if accuracy is not None else "failed"
-    results.write(RunResult(status=status, accuracy=accuracy, activation_type=kind), folder / name)
+    for file in ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", "run.json"):
+        (folder / name / file).write_bytes(b"whole")
+    row = RunResult(status=status, accuracy=accuracy, activation_type=kind, model_bytes=len(b"whole"))
+    results.write(row, folder / name)
 
 
 def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
@@ -52,6 +55,23 @@ def test_failures_of_an_earlier_start_count_when_they_have_run_again(tmp_path: P
     assert (tally.done, tally.failed, tally.best) == (2, 0, 0.6)
 
 
+def test_finished_jobs_of_an_earlier_start_count_if_their_files_are_there(tmp_path: Path) -> None:
+    _row(tmp_path, "0_a", 0.5)
+    _row(tmp_path, "1_b", 0.5)
+    (tmp_path / "1_b" / "model.onnx").unlink()
+    tally = Tally(tmp_path)
+    tally.look()
+    assert (tally.done, tally.failed) == (1, 0)
+
+
+def test_failures_of_a_search_are_done_when_it_goes_on(tmp_path: Path) -> None:
+    _row(tmp_path, "0_a", None)
+    _row(tmp_path, "1_b", 0.5)
+    tally = Tally(tmp_path, again=False)
+    tally.look()
+    assert (tally.done, tally.failed) == (2, 1)
+
+
 def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
     tally = Tally(tmp_path)
     assert describe(tally, 10, 5.0, 0) == "0/10 done, 0 failed"
@@ -61,6 +81,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
     assert len(line) == WIDTH
     assert "left" not in describe(tally, 5, 60.0, 1)
     assert describe(tally, None, 60.0, 1).startswith("5/? done")
+    assert describe(tally, 3, 60.0, 1).startswith("5/5 done, 1 failed, best")  # resumed with fewer than there are
 
 
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
