@@ -65,25 +65,35 @@ def sha256_bytes(*parts: bytes | memoryview) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
 
+    A link stays, and what it leads to is replaced.
+
     Raises:
-        ExperimentError: the disk is full, the folder is read-only, the name is too long.
+        ExperimentError: the disk is full, the folder is read-only, the name is too long, it is no file's name.
     """
     temporary = None
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe, which a file would replace
+        if path.exists() and (_open_already(path) or not (path.is_file() or path.is_dir())):
             raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
         os.close(handle)
         temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _open_already(path: Path) -> bool:
+    """Whether ``path`` stands for a file that this process has open, as /dev/stdout does."""
+    folder = Path(os.path.realpath(path.parent))
+    target = folder / os.readlink(path) if path.is_symlink() else path
+    return folder.is_relative_to("/proc") or target.is_relative_to("/proc")
 
 
 def unwritable(path: Path, error: OSError) -> ExperimentError:
@@ -149,7 +159,8 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise ExperimentError(
-            f"another run is writing to {folder}", "wait for it, or choose another folder: hydra.run.dir=FOLDER"
+            f"another run is writing to {folder}",
+            "wait for it, or choose another folder: hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir=FOLDER)",
         ) from error
     except OSError as error:
         raise unwritable(folder, error) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.summary import check_output
 from resnet8_quant.terminal import exit_code, markdown, show, shown, wrapped
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _check_csv(path: Path, model: Path) -> None:
             raise ExperimentError(f"`--csv`: {path} is the model itself", remedy)
     except OSError as error:
         raise ExperimentError(f"`--csv`: cannot write {path}: {error.strerror}", remedy) from error
+    check_output("--csv", path, "profile.csv")
 
 
 def _operator_rows(profile: Profile) -> list[Row]:

@@ -29,6 +29,8 @@ RECORDS = MARKS | {
     "histograms.npz",
     "predictions.npy",
     "float_predictions.npy",
+    "run.log",
+    "multirun.yaml",
     "search.db",
     "pareto.csv",
 }
@@ -75,8 +77,13 @@ def select(jobs: Sequence[Job], expression: str | None, keys: str | None, top: i
     return chosen[:top]
 
 
-def check_output(option: str, path: Path | None) -> None:
+def check_output(option: str, path: Path | None, free: str | None = None) -> None:
     """Refuse a file that would take the place of a run's own record, whichever folder it is in.
+
+    Args:
+        option: of the command line.
+        path: its value.
+        free: a name to propose; None: that of `OUTPUTS`.
 
     Raises:
         ExperimentError: ``path`` has the name of a record.
@@ -84,7 +91,7 @@ def check_output(option: str, path: Path | None) -> None:
     if path is not None and path.name.casefold() in RECORDS:  # not every disk tells Results.csv from results.csv
         raise ExperimentError(
             f"`{option}`: {path} has the name of a run's own record, which it would replace or be taken for",
-            f"{option} {path.with_name(OUTPUTS[option])}",
+            f"{option} {path.with_name(free or OUTPUTS[option])}",
         )
 
 
@@ -108,6 +115,8 @@ def run(words: Sequence[str]) -> None:
     options = parser().parse_args(_joined(words))
     check_output("--csv", options.csv)
     check_output("--report", options.report)
+    if options.csv is not None and options.csv == options.report:
+        raise ExperimentError(f"`--csv` and `--report` are both {options.csv}", "--report report.html")
     known = (*summary.COLUMNS, *summary.CSV_COLUMNS)
     columns = [check_column(name.strip(), known, "--columns") for name in options.columns.split(",")]
     jobs = collect_all(options.folders)

@@ -116,10 +116,22 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show(text: str, *, error: bool = False) -> None:
-    """Write ``text`` and a newline to stdout, or to stderr."""
+    """Write ``text`` and a newline to stdout, or to stderr.
+
+    A reader who has seen enough, as `| head`, gets no more, and that is no error.
+
+    Raises:
+        ExperimentError: stdout cannot be written to.
+    """
     stream: TextIO = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still to come
+        if not error and not isinstance(problem, BrokenPipeError):
+            reason = f"cannot write to stdout: {problem.strerror}"
+            raise ExperimentError(reason, "free some space, or send it elsewhere: COMMAND > FILE") from problem
 
 
 def show_error(error: ExperimentError) -> None:
@@ -129,14 +141,12 @@ def show_error(error: ExperimentError) -> None:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command: 0, or 1 after an error that was shown; a reader who has seen enough, as `| head`, is none."""
+    """Run a command: 0, or 1 after an error that was shown."""
     try:
         command()
     except ExperimentError as error:
         show_error(error)
         return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -131,6 +131,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["MODEL", "--bogus"], "unrecognized arguments: --bogus"),
         (["MODEL", "--csv", "."], "`--csv`: . is a folder"),
         (["MODEL", "--csv", "MODEL"], "is the model itself"),
+        (["MODEL", "--csv", "results.csv"], "has the name of a run's own record"),
         (["MODEL", "--csv", "text.onnx/profile.csv"], "`--csv`: cannot write text.onnx/profile.csv"),
         (["MODEL", "--csv", "x" * 300], "File name too long"),
     ],

@@ -126,6 +126,29 @@ def test_replacement_is_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    with replacing(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc here")
+def test_what_the_process_has_open_is_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as file:
+        own = Path(f"/proc/self/fd/{file.fileno()}")
+        (tmp_path / "stdout").symlink_to(own)  # as /dev/stdout is
+        for path in (own, tmp_path / "stdout"):
+            with pytest.raises(ExperimentError, match="not a regular file"), replacing(path):
+                pass
+        assert (tmp_path / "stdout").is_symlink()
+
+
 def test_unwritable_place_is_an_experiment_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="cannot write"), replacing(tmp_path / "file" / "below"):

@@ -98,7 +98,7 @@ def test_wrong_words_are_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "name", ["results.csv", "Per_Class.csv", "run.json", "sweep.json", "same_as.json", "model.onnx"]
+    "name", ["results.csv", "Per_Class.csv", "run.json", "sweep.json", "same_as.json", "model.onnx", "run.log"]
 )
 def test_a_runs_own_record_is_not_written_over(
     name: str, sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -186,3 +186,23 @@ def test_a_report_on_nothing_is_refused_and_a_selection_has_its_own_file(tmp_pat
     assert list(tmp_path.glob("*.html")) == []
     assert report.main([str(tmp_path), "--where", "accuracy > 0.5"]) == 0
     assert [path.name for path in tmp_path.glob("*.html")] == ["selection.html"]
+
+
+def test_one_file_for_two_outputs_is_refused(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sweeps / "both"
+    assert summary.main([str(sweeps), "--csv", str(path), "--report", str(path)]) == 1
+    assert f"`--csv` and `--report` are both {path}" in " ".join(capsys.readouterr().err.split())
+    assert not path.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_table_that_cannot_be_shown_is_an_error_and_a_closed_pipe_is_none(sweeps: Path) -> None:
+    command = [sys.executable, "-m", "resnet8_quant.summary", str(sweeps)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, "error: cannot write to stdout" in done.stderr) == (1, True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

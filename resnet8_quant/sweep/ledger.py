@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from resnet8_quant.sweep.plan import Plan
 
 INDEX = ".jobs"
 _OWN = (".hydra", "run.log")  # what Hydra itself puts into each job's folder
-_FILES = ("per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")  # of every run, beside its model
+# What each run leaves beside its model, and what one that calibrated leaves besides
+_FILES = ("per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")
+_CALIBRATED = ("ranges.csv", "histograms.npz")
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +153,13 @@ def finished(folder: Path, digest: str, retry_failed: bool = True) -> bool:
 
 
 def whole(folder: Path, row: results.RunResult) -> bool:
-    """Whether ``folder`` still has what the run of this row wrote: each file, and model.onnx in its full size."""
+    """Whether ``folder`` still has what the run of this row wrote: no file is empty, model.onnx has its full size."""
+    names = (*_FILES, *(_CALIBRATED if row.calibration_method else ()))
     try:
-        size = (folder / "model.onnx").stat().st_size
+        sizes = [(folder / name).stat().st_size for name in ("model.onnx", *names)]
     except OSError:
         return False
-    return size == row.model_bytes and all((folder / name).is_file() for name in _FILES)
+    return sizes[0] == row.model_bytes and all(sizes)
 
 
 def rebuild_index(sweep: Path) -> None:
@@ -194,19 +197,22 @@ def _decide(place: Place, digest: str, owner: dict[str, Any]) -> tuple[Turn, str
         if finished(place.sweep / other, digest, retry):
             if other not in place.plan.left:  # a job of its own asks for it, now or later
                 return Turn.twin, other
-            _move(place.sweep / other, place.folder)
+            _move(place.sweep / other, place)
             _write_plan(place, digest)
             return Turn.finished, name
     return (Turn.finished if finished(place.folder, digest, retry) else Turn.run), name
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, place: Place) -> None:
     """Give finished results, made under another number of a changed grid, to the job that asks for them now."""
+    target = place.folder
+    row = sound_row(source / results.FILE_NAME)
     log.info("the results of %s are this job's", source.name)
     (target / TWIN).unlink(missing_ok=True)
     files = [path for path in source.iterdir() if path.name not in (*_OWN, results.FILE_NAME) and path.is_file()]
-    for path in [*files, source / results.FILE_NAME]:  # results.csv last: where it is, the others are whole
+    for path in files:
         path.replace(target / path.name)
+    results.write(replace(row, overrides=shlex.join(place.words)), target)  # last: where it is, the others are whole
     if (source / "run.log").exists():
         (source / "run.log").replace(target / "run.earlier.log")
     shutil.rmtree(source, ignore_errors=True)

@@ -64,14 +64,15 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
         How many jobs failed.
 
     Raises:
-        ExperimentError: one of the files could not be written; the others were, and the table was shown.
+        ExperimentError: one of the files could not be written; the others were, and the table was shown. Or the table
+            could not be shown; the files were written.
     """
     jobs = collect(folder, expected)
     name_choices(jobs)
     jobs.sort(key=rank)
     failed = sum(not job.ok for job in jobs)
     body = table(jobs, columns)
-    terminal.show(f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to")
+    lines = [f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to"]
     writers: dict[str, Callable[[Path], None]] = {
         "summary.csv": lambda path: write_csv(jobs, path),
         "summary.md": lambda path: _write_text(body + "\n", path),
@@ -87,7 +88,8 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
             log.error("%s", error.problem)
             first = first or ExperimentError(error.problem, again)
         else:
-            terminal.show(f"  {terminal.shown(folder / name)}")
+            lines.append(f"  {terminal.shown(folder / name)}")
+    terminal.show("\n".join(lines))
     if first is not None:
         raise first
     return failed

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from resnet8_quant.sweep.plan import Plan
 
 DIGEST = "d" * 64
 FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")
+CALIBRATED = ("ranges.csv", "histograms.npz")
 
 
 @pytest.fixture
@@ -45,9 +47,10 @@ def place(tmp_path: Path) -> Callable[..., Place]:
 
 def _finish(folder: Path) -> None:
     """Leave what a run leaves."""
-    for name in FILES:
+    for name in (*FILES, *CALIBRATED):
         (folder / name).write_bytes(b"whole")
-    results.write(RunResult(model_bytes=len(b"whole")), folder)
+    row = RunResult(model_bytes=len(b"whole"), calibration_method="minmax", overrides="as it ran")
+    results.write(row, folder)
 
 
 def _run(place: Place, status: str = "ok") -> Turn:
@@ -129,6 +132,7 @@ def test_results_follow_their_job_to_another_number(place: Callable[..., Place],
     assert finished(tmp_path / "2_x", DIGEST)
     assert (tmp_path / "2_x" / "run.earlier.log").read_text() == "earlier"
     assert json.loads((tmp_path / "2_x" / "job.json").read_text())["number"] == 2
+    assert results.read(tmp_path / "2_x" / results.FILE_NAME).overrides == "number=2"
     assert _run(place(1, plan)) is Turn.twin
 
 
@@ -177,7 +181,7 @@ def test_another_digest_in_the_folder_runs(place: Callable[..., Place], tmp_path
         assert not (tmp_path / "0_x" / results.FILE_NAME).exists()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *CALIBRATED])
 def test_a_run_that_lost_a_file_runs_again(name: str, place: Callable[..., Place], tmp_path: Path) -> None:
     _run(place(0, Plan((), 1, 0)))
     (tmp_path / "0_x" / name).unlink()
@@ -186,9 +190,21 @@ def test_a_run_that_lost_a_file_runs_again(name: str, place: Callable[..., Place
     assert finished(tmp_path / "1_x", DIGEST)
 
 
-def test_a_run_whose_model_was_cut_runs_again(place: Callable[..., Place], tmp_path: Path) -> None:
+def test_a_run_without_calibration_needs_no_ranges(place: Callable[..., Place], tmp_path: Path) -> None:
     _run(place(0, Plan((), 1, 0)))
-    (tmp_path / "0_x" / "model.onnx").write_bytes(b"who")
+    row = results.read(tmp_path / "0_x" / results.FILE_NAME)
+    results.write(replace(row, calibration_method=None), tmp_path / "0_x")
+    for name in CALIBRATED:
+        (tmp_path / "0_x" / name).unlink()
+    assert finished(tmp_path / "0_x", DIGEST)
+
+
+@pytest.mark.parametrize(("name", "left"), [("model.onnx", b"who"), ("run.json", b""), ("predictions.npy", b"")])
+def test_a_run_whose_model_was_cut_or_another_file_emptied_runs_again(
+    name: str, left: bytes, place: Callable[..., Place], tmp_path: Path
+) -> None:
+    _run(place(0, Plan((), 1, 0)))
+    (tmp_path / "0_x" / name).write_bytes(left)
     assert _run(place(0, Plan((), 1, 0))) is Turn.run
     assert _run(place(0, Plan((), 1, 0))) is Turn.finished
 

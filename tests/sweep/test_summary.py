@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,27 @@ def test_ties_are_mentioned() -> None:
     (sentence,) = advise(_quantized(ties=7))
     assert sentence.startswith("7 images tie")
     assert advise(_quantized(ties=7, float_ties=7)) == []
+
+
+@pytest.mark.parametrize("fault", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_files_are_written_whatever_becomes_of_the_terminal(
+    fault: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            raise fault
+
+        def fileno(self) -> int:
+            return spare
+
+    (tmp_path / "0_a").mkdir()
+    results.write(RunResult(status="failed", error="no luck"), tmp_path / "0_a")
+    with (tmp_path / "spare").open("w") as file:
+        spare = file.fileno()
+        monkeypatch.setattr("sys.stdout", Terminal())
+        if isinstance(fault, BrokenPipeError):
+            assert summarize(tmp_path, ("Job",), 1) == 1
+        else:
+            with pytest.raises(ExperimentError, match="cannot write to stdout: No space left on device"):
+                summarize(tmp_path, ("Job",), 1)
+    assert {"summary.csv", "summary.md", "report.html"} <= {path.name for path in tmp_path.iterdir()}
