@@ -93,10 +93,12 @@ def folder_to_resume(value: str, words: Sequence[str], default: Path, explicit: 
         explicit: whether the user named ``default``; then "true" means it, whether or not it is there.
 
     Raises:
-        ExperimentError: there is no such sweep.
+        ExperimentError: there is no such sweep, or the two folders are not one.
     """
     if value != "true":
         folder = Path(value).expanduser().absolute()
+        if explicit and folder.resolve() != default.resolve():
+            raise ExperimentError(f"`resume` is {folder}, but `hydra.sweep.dir` is {default}", "give one of them")
         if read_plan(folder) is None:
             found = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}: it is no sweep's folder"
             raise ExperimentError(f"`resume`: {value} {found}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
