@@ -35,6 +35,11 @@ def refine_word(refine: RefineConfig) -> str:
     return "custom" if refine.name == "none" and refines(refine) else refine.name
 
 
+def typed_width(layer: str, field: str, bits: int) -> str:
+    """The width of a layer as a shell takes it; a name with dots or patterns needs the braces."""
+    return f"'quant.layers={{{layer}: {{{field}: {bits}}}}}'"
+
+
 def check_widths(quant: QuantConfig) -> None:
     """Widths of grids: 2 to 8 bits, and never wider than the type that stores them."""
     float_model = quant.activation_type is NumberType.float32
@@ -61,13 +66,13 @@ def check_widths(quant: QuantConfig) -> None:
         if float_model:
             raise ExperimentError(
                 f"`quant.{name}` is {value}, but quant=float does not read it",
-                f"python run.py quant=u8s8 quant.{name}=4",
+                f"python run.py quant=u8s8 {_typed(name, 4)}",
             )
         key = name.rpartition(".")[2]
         if name.startswith("layers.") and key not in _LAYER_FIELDS:
             raise ExperimentError(
                 f"`quant.{name}` is not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}",
-                f"quant.layers={{{name[len('layers.') : -len(key) - 1]}: {{weight_bits: 8}}}}",
+                typed_width(name[len("layers.") : -len(key) - 1], "weight_bits", 8),
             )
         if kind is not None and kind.bits > 8 and "activation" in key:
             raise ExperimentError(
@@ -78,9 +83,15 @@ def check_widths(quant: QuantConfig) -> None:
         widest = min(8, kind.bits) if kind else 8
         if not 2 <= value <= widest:
             of_type = f" with {kind.name}" if kind else ""
-            raise ExperimentError(
-                f"`quant.{name}` is {value}; valid are 2 to {widest}{of_type}", f"quant.{name}={widest}"
-            )
+            raise ExperimentError(f"`quant.{name}` is {value}; valid are 2 to {widest}{of_type}", _typed(name, widest))
+
+
+def _typed(name: str, bits: int) -> str:
+    """The width of a field of `quant` as a shell takes it."""
+    if not name.startswith("layers."):
+        return f"quant.{name}={bits}"
+    layer, _, field = name.removeprefix("layers.").rpartition(".")
+    return typed_width(layer, field, bits)
 
 
 def check_refine(config: Config) -> None:

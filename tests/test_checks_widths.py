@@ -84,7 +84,7 @@ def test_a_float_model_has_no_layers_to_narrow():
 @pytest.mark.parametrize("name", ["bits", "weight_bit", "weight_type", ""])
 def test_an_unknown_field_of_a_layer(name):
     words = (f"`quant.layers.dense.{name}`", "valid are weight_bits, activation_bits")
-    refused(words, "quant.layers={dense: {weight_bits: 8}}", {"layers": {"dense": {name: 4}}})
+    refused(words, "'quant.layers={dense: {weight_bits: 8}}'", {"layers": {"dense": {name: 4}}})
 
 
 @pytest.mark.parametrize("layer", ["dense", "stack1.conv1", "stack1.*"])
@@ -96,7 +96,11 @@ def test_a_width_of_a_layer_out_of_range(layer, value):
 
 def test_the_remedy_names_the_whole_layer():
     words = ("`quant.layers.stack1.conv1.bits`",)
-    refused(words, "quant.layers={stack1.conv1: {weight_bits: 8}}", {"layers": {"stack1.conv1": {"bits": 4}}})
+    refused(words, "'quant.layers={stack1.conv1: {weight_bits: 8}}'", {"layers": {"stack1.conv1": {"bits": 4}}})
+    words = ("`quant.layers.stack1.*.activation_bits` is 9",)
+    layers = {"layers": {"stack1.*": {"activation_bits": 9}}}
+    refused(words, "'quant.layers={stack1.*: {activation_bits: 8}}'", layers)
+    refused(words, "quant=u8s8 'quant.layers={stack1.*: {activation_bits: 4}}'", FLOAT | layers)
 
 
 @pytest.mark.parametrize("name", ["weight_bits", "activation_bits"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from resnet8_quant.checks import check
@@ -23,8 +24,9 @@ from resnet8_quant.config import (
     RefineConfig,
     TrackingConfig,
 )
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.low_bit import narrowed, refines
-from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.sweep.compose import check_subdir, explain, register, to_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = {
@@ -106,3 +108,47 @@ def test_the_plain_option_of_a_group_changes_nothing() -> None:
     config = to_config(compose("config", ["quant=w4a4", "refine=best"]), [])
     assert refines(config.refine)
     assert narrowed(config.quant)
+
+
+LAYER = "a layer takes weight_bits and activation_bits"
+WRONG = {
+    "experiment=serach": (("`experiment` is serach", "valid are ablation", "seed_table"), "experiment=search"),
+    "hydra/launcher=basc": (("`hydra/launcher` is basc",), "python run.py -m hydra/launcher=basic"),
+    "hydra/sweeper=optun": (("`hydra/sweeper` is optun",), "python run.py -m hydra/sweeper=optuna"),
+    "quant=uint9": (("`quant` is uint9",), "python run.py quant=uint8"),
+    "deploy.output=labels": (("`deploy.output`", "'labels'", "logits"), "python run.py deploy.output=label"),
+    "deploy.output=foo": (("`deploy.output`", "'foo'", "logits"), "python run.py deploy.output="),
+    "latency.batch=a": (("`latency.batch`", "'a'"), "--help"),
+    "quant.layers=8": (("`quant.layers` is 8", LAYER), "'quant.layers={LAYER: {weight_bits: 8}}'"),
+    "quant.layers.stack=8": (("`quant.layers.stack` is 8", LAYER), "'quant.layers={stack: {weight_bits: 8}}'"),
+    "+quant.layers.a.weight_bits=b": (("`quant.layers.a.weight_bits` is b", LAYER), "{a: {weight_bits: 8}}'"),
+    "quant.layers={a.b: 8}": (("`quant.layers` is {a.b: 8}", LAYER), "'quant.layers={a.b: {weight_bits: 8}}'"),
+    "quant.layers.a.b.weight_bits=8": ((LAYER, "in braces"), "'quant.layers={a.b: {weight_bits: 8}}'"),
+    "quant.layers.a.*.weight_bits=8": ((LAYER, "in braces"), "'quant.layers={a.*: {weight_bits: 8}}'"),
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_a_wrong_word_is_a_sentence_with_a_remedy(word: str) -> None:
+    with pytest.raises(HydraException) as caught:
+        compose("config", [word])
+    explained = explain(caught.value)
+    assert explained is not None
+    words, remedy = WRONG[word]
+    assert all(part in explained.problem for part in words), explained.problem
+    assert remedy in explained.remedy
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.num}_${quant.name}", "${hydra.job.num}_", None])
+def test_job_folders_begin_with_the_number(subdir: str | None) -> None:
+    words = [] if subdir is None else [f"hydra.sweep.subdir={subdir}"]
+    check_subdir(compose("config", words, return_hydra_config=True))
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "x${hydra.job.num}_a", "${seed}_a", "${hydra.job.num}_a/b"])
+def test_other_job_folders_are_refused(subdir: str) -> None:
+    config = compose("config", [f"hydra.sweep.subdir={subdir}"], return_hydra_config=True)
+    with pytest.raises(ExperimentError) as caught:
+        check_subdir(config)
+    assert f"`hydra.sweep.subdir` is {subdir}; " in caught.value.problem
+    assert caught.value.remedy.startswith("'hydra.sweep.subdir=${hydra.job.num}_")

@@ -132,12 +132,14 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     """Check what can be checked, find the folder, and write down what the workers need to know."""
     global _running, _restarted
     from resnet8_quant.files import claimed
-    from resnet8_quant.sweep.compose import compose_once, typed_words
+    from resnet8_quant.sweep.compose import check_subdir, compose_once, typed_words
     from resnet8_quant.sweep.ledger import left_by_another_grid, rebuild_index
     from resnet8_quant.sweep.summary import check_columns
     from resnet8_quant.sweep.watch import Watch
 
     check_columns(columns)
+    check_subdir(config)
+    launchers.check_numbers(config.hydra)
     launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     assert isinstance(launcher, dict)
     fields = {str(name): value for name, value in launcher.items()}

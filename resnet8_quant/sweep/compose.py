@@ -22,10 +22,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import sha256_bytes, unwritable
+from resnet8_quant.low_bit import typed_width
 from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.sweep.search import register_search
 
 HELP = "python run.py --help"
+_LAYERS = "quant.layers"
 MOST_COMPOSED = 1000  # configs of jobs that wait, each some 100 KB
 
 
@@ -103,6 +105,31 @@ def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:
     return ExperimentError(problem, f"python run.py {correct}=VALUE" if correct else HELP)
 
 
+def _closest(word: str, options: list[str]) -> str:
+    return (difflib.get_close_matches(word, options, n=1, cutoff=0.3) or options)[0]
+
+
+def _wrong_value(error: OmegaConfBaseException, context: str) -> ExperimentError:
+    """A value that the schema does not take; Hydra's ``context`` quotes the override that gave it."""
+    override = context.partition("Error merging override ")[2]
+    if override.lstrip("+").startswith(_LAYERS):
+        return _wrong_layer(override, error.full_key or "")
+    text = str(error).splitlines()[0]
+    choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text)
+    remedy = f"python run.py {error.full_key}={_closest(choices[1], choices[2].split(', '))}" if choices else HELP
+    return ExperimentError(f"`{error.full_key}`: {text[0].lower()}{text[1:]}", remedy)
+
+
+def _wrong_layer(override: str, place: str) -> ExperimentError:
+    """An override of quant.layers that gives no widths; ``place`` is where in it OmegaConf stopped."""
+    key, _, value = override.lstrip("+").partition("=")
+    layer = re.sub(r"\.(weight|activation)_bits$", "", max(key, place, key=len).removeprefix(_LAYERS).lstrip("."))
+    return ExperimentError(
+        f"`{key}` is {value}; a layer takes weight_bits and activation_bits, 2 to 8 each, in braces",
+        typed_width(layer or "LAYER", "weight_bits", 8),
+    )
+
+
 def explain(error: BaseException) -> ExperimentError | None:
     """Hydra's or OmegaConf's complaint about the command line in our words; None if it is something else."""
     if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
@@ -111,23 +138,49 @@ def explain(error: BaseException) -> ExperimentError | None:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(cause.full_key or str(cause.key), cause.object_type)
     if isinstance(cause, OmegaConfBaseException):
-        text = str(cause).splitlines()[0]
-        return ExperimentError(f"`{cause.full_key}`: {text[0].lower()}{text[1:]}", HELP)
+        return _wrong_value(cause, str(error))
     if isinstance(error, HydraException) and (needed := missing_plugin(str(error))) is not None:
         return missing_extra(*needed)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         options = list(error.options)
-        close = difflib.get_close_matches(option, options, n=1, cutoff=0.3)
+        multirun = "-m " if group in ("hydra/launcher", "hydra/sweeper") else ""
         return ExperimentError(
             f"`{group}` is {option}; valid are {', '.join(options)}",
-            f"python run.py {group}={close[0] if close else options[0]}",
+            f"python run.py {multirun}{group}={_closest(option, options)}",
         )
     if isinstance(error, OverrideParseException):
+        if error.override.lstrip("+").startswith(_LAYERS):
+            return _wrong_layer(error.override, "")
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
     return unreachable(error)
+
+
+def check_subdir(config: DictConfig) -> None:
+    """Refuse names of job folders that do not say which job they are.
+
+    Args:
+        config: as ``on_multirun_start`` gets it, with the node `hydra`.
+
+    Raises:
+        ExperimentError: `hydra.sweep.subdir` does not begin with the job's number and `_`, or is more than one folder.
+    """
+    number = 31415  # no name has it by chance
+    probe = config.copy()
+    with read_write(probe), open_dict(probe):
+        probe.hydra.job.num = number
+        probe.hydra.job.id = str(number)
+    name = str(probe.hydra.sweep.subdir)
+    if name.startswith(f"{number}_") and "/" not in name:
+        return
+    begin = "${hydra.job.num}_"
+    typed = dict(config.hydra.sweep.items_ex(resolve=False))["subdir"]
+    raise ExperimentError(
+        f"`hydra.sweep.subdir` is {typed}; valid is one folder whose name begins with {begin}",
+        f"'hydra.sweep.subdir={begin}${{quant.name}}'",
+    )
 
 
 def grid(config: DictConfig) -> tuple[list[list[str]], Iterator[Config | ExperimentError]] | None:

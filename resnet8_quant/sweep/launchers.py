@@ -1,4 +1,4 @@
-"""What the launchers of a sweep need to know and what they lack: threads for each job, extras, and lost jobs.
+"""What the launchers of a sweep need to know and what they lack: threads, checks of numbers, extras, and lost jobs.
 
 In: `hydra.launcher` as configured. Out: how many jobs run side by side on a machine and the threads of each; an error
 that names the extra of a plugin that is not installed; submitit's jobs such that the end of one is not the end of all.
@@ -78,6 +78,18 @@ SHARES: dict[str, Callable[[Mapping[str, Any], int | None, int], Share]] = {
     "RayLauncher": _ray,
 }
 
+# The class of a launcher or sweeper -> the smallest values of its fields. What is left out may be anything; null is no
+# limit. Slurm reads a time of 0 as no limit.
+_SUBMITIT = {"cpus_per_task": 1, "gpus_per_node": 0, "tasks_per_node": 1, "nodes": 1, "mem_gb": 0, "timeout_min": 1}
+SMALLEST: dict[str, dict[str, int]] = {
+    "BasicSweeper": {"max_batch_size": 1},
+    "JoblibLauncher": {"n_jobs": 1, "batch_size": 1, "pre_dispatch": 1, "timeout": 1},
+    "LocalLauncher": _SUBMITIT,
+    "SlurmLauncher": _SUBMITIT | {"timeout_min": 0, "array_parallelism": 1, "max_num_timeout": 0},
+    "RayLauncher": {"ray.init.num_cpus": 1, "ray.remote.num_cpus": 0},
+}
+_FROM_THE_END = ("n_jobs",)  # below 0 they count from all cores
+
 # The word for a launcher, as its plugin knows it -> what pip calls the plugin, and our extra.
 PLUGINS: dict[str, tuple[str, str]] = {
     "joblib": ("hydra-joblib-launcher", "joblib"),
@@ -101,6 +113,30 @@ def share(fields: Mapping[str, Any], jobs: int | None) -> Share:
 def batch_size(fields: Mapping[str, Any], jobs: int | None) -> int | None:
     """How many jobs to hand over at a time where the launcher itself would start all at once; None: no limit."""
     return share(fields, jobs).at_once if _name(fields) == "LocalLauncher" else None
+
+
+def check_numbers(node: Mapping[str, Any]) -> None:
+    """Refuse numbers with which a launcher or sweeper runs nothing, or ends with a traceback.
+
+    Args:
+        node: Hydra's part of the config, with `launcher` and `sweeper`.
+
+    Raises:
+        ExperimentError: a value is below those of `SMALLEST`.
+    """
+    for part in ("launcher", "sweeper"):
+        for name, smallest in SMALLEST.get(_name(node[part]), {}).items():
+            value: Any = node[part]
+            for key in name.split("."):
+                value = (value or {}).get(key)
+            if not re.fullmatch(r"-?\d+(\.\d+)?", str(value)):  # null, or a word such as auto
+                continue
+            backwards = name in _FROM_THE_END
+            if float(value) >= smallest or (backwards and float(value) < 0):
+                continue
+            valid = f"{smallest} or more" + (", -1 for all cores, -2 for all but one" if backwards else "")
+            field = f"hydra.{part}.{name}"
+            raise ExperimentError(f"`{field}` is {value}; valid are {valid}", f"{field}={smallest}")
 
 
 def missing_plugin(complaint: str) -> tuple[str, str] | None:

@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import launchers
 from resnet8_quant.sweep.compose import explain
-from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, missing_plugin, parallel, share, steady_submitit
+from resnet8_quant.sweep.launchers import (
+    PLUGINS,
+    Share,
+    batch_size,
+    check_numbers,
+    missing_plugin,
+    parallel,
+    share,
+    steady_submitit,
+)
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
@@ -51,6 +61,46 @@ def test_share_in_words() -> None:
     assert Share(2, 1).description == "2 jobs at a time, 1 thread each"
     assert Share(2, 4).description == "2 jobs at a time, 4 threads each"
     assert Share(None, 2).description == "the cluster decides how many jobs run at once, 2 threads each"
+
+
+SWEEPER = _fields("BasicSweeper", max_batch_size=None)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "words"),
+    [
+        ("launcher", _fields("JoblibLauncher", n_jobs=0), "n_jobs` is 0; valid are 1 or more, -1 for all cores"),
+        ("launcher", _fields("JoblibLauncher", n_jobs=2, batch_size="0"), "batch_size` is 0"),
+        ("launcher", _fields("LocalLauncher", timeout_min=0), "timeout_min` is 0; valid are 1 or more"),
+        ("launcher", _fields("LocalLauncher", cpus_per_task=0), "cpus_per_task` is 0"),
+        ("launcher", _fields("SlurmLauncher", cpus_per_task=-1), "cpus_per_task` is -1"),
+        ("launcher", _fields("RayLauncher", ray={"init": {"num_cpus": 0}}), "ray.init.num_cpus` is 0"),
+        ("sweeper", _fields("BasicSweeper", max_batch_size=0), "max_batch_size` is 0; valid are 1 or more"),
+        ("sweeper", _fields("BasicSweeper", max_batch_size=-1), "max_batch_size` is -1"),
+    ],
+)
+def test_numbers_that_run_nothing_are_refused(part: str, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        check_numbers({"launcher": BASIC, "sweeper": SWEEPER} | {part: fields})
+    assert f"`hydra.{part}.{words}" in caught.value.problem
+    assert caught.value.remedy == f"hydra.{part}.{words.partition('`')[0]}=1"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        BASIC,
+        _fields("JoblibLauncher", n_jobs=-2, batch_size="auto", pre_dispatch="2*n_jobs", timeout=None),
+        _fields("JoblibLauncher", n_jobs=1, batch_size="1", timeout=1.5),
+        _fields("LocalLauncher", cpus_per_task=None, timeout_min=1),
+        _fields("SlurmLauncher", timeout_min=0),
+        _fields("RayLauncher", ray={"init": {"num_cpus": None}, "remote": {}}),
+        _fields("UnknownLauncher", n_jobs=0),
+    ],
+)
+def test_numbers_that_work_pass(fields: dict[str, Any]) -> None:
+    check_numbers({"launcher": fields, "sweeper": SWEEPER})
+    check_numbers({"launcher": fields, "sweeper": _fields("BasicSweeper", max_batch_size=1)})
 
 
 @pytest.mark.parametrize(

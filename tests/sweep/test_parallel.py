@@ -83,6 +83,22 @@ def test_crash_under_submitit_is_a_row(sweeps: Any) -> None:
     assert "of the queue ended without a result" in errors["seed=1"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=0"), marks=JOBLIB),
+        ("hydra.sweeper.max_batch_size=0",),
+        ("hydra.sweep.subdir=${hydra.job.num}",),
+    ],
+)
+def test_what_no_job_can_run_with_is_refused_before_the_first(sweeps: Any, words: tuple[str, ...]) -> None:
+    done = sweeps("seed=0,1", *words)
+    assert done.code == 1
+    assert f"`{words[-1].partition('=')[0]}` is {words[-1].partition('=')[2]}; valid" in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert not done.folder.exists()
+
+
 def test_missing_plugin_names_its_extra(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['hydra_plugins'] = None"
     (tmp_path / "sitecustomize.py").write_text(hide)

@@ -64,7 +64,7 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
         if not matching:
             raise ExperimentError(
                 f"`quant.layers` names {pattern!r}, which matches no layer; the model has {', '.join(names)}",
-                f"quant.layers={{{names[-1] if names else 'LAYER'}: {{weight_bits: 8}}}}",
+                f"'quant.layers={{{names[-1] if names else 'LAYER'}: {{weight_bits: 8}}}}'",
             )
         for name in matching:
             bits[name] |= override

@@ -69,7 +69,7 @@ def test_a_name_without_a_layer_lists_the_layers(graph, name):
     assert f"`quant.layers` names {name!r}" in caught.value.problem
     for layer in RESNET8:
         assert layer in caught.value.problem
-    assert caught.value.remedy == "quant.layers={dense: {weight_bits: 8}}"
+    assert caught.value.remedy == "'quant.layers={dense: {weight_bits: 8}}'"
 
 
 def test_what_is_no_layer():
