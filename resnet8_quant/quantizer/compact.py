@@ -16,10 +16,21 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
-WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "QLinearConv", "ConvInteger")
+WINDOWS = (
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "QLinearConv", "ConvInteger"),
+    *("QLinearAveragePool", "NhwcMaxPool", "FusedConv"),
+)
 NEUTRAL = {"strides": 1, "dilations": 1, "pads": 0}  # for each axis; the schema gives them no default
 WITHOUT_ZERO_POINT = {"Conv 1", "Conv 2", "Gemm 2"}  # operator and position of what may do without one
-WEIGHT_OF = {"Conv": 1, "QLinearConv": 3}  # whose shape says kernel_shape
+WEIGHT_OF = {"Conv": 1, "FusedConv": 1, "QLinearConv": 3}  # whose shape says kernel_shape
+MICROSOFT_DEFAULTS: dict[str, dict[str, object]] = {  # of ONNX Runtime's operators, which package onnx does not know
+    "QLinearConv": {"auto_pad": b"NOTSET", "group": 1},
+    "FusedConv": {"auto_pad": b"NOTSET", "group": 1},
+    "QLinearAveragePool": {"auto_pad": b"NOTSET", "ceil_mode": 0, "count_include_pad": 0},
+    "NhwcMaxPool": {"auto_pad": b"NOTSET", "ceil_mode": 0},
+    "QGemm": {"alpha": 1.0, "transA": 0, "transB": 0},
+    "QLinearSoftmax": {"axis": -1},
+}
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -103,13 +114,16 @@ def _drop_defaults(model: onnx.ModelProto) -> None:
 def _is_default(
     attribute: AttributeProto, node: NodeProto, schema: onnx.defs.OpSchema | None, shapes: dict[str, list[int]]
 ) -> bool:
-    if schema is None or attribute.ref_attr_name:
+    microsoft = MICROSOFT_DEFAULTS.get(node.op_type, {}) if node.domain == "com.microsoft" else {}
+    if (schema is None and not microsoft) or attribute.ref_attr_name:
         return False
     name, value = attribute.name, onnx.helper.get_attribute_value(attribute)
     if node.op_type in WINDOWS and name in NEUTRAL:
         return all(number == NEUTRAL[name] for number in value)
     if node.op_type in WEIGHT_OF and name == "kernel_shape":
         return shapes.get(node.input[WEIGHT_OF[node.op_type]], [])[2:] == list(value)
+    if schema is None:
+        return name in microsoft and bool(microsoft[name] == value)
     known = schema.attributes.get(name)
     if known is None or known.required or known.default_value.type != attribute.type:
         return False

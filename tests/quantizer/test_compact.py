@@ -10,7 +10,7 @@ from resnet8_quant.config import CalibrationConfig, Format, NumberType, QuantCon
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.compact import compact
+from resnet8_quant.quantizer.compact import MICROSOFT_DEFAULTS, compact
 from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
@@ -183,6 +183,45 @@ def test_attributes_go_only_where_they_say_the_default():
         after = compact(before)
         assert {attribute.name for attribute in after.graph.node[0].attribute} == kept, node.op_type
         np.testing.assert_array_equal(outputs(after, {"a": A})[0][0], outputs(before, {"a": A})[0][0])
+
+
+def test_the_defaults_of_onnxruntimes_operators_are_its_own():
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    known = {schema.name: schema.attributes for schema in get_all_operator_schema() if schema.domain == "com.microsoft"}
+    for operator, defaults in MICROSOFT_DEFAULTS.items():
+        for name, value in defaults.items():
+            default = onnx.AttributeProto.FromString(known[operator][name]._default_value)
+            assert helper.get_attribute_value(default) == value, (operator, name)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_computed(computed):
+    rng = np.random.default_rng(2)
+    tensors = [
+        numpy_helper.from_array(rng.integers(0, 99, (3, 3, 3, 3)).astype(np.int8), "w"),
+        numpy_helper.from_array(np.int8(0), "weight zero"),
+        numpy_helper.from_array(np.uint8(9), "zero"),
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+    ]
+    nodes = [helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"])]
+    if computed:
+        nodes.append(helper.make_node("Concat", ["w"], ["v"], axis=0))
+    plain = {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "group": 1, "kernel_shape": [3, 3]}
+    weight = ["v" if computed else "w", "scale", "weight zero"]
+    inputs = ["q", "scale", "zero", *weight, "scale", "zero"]
+    options = {**plain, "auto_pad": "NOTSET", "channels_last": 0, "domain": "com.microsoft"}
+    nodes += [
+        helper.make_node("QLinearConv", inputs, ["c"], **options),
+        helper.make_node("DequantizeLinear", ["c", "scale", "zero"], ["out"]),
+    ]
+    before = one(nodes, tensors)
+    before.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    after = compact(before)
+    kept = {attribute.name for attribute in after.graph.node[-2].attribute}
+    assert kept == ({"channels_last", "kernel_shape"} if computed else {"channels_last"})
+    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
+        np.testing.assert_array_equal(old[0], new[0])
 
 
 @pytest.mark.parametrize(("zero", "dropped"), [([0, 0, 0], True), ([0, 1, 0], False)])

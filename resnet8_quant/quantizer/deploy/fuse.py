@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from resnet8_quant.quantizer.deploy.graph import Graph
 
 FATAL = 4  # log severity
-DERIVED = ("_rows", "_nhwc")  # how names of rearranged weights end
+DERIVED = re.compile("(_rows|_nhwc)_*$")  # how names of rearranged weights end
 PRODUCER = "resnet8-quant"
 
 
@@ -75,10 +75,10 @@ def pack(graph: Graph, narrow: dict[str, int]) -> None:
         narrow: as ``fuse`` returns it; of what was made of such weights in between, what still fits.
     """
     casts = []
-    for name, tensor in list(graph.tensors.items()):
+    for name in list(graph.tensors):
         origin = name
-        while origin not in narrow and origin.endswith(DERIVED):
-            origin = origin.rpartition("_")[0]
+        while origin not in narrow and DERIVED.search(origin):
+            origin = DERIVED.sub("", origin)
         values = graph.array(name)
         if origin not in narrow or values.dtype != np.int8:
             continue
@@ -86,9 +86,8 @@ def pack(graph: Graph, narrow: dict[str, int]) -> None:
         stored = values.astype(helper.tensor_dtype_to_np_dtype(kind))
         if np.array_equal(stored.astype(np.int8), values):
             del graph.tensors[name]
-            tensor = numpy_helper.from_array(stored, f"{name}_stored")
-            graph.tensors[tensor.name] = tensor
-            casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.INT8))
+            packed = graph.put(f"{name}_stored", stored)
+            casts.append(helper.make_node("Cast", [packed], [name], to=onnx.TensorProto.INT8))
     graph.nodes[:0] = casts
 
 

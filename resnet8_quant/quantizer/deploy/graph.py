@@ -26,6 +26,8 @@ class Graph:
         copy.CopyFrom(self.model.graph)
         self.nodes = list(copy.node)
         self.tensors = {tensor.name: tensor for tensor in copy.initializer}
+        ends = {value.name for value in (*copy.input, *copy.output)}
+        self._taken = ends.union(self.tensors, *(node.output for node in self.nodes))
 
     @property
     def input(self) -> onnx.ValueInfoProto:
@@ -58,12 +60,19 @@ class Graph:
         """The values of an initializer."""
         return np.asarray(numpy_helper.to_array(self.tensors[name]))
 
+    def fresh(self, name: str) -> str:
+        """A name for a new tensor: ``name``, with as many "_" behind it as nothing else is called."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
     def put(self, name: str, values: np.ndarray) -> str:
-        """Add an initializer, or find the equal one of that name; returns its name."""
-        while name in self.tensors and not _equal(self.array(name), values):
+        """Add an initializer, or find the equal one of that name; returns its name, as ``fresh`` makes it."""
+        while name in self._taken and not (name in self.tensors and _equal(self.array(name), values)):
             name += "_"
         if name not in self.tensors:
-            self.tensors[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+            self.tensors[name] = numpy_helper.from_array(np.asarray(values, order="C"), self.fresh(name))
         return name
 
     def replace(self, old: NodeProto, *new: NodeProto) -> None:

@@ -73,13 +73,14 @@ def take_bytes(graph: Graph, contract: InputContract) -> None:
             kept.append(node)
     if not kept:
         return
-    nodes = [helper.make_node("Cast", [name], [f"{name}_float"], name=f"{name}_float", to=TensorProto.FLOAT)]
+    new = graph.fresh(f"{name}_float")
+    nodes = [helper.make_node("Cast", [name], [new], name=new, to=TensorProto.FLOAT)]
     for kind, numbers in (("Sub", contract.mean), ("Div", contract.std)):
         if numbers is not None:
             constant = np.asarray(numbers, np.float32)
             if contract.layout is Layout.NCHW:
                 constant = constant.reshape(-1, 1, 1)
-            new, operand = f"{name}_{kind.lower()}", graph.put(f"{name}_{kind.lower()}_by", constant)
+            new, operand = graph.fresh(f"{name}_{kind.lower()}"), graph.put(f"{name}_{kind.lower()}_by", constant)
             nodes.append(helper.make_node(kind, [nodes[-1].output[0], operand], [new], name=new))
     for node in kept:
         node.input[:] = [nodes[-1].output[0] if read == name else read for read in node.input]
@@ -112,11 +113,11 @@ def give(graph: Graph, wanted: DeployOutput) -> None:
         last = before
     _check_logits(graph, last, wanted)
     logits = _float_logits(graph, last)
+    new = graph.fresh(f"{name}_logits" if name == logits else f"{name}_old")
     for node in graph.nodes:  # the old output's maker, which goes unless it makes the logits
-        new = f"{name}_logits" if name == logits else f"{name}_old"
         node.output[:] = [new if made == name else made for made in node.output]
         node.input[:] = [new if read == name else read for read in node.input]
-    logits = f"{name}_logits" if name == logits else logits
+    logits = new if name == logits else logits
     if wanted is DeployOutput.logits:
         node = graph.source(logits)
         assert node is not None
@@ -147,14 +148,15 @@ def _float_logits(graph: Graph, last: NodeProto) -> str:
         product = NodeProto()
         product.CopyFrom(last)
         del product.input[MATRIX_OUTPUT_SCALE:]
-        product.name = product.output[0] = f"{made}_sums"
+        product.name = product.output[0] = graph.fresh(f"{made}_sums")
         graph.nodes.append(product)
-        return f"{made}_sums"
+        return str(product.output[0])
     dequantize = next((node for node in graph.readers(made) if node.op_type == "DequantizeLinear"), None)
     if dequantize is not None:
         return str(dequantize.output[0])
     reader = next((node for node in graph.readers(made) if node.op_type == "QLinearSoftmax"), None)
     if reader is None:
         return made
-    graph.nodes.append(helper.make_node("DequantizeLinear", list(reader.input[:3]), [f"{made}_float"]))
-    return f"{made}_float"
+    new = graph.fresh(f"{made}_float")
+    graph.nodes.append(helper.make_node("DequantizeLinear", list(reader.input[:3]), [new]))
+    return new

@@ -72,7 +72,7 @@ class _Draft(Graph):
         super().__init__(model)
         self.activations = activations
         self.moved: set[str] = set()  # weights, which several nodes may read
-        self.casts: dict[str, NodeProto] = {}
+        self.casts: dict[str, str] = {}  # weight -> what its Cast makes
 
     def activation(self, quantize: NodeProto) -> None:
         """Move what a QuantizeLinear makes, up to every DequantizeLinear that reads it."""
@@ -143,9 +143,10 @@ class _Draft(Graph):
                     attribute.i = TensorProto.INT8
             return read
         if name not in self.casts:
-            self.casts[name] = helper.make_node("Cast", [name], [f"{name}_int8"], to=TensorProto.INT8)
-            self.nodes.insert(0, self.casts[name])
-        return f"{name}_int8"
+            cast = helper.make_node("Cast", [name], [self.fresh(f"{name}_int8")], to=TensorProto.INT8)
+            self.nodes.insert(0, cast)
+            self.casts[name] = str(cast.output[0])
+        return self.casts[name]
 
     def check_axes(self) -> None:
         """Refuse scales of a weight along another axis than its output channels."""

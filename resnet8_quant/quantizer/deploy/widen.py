@@ -162,10 +162,11 @@ def widen(
     lines = (height + top + bottom - rows) // strides[0] + 1
     nodes = [new]  # and what brings its input and output into shape
     if group != channels:
-        nodes.insert(0, _reshape(graph, node.input[0], f"{node.output[0]}_groups", (height, columns, group)))
-        new.input[0] = nodes[0].output[0]
+        groups = graph.fresh(f"{node.output[0]}_groups")
+        nodes.insert(0, _reshape(graph, node.input[0], groups, (height, columns, group)))
+        new.input[0] = groups
     if pixels != 1:
-        new.output[0] = f"{node.output[0]}_steps"
+        new.output[0] = graph.fresh(f"{node.output[0]}_steps")
         nodes.append(_reshape(graph, new.output[0], node.output[0], (lines, window.outputs, outputs)))
     graph.replace(node, *nodes)
     graph.nodes[:0] = arranging
@@ -202,23 +203,25 @@ def _shifted(
     length, nodes = groups[0] * groups[1], []
     if zero_point and few_bits:
         offset = graph.put(f"int32_{zero_point}", np.array(zero_point, np.int32))
+        number, total, moved = (graph.fresh(f"{label}_{what}") for what in ("int32", "sum", "moved"))
         nodes = [
-            helper.make_node("Cast", [stored], [f"{label}_int32"], to=TensorProto.INT32),
-            helper.make_node("Add", [f"{label}_int32", offset], [f"{label}_sum"]),
-            helper.make_node("Cast", [f"{label}_sum"], [f"{label}_moved"], to=TensorProto.INT8),
+            helper.make_node("Cast", [stored], [number], to=TensorProto.INT32),
+            helper.make_node("Add", [number, offset], [total]),
+            helper.make_node("Cast", [total], [moved], to=TensorProto.INT8),
         ]
-        stored = f"{label}_moved"
+        stored = moved
     for index, start in enumerate(starts):
         pads = _numbers(graph, "pads", [0, 0, start, 0, 0, length - start - flat.shape[2]])
-        nodes.append(helper.make_node("Pad", [stored, pads, empty], [f"{label}_column{index}"]))
+        nodes.append(helper.make_node("Pad", [stored, pads, empty], [graph.fresh(f"{label}_column{index}")]))
     columns = [node.output[0] for node in nodes if node.op_type == "Pad"]
     shape = _numbers(graph, "shape", [len(starts) * flat.shape[0], flat.shape[1], *groups])
+    joined, windows, wide = (graph.fresh(f"{label}_{what}") for what in ("columns", "windows", "wide"))
     nodes += [
-        helper.make_node("Concat", columns, [f"{label}_columns"], axis=0),
-        helper.make_node("Reshape", [f"{label}_columns", shape], [f"{label}_windows"]),
-        helper.make_node("Transpose", [f"{label}_windows"], [f"{label}_wide"], perm=[0, 3, 1, 2]),
+        helper.make_node("Concat", columns, [joined], axis=0),
+        helper.make_node("Reshape", [joined, shape], [windows]),
+        helper.make_node("Transpose", [windows], [wide], perm=[0, 3, 1, 2]),
     ]
-    return f"{label}_wide", nodes
+    return wide, nodes
 
 
 def _repeated(graph: Graph, name: str, times: int) -> str:

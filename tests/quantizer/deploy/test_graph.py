@@ -67,6 +67,11 @@ def test_a_name_is_taken_once(model):
     assert graph.put("w", np.array([1, -2, 3], np.float32)) == "w_"
     assert graph.put("w", np.array([[1, -2, 3]], np.int8)) == "w__"
     assert graph.put("w", np.array([1, -2, 3], np.float32)) == "w_"
+    assert [graph.put(name, np.ones(1)) for name in ("image", "scores", "hidden")] == ["image_", "scores_", "hidden_"]
+    assert [graph.fresh("w"), graph.fresh("hidden"), graph.fresh("new"), graph.fresh("new")] == [
+        *("w___", "hidden__", "new", "new_")
+    ]
+    assert graph.put("new", np.ones(1)) == "new__"
     strided = np.arange(6, dtype=np.int8).reshape(2, 3).T
     np.testing.assert_array_equal(graph.array(graph.put("turned", strided)), strided)
 
