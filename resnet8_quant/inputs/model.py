@@ -156,7 +156,9 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        model = onnx.shape_inference.infer_shapes(model)
+        outputs = onnx.shape_inference.infer_shapes(model).graph.output
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error

@@ -215,3 +215,16 @@ def test_nothing_to_fold_is_left_alone(tmp_path):
     )
     contract = InputContract("image", Layout.NCHW, (4, 4, 3), None, 4)
     assert fold(model, contract) is model
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_model_is_as_large_as_its_file(classifier, tmp_path, described):
+    """Shapes of inner tensors are neither added nor taken away."""
+    path = classifier((1, *SHAPE))
+    if described:
+        onnx.save(onnx.shape_inference.infer_shapes(onnx.load(path)), path)
+    before = onnx.load(path)
+    assert bool(before.graph.value_info) == described
+    proto = load(path, tmp_path).proto()
+    assert list(proto.graph.value_info) == list(before.graph.value_info)
+    assert len(proto.SerializeToString()) == path.stat().st_size
