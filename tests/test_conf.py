@@ -115,6 +115,7 @@ WRONG = {
     "experiment=serach": (("`experiment` is serach", "valid are ablation", "seed_table"), "experiment=search"),
     "hydra/launcher=basc": (("`hydra/launcher` is basc",), "python run.py -m hydra/launcher=basic"),
     "hydra/sweeper=optun": (("`hydra/sweeper` is optun",), "python run.py -m hydra/sweeper=optuna"),
+    "quant=null": (("a config group is null",), "--help"),
     "quant=uint9": (("`quant` is uint9",), "python run.py quant=uint8"),
     "deploy.output=labels": (("`deploy.output`", "'labels'", "logits"), "python run.py deploy.output=label"),
     "deploy.output=foo": (("`deploy.output`", "'foo'", "logits"), "python run.py deploy.output="),
@@ -130,7 +131,7 @@ WRONG = {
 
 @pytest.mark.parametrize("word", WRONG)
 def test_a_wrong_word_is_a_sentence_with_a_remedy(word: str) -> None:
-    with pytest.raises(HydraException) as caught:
+    with pytest.raises((HydraException, ValueError)) as caught:
         compose("config", [word])
     explained = explain(caught.value)
     assert explained is not None

@@ -155,6 +155,8 @@ def explain(error: BaseException) -> ExperimentError | None:
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        return ExperimentError("a config group is null; it takes the name of a file in its folder of conf/", HELP)
     return unreachable(error)
 
 
