@@ -50,11 +50,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and the number that it is sorted by, if it is one; ``markup`` is put in as it is."""
+    """What is shown, and the number that it is sorted by, if it is one; ``markup`` is put in as it is.
+
+    A filter also finds the cell by ``alias``, the CSV's word where another is shown.
+    """
 
     text: str
     value: float | None = None
     markup: str | None = None
+    alias: str = ""
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, attributes: str = "") -> str:
@@ -81,6 +85,7 @@ def _breakable(title: str) -> str:
 
 def _cell(kind: str, cell: Cell) -> str:
     value = "" if cell.value is None or not math.isfinite(cell.value) else f' data-v="{cell.value!r}"'
+    value += f' data-alias="{escape(cell.alias)}"' if cell.alias else ""
     return f"<td{kind}{value}>{escape(shortened(cell.text)) if cell.markup is None else cell.markup}</td>"
 
 

@@ -84,7 +84,11 @@ def all_runs(jobs: Sequence[Job], answer: Answer | None) -> str:
         rows.append(
             [
                 Cell("" if job.number is None else str(job.number), job.number),
-                Cell(mark, markup=f'<span class="tag {mark if chosen or not job.ok else ""}">{escape(mark)}</span>'),
+                Cell(
+                    mark,
+                    markup=f'<span class="tag {mark if chosen or not job.ok else ""}">{escape(mark)}</span>',
+                    alias=job.row.status if mark != job.row.status else "",
+                ),
                 *(_setting(setting.get(key)) for key in keys),
                 *(_fixed(job, name) for name in FIXED),
                 *([_holm(tests.get(id(job)))] if tests else []),

@@ -128,6 +128,9 @@ def test_table_sorts_by_number_and_back(opened: Any) -> None:
         ("bytes<100000", 12),
         ("'95 % CI from'>80", 13),
         ("accuracy > 0.8775 and quant == 'u8s8'", 2),  # as in --where
+        ("status=ok", 13),  # also the one that is called recommended
+        ("status!=ok", 0),
+        ("status=recommended", 1),
         ("nothing-like-this", 0),
         ("<script>", 0),
     ],

@@ -166,7 +166,7 @@
       return column < 0 ? null : function (row) {
         const text = row.cells[column].textContent.toLowerCase(), stored = value(row, column);
         const number = byKey < 0 ? Number(text.replace(/,/g, "")) : stored;
-        return [text, typeof stored === "number" ? number : NaN];
+        return [text, typeof stored === "number" ? number : NaN, row.cells[column].dataset.alias];
       };
     };
 
@@ -188,7 +188,7 @@
         return function (row) { return tests[operator](read(row)[1] - number); };
       }
       return function (row) {
-        const found = read(row), same = found[0] === wanted || found[1] === number;
+        const found = read(row), same = found[0] === wanted || found[1] === number || found[2] === wanted;
         return operator === "!=" ? found[0] !== "" && !same : same;
       };
     };
