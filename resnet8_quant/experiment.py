@@ -176,8 +176,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         answers = {"predictions": predictions, "float_predictions": float_predictions}
-        per_class, model_bytes = comparison.per_class, made.serialized
-        write_outputs(folder, config, result, per_class, answers, model_bytes, kernels, made.quantized, made.details)
+        per_class, file = comparison.per_class, made.serialized
+        write_outputs(folder, config, result, per_class, answers, file, kernels, made.quantized, made.details)
     return result
 
 

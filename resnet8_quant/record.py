@@ -51,7 +51,7 @@ def write_outputs(
     ``answers`` are written as NAME.npy each.
     """
     # of an earlier run in the same, explicitly chosen folder
-    for name in (results.FILE_NAME, "ranges.csv", "histograms.npz"):
+    for name in (results.FILE_NAME, *results.CALIBRATION_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(serialized)
@@ -72,9 +72,10 @@ def write_outputs(
         "config": dataclasses.asdict(config, dict_factory=_plain),
         "versions": {"onnxruntime": runtime_version()} | {name: version(name) for name in PACKAGES},
         "runtime_operators": kernels.ops,
+        "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
         **details,
     }
-    with replacing(folder / "run.json") as temporary:
+    with replacing(folder / results.RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     results.write(result, folder)
 

@@ -17,6 +17,10 @@ from resnet8_quant.files import replacing
 
 SCHEMA_VERSION = 3
 FILE_NAME = "results.csv"
+RECORD = "run.json"
+CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
+# What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
+FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 
 
 @dataclass(frozen=True)

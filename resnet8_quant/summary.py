@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from resnet8_quant import terminal
+from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import plan, summary
 from resnet8_quant.sweep.collect import MARKS, Job, collect_all, name_choices
@@ -22,13 +22,8 @@ TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
 # What runs and sweeps write about themselves; a results.csv anywhere else would be taken for a run.
 RECORDS = MARKS | {
     plan.FILE_NAME,
-    "run.json",
-    "model.onnx",
-    "per_class.csv",
-    "ranges.csv",
-    "histograms.npz",
-    "predictions.npy",
-    "float_predictions.npy",
+    results.RECORD,
+    *results.FILES,
     "run.log",
     "multirun.yaml",
     "search.db",

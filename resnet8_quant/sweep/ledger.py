@@ -27,9 +27,6 @@ from resnet8_quant.sweep.plan import Plan
 
 INDEX = ".jobs"
 _OWN = (".hydra", "run.log")  # what Hydra itself puts into each job's folder
-# What each run leaves beside its model, and what one that calibrated leaves besides
-_FILES = ("per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")
-_CALIBRATED = ("ranges.csv", "histograms.npz")
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +150,14 @@ def finished(folder: Path, digest: str, retry_failed: bool = True) -> bool:
 
 
 def whole(folder: Path, row: results.RunResult) -> bool:
-    """Whether ``folder`` still has what the run of this row wrote: no file is empty, model.onnx has its full size."""
-    names = (*_FILES, *(_CALIBRATED if row.calibration_method else ()))
+    """Whether ``folder`` still has what the run of this row wrote, each file in its full size."""
+    written = _read(folder / results.RECORD).get("files")
+    if not isinstance(written, dict) or written.get("model.onnx") != row.model_bytes:
+        return False
     try:
-        sizes = [(folder / name).stat().st_size for name in ("model.onnx", *names)]
+        return all((folder / name).stat().st_size == written[name] for name in results.FILES if name in written)
     except OSError:
         return False
-    return sizes[0] == row.model_bytes and all(sizes)
 
 
 def rebuild_index(sweep: Path) -> None:

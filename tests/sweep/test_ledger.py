@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,6 @@ from resnet8_quant.sweep.ledger import (
 from resnet8_quant.sweep.plan import Plan
 
 DIGEST = "d" * 64
-FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", "run.json")
-CALIBRATED = ("ranges.csv", "histograms.npz")
 
 
 @pytest.fixture
@@ -47,10 +44,10 @@ def place(tmp_path: Path) -> Callable[..., Place]:
 
 def _finish(folder: Path) -> None:
     """Leave what a run leaves."""
-    for name in (*FILES, *CALIBRATED):
+    for name in results.FILES:
         (folder / name).write_bytes(b"whole")
-    row = RunResult(model_bytes=len(b"whole"), calibration_method="minmax", overrides="as it ran")
-    results.write(row, folder)
+    (folder / results.RECORD).write_text(json.dumps({"files": dict.fromkeys(results.FILES, len(b"whole"))}))
+    results.write(RunResult(model_bytes=len(b"whole"), overrides="as it ran"), folder)
 
 
 def _run(place: Place, status: str = "ok") -> Turn:
@@ -181,7 +178,7 @@ def test_another_digest_in_the_folder_runs(place: Callable[..., Place], tmp_path
         assert not (tmp_path / "0_x" / results.FILE_NAME).exists()
 
 
-@pytest.mark.parametrize("name", [*FILES, *CALIBRATED])
+@pytest.mark.parametrize("name", [*results.FILES, results.RECORD])
 def test_a_run_that_lost_a_file_runs_again(name: str, place: Callable[..., Place], tmp_path: Path) -> None:
     _run(place(0, Plan((), 1, 0)))
     (tmp_path / "0_x" / name).unlink()
@@ -190,17 +187,21 @@ def test_a_run_that_lost_a_file_runs_again(name: str, place: Callable[..., Place
     assert finished(tmp_path / "1_x", DIGEST)
 
 
-def test_a_run_without_calibration_needs_no_ranges(place: Callable[..., Place], tmp_path: Path) -> None:
+def test_a_run_that_left_less_needs_no_more(place: Callable[..., Place], tmp_path: Path) -> None:
+    """Without a calibration there are no ranges, without bins no histograms."""
     _run(place(0, Plan((), 1, 0)))
-    row = results.read(tmp_path / "0_x" / results.FILE_NAME)
-    results.write(replace(row, calibration_method=None), tmp_path / "0_x")
-    for name in CALIBRATED:
+    for name in results.CALIBRATION_FILES:
         (tmp_path / "0_x" / name).unlink()
+    left = dict.fromkeys(set(results.FILES) - set(results.CALIBRATION_FILES), len(b"whole"))
+    (tmp_path / "0_x" / results.RECORD).write_text(json.dumps({"files": left}))
     assert finished(tmp_path / "0_x", DIGEST)
 
 
-@pytest.mark.parametrize(("name", "left"), [("model.onnx", b"who"), ("run.json", b""), ("predictions.npy", b"")])
-def test_a_run_whose_model_was_cut_or_another_file_emptied_runs_again(
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("model.onnx", b"who"), ("predictions.npy", b"w"), ("run.json", b""), ("run.json", b'{"files": []}')],
+)
+def test_a_run_one_of_whose_files_was_cut_runs_again(
     name: str, left: bytes, place: Callable[..., Place], tmp_path: Path
 ) -> None:
     _run(place(0, Plan((), 1, 0)))

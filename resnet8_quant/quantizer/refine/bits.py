@@ -14,6 +14,7 @@ import onnx
 
 from resnet8_quant.config import QuantConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.low_bit import typed_width
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -64,7 +65,7 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
         if not matching:
             raise ExperimentError(
                 f"`quant.layers` names {pattern!r}, which matches no layer; the model has {', '.join(names)}",
-                f"'quant.layers={{{names[-1] if names else 'LAYER'}: {{weight_bits: 8}}}}'",
+                typed_width(names[-1] if names else "LAYER", "weight_bits", 8),
             )
         for name in matching:
             bits[name] |= override
