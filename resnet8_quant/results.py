@@ -15,7 +15,7 @@ from typing import get_type_hints
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
@@ -34,6 +34,12 @@ class RunResult:
     ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
     ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's
     so far: in a sweep it includes earlier jobs.
+
+    ``accuracy`` is that of exact integer arithmetic, the same on every CPU. ``portable`` says that no kernel of ONNX
+    Runtime can saturate with this model, so that an application's session gives it too. Where that cannot be said and
+    this CPU's kernels saturate, ``default_session_accuracy`` and ``default_session_changed`` (predictions that differ)
+    are those of a session with ONNX Runtime's default options, and ``default_session_latency_us_median`` is its time;
+    empty elsewhere.
 
     Latencies are medians of calls that alternate with the float model's, with 95 % bootstrap intervals; ``speedup`` is
     float over quantized. ``latency_spread`` is interquartile range over median, ``machine_load`` the processes that ran
@@ -73,6 +79,9 @@ class RunResult:
     flips_to_wrong: int | None = None
     flips_to_right: int | None = None
     mcnemar_p: float | None = None
+    portable: bool | None = None
+    default_session_accuracy: float | None = None
+    default_session_changed: int | None = None
     ties: int | None = None
     float_ties: int | None = None
     model_bytes: int | None = None
@@ -89,6 +98,7 @@ class RunResult:
     latency_us_ci_high: float | None = None
     latency_us_p95: float | None = None
     latency_spread: float | None = None
+    default_session_latency_us_median: float | None = None
     float_latency_us_median: float | None = None
     float_latency_us_p95: float | None = None
     float_latency_spread: float | None = None
