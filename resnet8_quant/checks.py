@@ -69,7 +69,7 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "latency.runs": (0, 1_000_000),
     "latency.warmup": (0, 1_000_000),
     "latency.threads": (0, 1024),
-    "latency.batch": (0, 10_000),
+    "latency.throughput_batch": (0, 10_000),
     "seed": (0, 2**32 - 1),
 }
 

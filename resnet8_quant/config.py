@@ -221,7 +221,7 @@ class LatencyConfig:
     runs: int = 300
     warmup: int = 50
     threads: int = 1
-    batch: int = 100
+    throughput_batch: int = 100
 
 
 @dataclass

@@ -62,7 +62,7 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def deployed(start):
     """The bundled model, deployed for x86 and measured."""
-    done = start("quant=int8", "deploy=x86", "latency.runs=5", "latency.batch=2")
+    done = start("quant=int8", "deploy=x86", "latency.runs=5", "latency.throughput_batch=2")
     assert done.code == 0, done.err
     return done
 

@@ -119,7 +119,7 @@ WRONG = {
     "quant=uint9": (("`quant` is uint9",), "python run.py quant=uint8"),
     "deploy.output=labels": (("`deploy.output`", "'labels'", "logits"), "python run.py deploy.output=label"),
     "deploy.output=foo": (("`deploy.output`", "'foo'", "logits"), "python run.py deploy.output="),
-    "latency.batch=a": (("`latency.batch`", "'a'"), "--help"),
+    "latency.throughput_batch=a": (("`latency.throughput_batch`", "'a'"), "--help"),
     "quant.layers=8": (("`quant.layers` is 8", LAYER), "'quant.layers={LAYER: {weight_bits: 8}}'"),
     "quant.layers.stack=8": (("`quant.layers.stack` is 8", LAYER), "'quant.layers={stack: {weight_bits: 8}}'"),
     "+quant.layers.a.weight_bits=b": (("`quant.layers.a.weight_bits` is b", LAYER), "{a: {weight_bits: 8}}'"),

@@ -34,7 +34,7 @@ def speed_columns(
         float_model: the original.
         model: quantized; None: there is only the original.
         images: uint8 [N, H, W, C].
-        config: how often, how long; runs=0: nothing is measured.
+        config: how often, how long; runs=0: nothing is measured; throughput_batch=0: no throughput.
         providers: execution providers.
         seed: of the bootstrap.
 
@@ -77,11 +77,11 @@ def speed_columns(
     spreads = [one.spread, base.spread]
     if model is not None:
         columns |= ratio_columns("speedup", base, one)
-    if config.batch > 0:
-        base, one = both(config.runs, config.warmup, 0, 1)
-        columns |= {"all_threads": usable_cores(), "all_threads_latency_us_median": one.median_us}
-        columns |= {} if model is None else ratio_columns("all_threads_speedup", base, one)
-        base, one = both(max(1, config.runs // FEWER_RUNS), 1, 0, config.batch)
+    base, one = both(config.runs, config.warmup, 0, 1)
+    columns |= {"all_threads": usable_cores(), "all_threads_latency_us_median": one.median_us}
+    columns |= {} if model is None else ratio_columns("all_threads_speedup", base, one)
+    if config.throughput_batch > 0:
+        base, one = both(max(1, config.runs // FEWER_RUNS), 1, 0, config.throughput_batch)
         columns |= {
             "throughput_batch": one.batch,
             "images_per_second": one.images_per_second,

@@ -16,9 +16,11 @@ SINGLE = {
 }
 ENDS = ("", "_ci_low", "_ci_high")
 RATIO = {f"speedup{end}" for end in ENDS}
-MANY = {"all_threads", "all_threads_latency_us_median", "throughput_batch"}
-MANY |= {"images_per_second", "float_images_per_second"}
-MANY_RATIO = {f"{ratio}{end}" for ratio in ("all_threads_speedup", "throughput_speedup") for end in ENDS}
+ALL_THREADS = {"all_threads", "all_threads_latency_us_median"}
+ALL_THREADS_RATIO = {f"all_threads_speedup{end}" for end in ENDS}
+THROUGHPUT = {"throughput_batch", "images_per_second", "float_images_per_second"}
+THROUGHPUT_RATIO = {f"throughput_speedup{end}" for end in ENDS}
+ALWAYS = SINGLE | ALL_THREADS
 
 
 class Quiet:
@@ -49,14 +51,14 @@ def measured(simulation, images, config, model="q"):
 @pytest.mark.parametrize(
     ("batch", "model", "names"),
     [
-        (4, "q", SINGLE | RATIO | MANY | MANY_RATIO),
-        (4, None, SINGLE | MANY),
-        (0, "q", SINGLE | RATIO),
-        (0, None, SINGLE),
+        (4, "q", ALWAYS | RATIO | ALL_THREADS_RATIO | THROUGHPUT | THROUGHPUT_RATIO),
+        (4, None, ALWAYS | THROUGHPUT),
+        (0, "q", ALWAYS | RATIO | ALL_THREADS_RATIO),
+        (0, None, ALWAYS),
     ],
 )
 def test_which_columns_there_are(simulate, quiet, images, batch, model, names):
-    columns = measured(simulate(f=[200], q=[80]), images, LatencyConfig(runs=40, warmup=2, batch=batch), model)
+    columns = measured(simulate(f=[200], q=[80]), images, LatencyConfig(runs=40, warmup=2, throughput_batch=batch), model)
     assert set(columns) == names
     assert names <= set(COLUMNS)
 
@@ -69,13 +71,13 @@ def test_without_runs_no_session_is_opened(simulate, quiet, images):
 
 def test_what_the_columns_hold(simulate, quiet, images):
     simulation = simulate(f=[200], q=[80])
-    columns = measured(simulation, images, LatencyConfig(runs=100, warmup=2, threads=3, batch=4))
+    columns = measured(simulation, images, LatencyConfig(runs=100, warmup=2, threads=3, throughput_batch=4))
     assert (columns["float_latency_us_median"], columns["latency_us_median"]) == (200, 80)
     assert (columns["latency_us_ci_low"], columns["latency_us_ci_high"], columns["latency_us_p95"]) == (80, 80, 80)
     assert [columns[name] for name in ("speedup", "speedup_ci_low", "speedup_ci_high")] == [2.5] * 3
     assert (columns["latency_runs"], columns["latency_batch"], columns["latency_threads"]) == (100, 1, 3)
     assert (columns["all_threads"], columns["all_threads_latency_us_median"]) == (6, 80)
-    assert {columns[name] for name in MANY_RATIO} == {2.5}
+    assert {columns[name] for name in ALL_THREADS_RATIO | THROUGHPUT_RATIO} == {2.5}
     assert columns["throughput_batch"] == 4
     assert (columns["images_per_second"], columns["float_images_per_second"]) == (50_000, 20_000)
     assert (columns["machine_load"], columns["machine_busy"]) == (0.1235, False)
@@ -87,14 +89,14 @@ def test_what_the_columns_hold(simulate, quiet, images):
 
 def test_many_images_are_called_fewer_times(simulate, quiet, images):
     simulation = simulate(f=[200], q=[80])
-    measured(simulation, images, LatencyConfig(runs=500, warmup=2, batch=4))
+    measured(simulation, images, LatencyConfig(runs=500, warmup=2, throughput_batch=4))
     many = [feed for model, feed in simulation.record if model == b"q" and len(feed) == 4]
     assert 10 <= len(many) <= 30  # 10 are counted
 
 
 def test_a_float_run_is_its_own_model(simulate, quiet, images):
     simulation = simulate(f=[200])
-    columns = measured(simulation, images, LatencyConfig(runs=40, warmup=2, batch=4), None)
+    columns = measured(simulation, images, LatencyConfig(runs=40, warmup=2, throughput_batch=4), None)
     assert columns["latency_us_median"] == columns["float_latency_us_median"] == 200
     assert columns["images_per_second"] == columns["float_images_per_second"] == 20_000
     assert {model for model, _ in simulation.record} == {b"f"}
@@ -112,7 +114,7 @@ def test_a_float_run_is_its_own_model(simulate, quiet, images):
 )
 def test_a_machine_is_called_busy(simulate, quiet, monkeypatch, images, others, times, busy):
     monkeypatch.setattr(Quiet, "others", others)
-    columns = measured(simulate(f=[100], q=times), images, LatencyConfig(runs=60, warmup=2, batch=0))
+    columns = measured(simulate(f=[100], q=times), images, LatencyConfig(runs=60, warmup=2, throughput_batch=0))
     assert columns["machine_busy"] is busy
     assert columns["machine_others"] == others
 
@@ -121,7 +123,7 @@ def test_the_seed_is_the_bootstraps(simulate, quiet, images):
     def interval(seed):
         simulation = simulate(f=[100], q=range(100, 400))
         subjects = simulation.subjects
-        config = LatencyConfig(runs=60, warmup=2, batch=0)
+        config = LatencyConfig(runs=60, warmup=2, throughput_batch=0)
         columns = speed_columns(subjects["f"], subjects["q"], images, config, CPU, seed)
         return columns["latency_us_ci_low"], columns["latency_us_median"], columns["latency_us_ci_high"]
 
