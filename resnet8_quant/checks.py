@@ -47,7 +47,8 @@ _REASONS: tuple[tuple[NumberType | Format, NumberType | None, str], ...] = (
 
 _BINS = (128.0, float(1 << 17))
 
-# Which parameters a method reads, and the values they may have: (lowest, highest), both included.
+# Which parameters a method reads, and the values they may have: (lowest, highest), both included. None is the method's
+# default (DEFAULTS in quantizer/calibration/methods.py), except for bins.
 PARAMETERS: dict[Method, dict[str, tuple[float, float]]] = {
     Method.minmax: {"bins": _BINS},
     Method.moving_average: {"averaging_constant": (1e-6, 1.0), "bins": _BINS},
@@ -138,7 +139,7 @@ def _check_calibration(calibration: CalibrationConfig, quant: QuantConfig) -> No
                     f"leave it out, or choose {users}",
                 )
             continue
-        if value is None and name == "bins" and method in HISTOGRAM_OPTIONAL:
+        if value is None and (name != "bins" or method in HISTOGRAM_OPTIONAL):
             continue
         lowest, highest = known[name]
         if value is None or not lowest <= value <= highest:

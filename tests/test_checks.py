@@ -43,12 +43,9 @@ def test_the_plain_methods_pass(method):
         (Method.percentile, "percentile", 49.9, "50 to 100"),
         (Method.percentile, "percentile", 101.0, "50 to 100"),
         (Method.percentile, "percentile", float("nan"), "50 to 100"),
-        (Method.percentile, "percentile", None, "50 to 100"),
-        (Method.lp, "norm", None, "0.5 to 10"),
         (Method.lp, "norm", 0.0, "0.5 to 10"),
         (Method.lp, "norm", 10.5, "0.5 to 10"),
         (Method.lp, "norm", float("inf"), "0.5 to 10"),
-        (Method.moving_average, "averaging_constant", None, "1e-06 to 1"),
         (Method.moving_average, "averaging_constant", 0.0, "1e-06 to 1"),
         (Method.moving_average, "averaging_constant", -0.1, "1e-06 to 1"),
         (Method.moving_average, "averaging_constant", 1.5, "1e-06 to 1"),
@@ -69,13 +66,16 @@ def test_a_parameter_out_of_range(method, field, value, valid):
         (Method.lp, "norm", 0.5),
         (Method.lp, "norm", 10.0),
         (Method.moving_average, "averaging_constant", 1.0),
+        (Method.percentile, "percentile", None),
+        (Method.lp, "norm", None),
+        (Method.moving_average, "averaging_constant", None),
         (Method.minmax, "bins", None),
         (Method.moving_average, "bins", None),
         (Method.mse, "bins", 128),
         (Method.mse, "bins", 1 << 17),
     ],
 )
-def test_the_limits_themselves_are_valid(method, field, value):
+def test_the_limits_themselves_and_the_default_are_valid(method, field, value):
     check(Config(calibration=replace(GOOD[method], **{field: value})))
 
 

@@ -18,6 +18,10 @@ from resnet8_quant.quantizer.calibration.observer import Histogram, Observation
 
 Range = tuple[np.float32, np.float32]
 
+# The value of a parameter that the config leaves at None. Each is read by one method, whose file in conf/calibration
+# says the same; the values that are valid are in checks.py.
+DEFAULTS: dict[str, float] = {"averaging_constant": 0.01, "percentile": 99.999, "norm": 2.4}
+
 
 def minmax(observed: Observation, config: CalibrationConfig, levels: Levels) -> Range:
     """Smallest and largest value: nothing is clipped. Jacob et al., arXiv 1712.05877, section 3."""
@@ -31,8 +35,7 @@ def moving_average(observed: Observation, config: CalibrationConfig, levels: Lev
     weights are divided by their sum (Kingma and Ba, arXiv 1412.6980, section 3), or the first image would still count
     more than a third after a hundred.
     """
-    assert config.averaging_constant is not None  # checks.py
-    weight = config.averaging_constant
+    weight = _parameter(config, "averaging_constant")
     averages = []
     for values in (observed.image_lows, observed.image_highs):
         age = np.arange(len(values))[::-1]
@@ -46,13 +49,12 @@ def percentile(observed: Observation, config: CalibrationConfig, levels: Levels)
 
     At a ReLU output the lower end stays at zero. Wu et al., arXiv 2004.09602, section 4.
     """
-    assert config.percentile is not None  # checks.py
     histogram = _histogram(observed)
     # exact zeros are a bin of no width
     zero = min(max(0, -histogram.first), len(histogram.counts))
     cumulated = np.cumsum(np.insert(histogram.counts, zero, histogram.zeros))
     lefts, rights = np.insert(histogram.edges[:-1], zero, 0.0), np.insert(histogram.edges[1:], zero, 0.0)
-    cut = cumulated[-1] * (100.0 - config.percentile) / 200.0
+    cut = cumulated[-1] * (100.0 - _parameter(config, "percentile")) / 200.0
     low = lefts[np.searchsorted(cumulated, cut, side="right")]
     high = rights[np.searchsorted(cumulated, cumulated[-1] - cut, side="left")]
     return _within(observed, low, high)
@@ -71,8 +73,7 @@ def mse(observed: Observation, config: CalibrationConfig, levels: Levels) -> Ran
 
 def lp(observed: Observation, config: CalibrationConfig, levels: Levels) -> Range:
     """The range with the smallest error in another norm: above 2, large errors weigh more."""
-    assert config.norm is not None  # checks.py
-    return _least_error(observed, levels, config.norm)
+    return _least_error(observed, levels, _parameter(config, "norm"))
 
 
 METHODS: dict[Method, Callable[[Observation, CalibrationConfig, Levels], Range]] = {
@@ -83,6 +84,11 @@ METHODS: dict[Method, Callable[[Observation, CalibrationConfig, Levels], Range]]
     Method.mse: mse,
     Method.lp: lp,
 }
+
+
+def _parameter(config: CalibrationConfig, name: str) -> float:
+    value: float | None = getattr(config, name)
+    return DEFAULTS[name] if value is None else value
 
 
 def _histogram(observed: Observation) -> Histogram:

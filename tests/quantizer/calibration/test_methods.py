@@ -1,17 +1,20 @@
 """Each calibration method against an oracle: NumPy's percentiles, a loop over images, a planted outlier."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from resnet8_quant.config import CalibrationConfig, Method
+from resnet8_quant.checks import PARAMETERS, check
+from resnet8_quant.config import CalibrationConfig, Config, Method
 from resnet8_quant.quantizer.calibration.entropy import entropy_threshold
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.calibration.methods import METHODS, moving_average, percentile
+from resnet8_quant.quantizer.calibration.methods import DEFAULTS, METHODS, moving_average, percentile
 
+CONF = Path(__file__).resolve().parents[3] / "conf" / "calibration"
 INT8, SYMMETRIC = Levels(-128, 127, False), Levels(-127, 127, True)
 LEVELS = [INT8, SYMMETRIC, Levels(0, 255, False), Levels(0, 255, True), Levels(-8, 7, False), Levels(-7, 7, True)]
-
-# Bugs that are known: remove a mark with its cause.
 
 
 def _values(kind, size=100_000):
@@ -134,3 +137,19 @@ def test_a_constant_tensor_keeps_its_value(observation, configs, method, levels,
     assert grid.scale > 0
     if abs(value) > 1e-30:
         assert grid.low - grid.scale / 2 <= value <= grid.high + grid.scale / 2
+
+
+@pytest.mark.parametrize("method", Method)
+def test_the_method_alone_is_its_file_in_conf(observation, method):
+    alone = CalibrationConfig(method)
+    check(Config(calibration=alone))
+    file = OmegaConf.load(CONF / f"{method.name}.yaml")
+    read = PARAMETERS[method].keys() - {"bins"}
+    assert {name: file[name] for name in read} == {name: DEFAULTS[name] for name in read}
+    observed = observation(np.random.default_rng(5).normal(size=(30, 2000)))
+    explicit = CalibrationConfig(method, **{name: file[name] for name in read})
+    assert METHODS[method](observed, alone, INT8) == METHODS[method](observed, explicit, INT8)
+
+
+def test_a_default_is_there_for_each_parameter():
+    assert DEFAULTS.keys() == {name for known in PARAMETERS.values() for name in known} - {"bins"}
