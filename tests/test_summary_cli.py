@@ -74,6 +74,16 @@ def test_csv_and_report_are_written(sweeps: Path, tmp_path: Path, capsys: pytest
     assert "python run.py quant=u8s8 seed=1" in page.read_text(encoding="utf-8")
 
 
+def test_mark_survives_a_pipe(sweeps: Path) -> None:
+    results.write(RunResult(quant_type="u8s8", accuracy=0.9, portable=False), sweeps / "a" / "1_x")
+    command = [sys.executable, "-m", "resnet8_quant.summary", str(sweeps)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "COLUMNS": "80", "LC_ALL": "C"})
+    text = done.stdout.decode("ascii")
+    assert (done.returncode, text.count("90.00 %*"), text.count("*")) == (0, 1, 2)
+    assert "* On x86 CPUs without VNNI, ONNX Runtime's default session can saturate" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -156,7 +166,7 @@ def test_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert summary.main([]) == 1
     assert "DIR" in capsys.readouterr().err
     assert summary.main([str(tmp_path / "absent")]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is not a folder" in " ".join(capsys.readouterr().err.split())
     assert report.main([str(tmp_path)]) == 1
     assert "no run below" in capsys.readouterr().err
 

@@ -31,6 +31,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "model_bytes": (0, math.inf),
     "float_model_bytes": (0, math.inf),
     "latency_us_median": (0, math.inf),
+    "default_session_accuracy": (BELOW_ZERO, 1.0),
+    "default_session_changed": (BELOW_ZERO, math.inf),
+    "default_session_latency_us_median": (0, math.inf),
     "eval_images": (0, math.inf),
 }
 MARKS = frozenset((results.FILE_NAME, TWIN, PLAN))

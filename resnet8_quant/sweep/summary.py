@@ -15,9 +15,12 @@ from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job, collect, name_choices
 
 CSV_COLUMNS = ("job", "folder", *results.COLUMNS)
+# The first of these that a table has carries the mark of a run that is not portable; else its first column does.
+MARKED = ("Top-1", "Accuracy", "accuracy", "Choices", "Model", "Job")
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
     lines = [f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to"]
     writers: dict[str, Callable[[Path], None]] = {
         "summary.csv": lambda path: write_csv(jobs, path),
-        "summary.md": lambda path: _write_text(body + "\n", path),
+        "summary.md": lambda path: _write_text(_literal(body) + "\n", path),
         "report.html": lambda path: _write_report(jobs, path, plots),
     }
     first: ExperimentError | None = None
@@ -96,8 +99,9 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
 
 
 def table(jobs: Sequence[Job], columns: Sequence[str]) -> str:
-    """The Markdown table of ``jobs``, and below it why some failed and what the deltas refer to."""
-    notes = [f"{job.label} failed: {job.row.error}" for job in jobs if not job.ok]
+    """The Markdown table of ``jobs``, and below it what the deltas and the mark refer to and why some failed."""
+    notes = portability.notes(jobs)
+    notes += [f"{job.label} failed: {job.row.error}" for job in jobs if not job.ok]
     baselines = {job.row.float_model_sha256: job.row for job in jobs if job.row.float_accuracy is not None}
     if len(baselines) == 1 and not any(is_baseline(job.row) for job in jobs):
         row = next(iter(baselines.values()))
@@ -105,6 +109,11 @@ def table(jobs: Sequence[Job], columns: Sequence[str]) -> str:
         parts += [terminal.microseconds(row.float_latency_us_median)] if row.float_latency_us_median else []
         notes.insert(0, f"FP32: {', '.join(parts)}; Delta in points; p: exact McNemar test against it.")
     rows = [[COLUMNS[name](job) if name in COLUMNS else _cell(job, name) for name in columns] for job in jobs]
+    marks = [portability.mark(job.row) if job.ok else "" for job in jobs]
+    if any(marks):
+        place = columns.index(next((name for name in MARKED if name in columns), columns[0]))
+        for cells, mark in zip(rows, marks, strict=True):
+            cells[place] += mark or " " * len(portability.MARK)  # the digits stay below each other
     return "\n\n".join([terminal.markdown(columns, rows), *map(terminal.wrapped, notes)])
 
 
@@ -150,6 +159,11 @@ def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
 def _write_text(text: str, path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _literal(text: str) -> str:
+    """``text`` for a Markdown file, where the mark at the beginning of a line would be a bullet."""
+    return text.replace(f"\n{portability.MARK} ", f"\n\\{portability.MARK} ")
 
 
 def _cell(job: Job, name: str) -> str:

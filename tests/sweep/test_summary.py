@@ -12,7 +12,9 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.summary import COLUMNS, check_columns, summarize
+from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.portability import NOTE
+from resnet8_quant.sweep.summary import COLUMNS, check_columns, summarize, table
 from resnet8_quant.terminal import markdown
 
 
@@ -118,6 +120,87 @@ def test_plots_are_drawn_where_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "plots").exists()
     summarize(tmp_path, ("Job",), None, plots=True)
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"pareto_bytes.png", "pareto_bytes.svg"}
+
+
+@pytest.fixture
+def saturating() -> list[Job]:
+    """One run that is portable, two that are not, of which one was measured in a default session, and a failed one."""
+    measured = {
+        "default_session_accuracy": 0.7,
+        "default_session_changed": 1234,
+        "default_session_latency_us_median": 80.2,
+    }
+    rows = [
+        _row("u8s7", 0.85, portable=True, latency_us_median=100.0),
+        _row("int8", 0.86, portable=False, latency_us_median=100.0, **measured),
+        _row("u8s8", 0.87, portable=False, latency_us_median=100.0),
+        RunResult(status="failed", error="no luck", portable=False),
+    ]
+    return [Job(number, f"{number}_x", row, choices=row.quant_type or "") for number, row in enumerate(rows)]
+
+
+def test_accuracy_that_does_not_hold_everywhere_is_marked(saturating: list[Job]) -> None:
+    text = table(saturating, ("Choices", "Top-1", "Latency"))
+    assert text.splitlines()[:6] == [
+        "| Choices |    Top-1 | Latency |",
+        "|---------|---------:|--------:|",
+        "| u8s7    | 85.00 %  |  100 us |",
+        "| int8    | 86.00 %* |  100 us |",
+        "| u8s8    | 87.00 %* |  100 us |",
+        "|         |  failed  |         |",
+    ]
+    words = " ".join(text.split())
+    assert words.count(NOTE) == 1
+    measured = (
+        "1 such run was measured in it, at worst Job 1: 70.00 % instead of 86.00 %, 1,234 predictions changed, 80 us"
+    )
+    assert measured in words
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_mark_without_a_measurement_and_no_mark(saturating: list[Job]) -> None:
+    assert table(saturating[2:3], ("Top-1",)).split("\n\n")[2:] == [  # after the table and the float model
+        "* On x86 CPUs without VNNI, ONNX Runtime's default session can saturate and\n"
+        "  answer differently; quant=u8s7 or deploy=x86 is exact there too."
+    ]
+    unmarked = [saturating[0], Job(9, "9_x", _row("float", 0.9)), saturating[3]]  # a float row does not say
+    assert "*" not in table(unmarked, tuple(COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("columns", "marked"),
+    [
+        (("Choices", "accuracy"), "| u8s8    |    0.87* |"),
+        (("Size", "Choices"), "|      |   u8s8* |"),
+        (("portable", "Latency"), "| False*   |  100 us |"),
+    ],
+)
+def test_mark_in_a_table_without_top_1(columns: tuple[str, ...], marked: str, saturating: list[Job]) -> None:
+    text = table(saturating, columns)
+    assert marked in text.splitlines()
+    assert text.count("*") == 3  # two runs and the sentence
+    assert NOTE in " ".join(text.split())
+
+
+def test_worst_of_several_measurements_is_named() -> None:
+    rows = [
+        _row("a", 0.9, portable=False, default_session_accuracy=0.9, default_session_changed=0),
+        _row("b", 0.8, portable=False, default_session_accuracy=0.75, default_session_changed=1),
+    ]
+    words = " ".join(table([Job(i, f"{i}_x", row) for i, row in enumerate(rows)], ("Top-1",)).split())
+    assert "2 such runs were measured in it, at worst Job 1: 75.00 % instead of 80.00 %, 1 prediction changed." in words
+
+
+def test_mark_is_no_bullet_in_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "0_a").mkdir()
+    results.write(_row("int8", 0.8, portable=False), tmp_path / "0_a")
+    assert summarize(tmp_path, ("Job", "Top-1"), None) == 0
+    shown, written = capsys.readouterr().out, (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "| 0   | 80.00 %* |" in shown
+    assert "| 0   | 80.00 %* |" in written
+    assert "\n* On x86 CPUs" in shown
+    assert "\n\\* On x86 CPUs" in written
 
 
 def test_unknown_column_is_refused() -> None:

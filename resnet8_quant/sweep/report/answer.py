@@ -12,13 +12,18 @@ import numpy as np
 
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.portability import is_portable
 from resnet8_quant.sweep.report.evidence import Evidence
 
 LEVEL = 0.05
 SAME_BYTES, SAME_LATENCY = 1.10, 1.05  # ratios up to which two values count as equal
 
+PORTABLE = (
+    "Of those, only the portable ones are considered, if there are any: on x86 CPUs without VNNI the others can answer "
+    "differently in ONNX Runtime's default session. "
+)
 CHOICE = (
-    "Of those the smallest file is taken. Files at most 10 % larger than it count as equally small, and of these the "
+    "Of these the smallest file is taken. Files at most 10 % larger than it count as equally small, and of these the "
     "fastest run is taken; medians of the latency at most 5 % above it count as equally fast, and of these the most "
     "accurate run is taken."
 )
@@ -59,6 +64,7 @@ class Answer:
         best: the most accurate run; of equals the smallest, then the fastest.
         rule: in words.
         qualified: how many runs are not worse than the best.
+        portable: how many of these compute the same on every CPU; 0: ``job`` is chosen among all that qualify.
         compared: out of how many.
         tests: one for each run but the best, in the order of their accuracy; empty where no labels are known.
     """
@@ -67,6 +73,7 @@ class Answer:
     best: Job
     rule: str
     qualified: int
+    portable: int
     compared: int
     tests: tuple[Test, ...]
 
@@ -76,7 +83,7 @@ class Answer:
 
 
 def recommend(evidence: Evidence) -> Answer | None:
-    """The smallest and fastest run that is not worse than the best; None where no run has finished."""
+    """The smallest and fastest portable run that is not worse than the best; None where no run has finished."""
     jobs = evidence.jobs
     if not jobs:
         return None
@@ -86,10 +93,17 @@ def recommend(evidence: Evidence) -> Answer | None:
     if evidence.labels is None or id(best) not in known:
         bar = best.row.accuracy_ci_low
         qualified = [job for job in jobs if job is best or (bar is not None and _accuracy(job) >= bar)]
-        return Answer(choose(qualified), best, UNPAIRED + CHOICE, len(qualified), len(jobs), tests)
+        return _answer(qualified, best, UNPAIRED, len(jobs), tests)
     worse = {id(test.job) for test in tests if test.holm < LEVEL}
     qualified = [job for job in jobs if id(job) in known - worse]
-    return Answer(choose(qualified), best, PAIRED + CHOICE, len(qualified), len(known), tests)
+    return _answer(qualified, best, PAIRED, len(known), tests)
+
+
+def _answer(qualified: Sequence[Job], best: Job, condition: str, compared: int, tests: tuple[Test, ...]) -> Answer:
+    """The run of ``qualified`` to ship; ``condition`` is the sentence about what qualifies."""
+    portable = [job for job in qualified if is_portable(job.row)]
+    rule = condition + PORTABLE + CHOICE
+    return Answer(choose(portable or qualified), best, rule, len(qualified), len(portable), compared, tests)
 
 
 def tests_against_best(evidence: Evidence) -> tuple[Test, ...]:

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from resnet8_quant import terminal
 from resnet8_quant.sweep.collect import Job, settings, varied
+from resnet8_quant.sweep.portability import MARK, in_default_session, mark
 from resnet8_quant.sweep.report.chart import MOST_SERIES, Chart, Heat, Series, window
 
 MOST_POINTS = 2000
@@ -185,13 +186,19 @@ def _size_line(name: str, sizes: dict[int, list[float]], place: int) -> Series:
 def describe(job: Job) -> str:
     """A run in a few lines, for the label of its point."""
     row = job.row
-    parts = [f"{job.label}: {job.choices}", f"Top-1 {terminal.percent(row.accuracy)}"]
+    parts = [f"{job.label}: {job.choices}", f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}"]
     if row.accuracy_ci_low is not None and row.accuracy_ci_high is not None:
         parts[-1] += f" ({terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)})"
     if row.accuracy_delta is not None:
         parts.append(f"{terminal.points(row.accuracy_delta)} points against float")
     measures = [terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels or ""]
-    return "\n".join([*parts, ", ".join(filter(None, measures))])
+    lines = [
+        *parts,
+        ", ".join(filter(None, measures)),
+        f"{MARK} not portable" if mark(row) else "",
+        in_default_session(row),
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _levels(jobs: Sequence[Job], key: str) -> list[str]:

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from resnet8_quant import terminal
 from resnet8_quant.sweep.collect import Job, settings
+from resnet8_quant.sweep.portability import NOTE, in_default_session, mark
 from resnet8_quant.sweep.report.answer import LEVEL, UNPAIRED, Answer
 from resnet8_quant.sweep.report.evidence import Evidence
 from resnet8_quant.sweep.report.markup import escape
@@ -22,7 +23,7 @@ def headline(jobs: Sequence[Job], evidence: Evidence, answer: Answer) -> str:
     """The answer in full."""
     row = answer.job.row
     facts = [
-        ("Top-1", terminal.percent(row.accuracy), _interval(answer.job)),
+        ("Top-1", terminal.percent(row.accuracy) + mark(row), _interval(answer.job)),
         ("Against float", _points(row.accuracy_delta), _float(answer.job)),
         ("Size", terminal.size(row.model_bytes), _share(row.model_bytes, row.float_model_bytes)),
     ]
@@ -34,7 +35,13 @@ def headline(jobs: Sequence[Job], evidence: Evidence, answer: Answer) -> str:
         for name, value, detail in facts
         if value
     )
-    sentences = [_against_best(answer), _against_float(answer.job), _other_seeds(evidence, answer.job), *evidence.notes]
+    sentences = [
+        _against_best(answer),
+        _portability(answer),
+        _against_float(answer.job),
+        _other_seeds(evidence, answer.job),
+        *evidence.notes,
+    ]
     if UNPAIRED in answer.rule and "labels" in evidence.missing:
         sentences.append(f"Why there is no paired test: {evidence.missing['labels']}.")
     failed = sum(not job.ok for job in jobs)
@@ -47,13 +54,15 @@ def headline(jobs: Sequence[Job], evidence: Evidence, answer: Answer) -> str:
         f'<div class="command"><code id="command">{escape(command(row))}</code>'
         '<button type="button" id="copy" hidden>Copy</button></div>'
         f"<p>{escape(' '.join(filter(None, sentences)))}</p>"
+        f"{_note(answer)}"
         f"<details open><summary>The rule</summary><p>{escape(answer.rule)}</p></details>"
     )
 
 
 def _against_best(answer: Answer) -> str:
     counted = f"{answer.qualified:,} of {answer.compared:,} runs qualify."
-    best = f"{answer.best.label} ({answer.best.choices}, {terminal.percent(answer.best.row.accuracy)})"
+    accuracy = terminal.percent(answer.best.row.accuracy) + mark(answer.best.row)
+    best = f"{answer.best.label} ({answer.best.choices}, {accuracy})"
     if answer.job is answer.best:
         return f"{counted} The recommended run is also the most accurate one."
     test = answer.test_of(answer.job)
@@ -63,6 +72,24 @@ def _against_best(answer: Answer) -> str:
         f"{counted} The most accurate is {best}: it alone gets {test.to_wrong} images right, the recommended run alone "
         f"{test.to_right}; p = {test.p:.2g}, corrected {test.holm:.2g}."
     )
+
+
+def _portability(answer: Answer) -> str:
+    """How portability decided, where it did, and what a default session makes of the recommended run."""
+    left_out = answer.qualified - answer.portable
+    said = in_default_session(answer.job.row)
+    if not answer.portable:
+        return f"No run that qualifies is portable, so the choice is among all of them. {said}".rstrip()
+    if not left_out:
+        return said
+    was = "is not portable and was" if left_out == 1 else "are not portable and were"
+    return f"{left_out:,} of the runs that qualify {was} left out. {said}".rstrip()
+
+
+def _note(answer: Answer) -> str:
+    """What the mark behind an accuracy means; nothing where there is none."""
+    marked = mark(answer.job.row) or mark(answer.best.row)
+    return f'<p class="note">{escape(NOTE)}</p>' if marked else ""
 
 
 def _against_float(job: Job) -> str:

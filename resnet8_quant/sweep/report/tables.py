@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resnet8_quant import results, terminal
+from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.report.answer import LEVEL, Answer, Test
 from resnet8_quant.sweep.report.markup import Cell, Column, escape, shortened, table
@@ -18,7 +19,9 @@ MOST_FAILURES = 50
 MOST_SETTINGS = 16
 # Columns that every table of runs has; the others appear where they vary.
 FIXED = ("accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "model_bytes", "latency_us_median")
-NEVER = ("overrides", "error", "status", "schema_version", *FIXED)
+# These stay together: no latency of a saturating session without its accuracy.
+DEFAULT_SESSION = ("default_session_accuracy", "default_session_changed", "default_session_latency_us_median")
+NEVER = ("overrides", "error", "status", "schema_version", *FIXED, *DEFAULT_SESSION)
 TITLES = {
     "accuracy": "Top-1, %",
     "accuracy_ci_low": "95 % CI from",
@@ -26,6 +29,9 @@ TITLES = {
     "accuracy_delta": "\N{GREEK CAPITAL LETTER DELTA} float",
     "model_bytes": "Bytes",
     "latency_us_median": "Latency, \N{MICRO SIGN}s",
+    "default_session_accuracy": "Top-1 in default session, %",
+    "default_session_changed": "Predictions changed there",
+    "default_session_latency_us_median": "Latency there, \N{MICRO SIGN}s",
 }
 
 
@@ -44,7 +50,7 @@ def significance(answer: Answer) -> str:
     )
     rows = [[*_run(answer.best), _accuracy(answer.best), *[Cell("")] * 5, Cell("the best")]]
     rows += [_test(test, answer.best) for test in answer.tests[:MOST_TESTS]]
-    return table(columns, rows)
+    return table(columns, rows) + _notes([answer.best, *(test.job for test in answer.tests[:MOST_TESTS])])
 
 
 def _test(test: Test, best: Job) -> list[Cell]:
@@ -64,6 +70,7 @@ def _test(test: Test, best: Job) -> list[Cell]:
 def all_runs(jobs: Sequence[Job], answer: Answer | None) -> str:
     """Every run: what varies among the overrides, the main measurements, then every other column that varies."""
     keys = varied(jobs)[:MOST_SETTINGS]
+    fixed = FIXED + (DEFAULT_SESSION if any(job.row.default_session_accuracy is not None for job in jobs) else ())
     more = [name for name in results.COLUMNS if name not in NEVER and len({getattr(j.row, name) for j in jobs}) > 1]
     tests = {id(test.job): test for test in answer.tests} if answer else {}
     numbers = {name for name in more if any(isinstance(getattr(job.row, name), int | float) for job in jobs)}
@@ -71,7 +78,7 @@ def all_runs(jobs: Sequence[Job], answer: Answer | None) -> str:
         Column("Job", "job", True),
         Column("Status", "status"),
         *(Column(key, key, _numeric(jobs, key)) for key in keys),
-        *(Column(TITLES[name], name, True) for name in FIXED),
+        *(Column(TITLES[name], name, True) for name in fixed),
         *([Column("p vs best, Holm", "holm", True)] if tests else []),
         *(Column(name, name, name in numbers, "more") for name in more),
         Column("folder", "folder", style="more"),
@@ -90,13 +97,18 @@ def all_runs(jobs: Sequence[Job], answer: Answer | None) -> str:
                     alias=job.row.status if mark != job.row.status else "",
                 ),
                 *(_setting(setting.get(key)) for key in keys),
-                *(_fixed(job, name) for name in FIXED),
+                *(_fixed(job, name) for name in fixed),
                 *([_holm(tests.get(id(job)))] if tests else []),
                 *(_value(getattr(job.row, name)) for name in more),
                 Cell(job.folder),
             ]
         )
-    return table(columns, rows, attributes=' id="run-table" class="sortable"')
+    return table(columns, rows, attributes=' id="run-table" class="sortable"') + _notes(jobs[:MOST_ROWS])
+
+
+def _notes(jobs: Sequence[Job]) -> str:
+    """What the mark behind an accuracy means; nothing where no run has it."""
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in portability.notes(jobs))
 
 
 def failures(jobs: Sequence[Job]) -> str:
@@ -122,7 +134,9 @@ def _fixed(job: Job, name: str) -> Cell:
         return Cell("")
     if name == "accuracy_delta":
         return Cell(terminal.points(value), value)
-    if name.startswith("accuracy"):
+    if name == "accuracy":
+        return Cell(f"{100 * value:.2f}{portability.mark(job.row)}", value)
+    if "accuracy" in name:
         return Cell(f"{100 * value:.2f}", value)
     return Cell(f"{value:,.0f}", value)
 

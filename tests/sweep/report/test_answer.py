@@ -11,7 +11,7 @@ import pytest
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.report.answer import PAIRED, UNPAIRED, choose, holm, recommend
+from resnet8_quant.sweep.report.answer import PAIRED, PORTABLE, UNPAIRED, choose, holm, recommend
 from resnet8_quant.sweep.report.evidence import Evidence, gather
 
 MakeRun = Callable[..., Path]
@@ -55,6 +55,32 @@ def test_a_smaller_run_that_is_not_worse_wins() -> None:
     assert tiny.p == mcnemar_p(20, 0)
     assert tiny.holm == pytest.approx(2 * tiny.p)
     assert answer.rule.startswith(PAIRED)
+
+
+def test_portable_runs_come_first() -> None:
+    right = {"best": list(range(30)), "small": list(range(1, 30)), "middle": list(range(1, 30)), "bad": [0]}
+    rows: dict[str, dict[str, object]] = {
+        "best": {"portable": False},
+        "small": {"model_bytes": 10, "portable": False},
+        "middle": {"model_bytes": 50, "portable": True},
+        "bad": {"model_bytes": 5, "portable": True},  # does not qualify
+    }
+    for portable in (True, None):  # a row that does not say, as a float model's, counts as portable
+        rows["middle"]["portable"] = portable
+        answer = recommend(_evidence(right, **rows))
+        assert answer is not None
+        assert (answer.job.folder, answer.best.folder) == ("middle", "best")
+        assert (answer.qualified, answer.portable, answer.compared) == (3, 1, 4)
+        assert PORTABLE in answer.rule
+    rows["middle"]["portable"] = False
+    answer = recommend(_evidence(right, **rows))
+    assert answer is not None
+    assert (answer.job.folder, answer.qualified, answer.portable) == ("small", 3, 0)
+    evidence = _evidence(right, **rows | {"middle": {"model_bytes": 50}})
+    evidence.labels = None
+    answer = recommend(evidence)
+    assert answer is not None
+    assert (answer.job.folder, answer.portable) == ("middle", 1)
 
 
 def test_correction_decides() -> None:

@@ -15,7 +15,8 @@ import pytest
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.plan import Plan, write_plan
-from resnet8_quant.sweep.report.chart import Heat
+from resnet8_quant.sweep.portability import NOTE
+from resnet8_quant.sweep.report.chart import Chart, Heat
 from resnet8_quant.sweep.report.flips import data_uri
 from resnet8_quant.sweep.report.markup import Cell, Column, script_json, table
 from resnet8_quant.sweep.report.provenance import command
@@ -180,6 +181,69 @@ def test_recommendation_says_float_and_other_seeds(make_run: MakeRun, jobs_of: R
     words = " ".join(_page(jobs_of()).words)
     assert "Its loss against the float model is real at the 5 % level." in words
     assert "other seeds" not in words
+
+
+MEASURED = {
+    "portable": False,
+    "default_session_accuracy": 0.8,
+    "default_session_changed": 90,
+    "default_session_latency_us_median": 40.0,
+}
+THERE = (
+    "In ONNX Runtime's default session on the CPU of this run: 80.00 % instead of 87.70 %, 90 predictions changed, "
+    "40 us."
+)
+
+
+def test_recommendation_prefers_a_portable_run(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=u8s8", 4, model_bytes=80_000, portable=True)
+    make_run(1, "quant=int8", 3, model_bytes=20_000, **MEASURED)
+    found = {section.key: section.markup for section in sections(jobs_of())}
+    words = " ".join(Elements(found["answer"]).words)
+    assert "python run.py quant=u8s8" in words
+    assert "1 of the runs that qualify is not portable and was left out." in words
+    assert "only the portable ones are considered" in words
+    assert "The most accurate is Job 1 (int8, 87.70 %*)" in words
+    assert NOTE in words
+    for key in ("significance", "runs"):
+        cells = Elements(found[key]).words
+        assert ("87.70*" in cells, "87.60" in cells, "87.60*" in cells) == (True, True, False)
+        assert NOTE in cells
+        assert any("at worst Job 1: 80.00 % instead of 87.70 %" in cell for cell in cells)
+
+
+def test_recommendation_says_that_no_run_is_portable(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=u8s8", 4, model_bytes=80_000, portable=False)
+    make_run(1, "quant=int8", 3, model_bytes=20_000, **MEASURED)
+    words = " ".join(_page(jobs_of()).words)
+    assert "python run.py quant=int8" in words
+    assert f"No run that qualifies is portable, so the choice is among all of them. {THERE}" in words
+    assert "87.70 %*" in words
+
+
+def test_default_session_is_shown_with_its_accuracy_only(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=int8", 3, **MEASURED)
+    found = {section.key: section for section in sections(jobs_of())}
+    heads = [a["data-key"] for tag, a in Elements(found["runs"].markup).tags if tag == "th"]
+    place = heads.index("default_session_accuracy")
+    assert heads[place : place + 3] == [key for key in MEASURED if key != "portable"]
+    assert {"80.00", "90", "40"} <= set(Elements(found["runs"].markup).words)
+    for chart in found["pareto"].drawings:
+        assert isinstance(chart, Chart)
+        labels = [label for series in chart.series for label in series.hover]
+        assert len(labels) == 2
+        assert all("Top-1 87.70 %* (" in label and "* not portable" in label and THERE in label for label in labels)
+
+
+def test_no_mark_and_no_column_where_every_run_is_portable(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=float", 0)
+    make_run(1, "quant=u8s8", 3, portable=True)
+    found = {section.key: section.markup for section in sections(jobs_of())}
+    text = found["answer"] + found["significance"] + found["runs"]
+    assert "*" not in text
+    assert "default_session" not in text
+    assert "left out" not in text
+    assert "No run" not in text
 
 
 def test_twin_is_a_row_and_no_comparison(make_run: MakeRun, jobs_of: Read, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@
       const byKey = names.indexOf(name), column = byKey < 0 ? titles.indexOf(name) : byKey;
       return column < 0 ? null : function (row) {
         const text = row.cells[column].textContent.toLowerCase(), stored = value(row, column);
-        const number = byKey < 0 ? Number(text.replace(/,/g, "")) : stored;
+        const number = byKey < 0 ? Number(text.replace(/[,*]/g, "")) : stored;
         return [text, typeof stored === "number" ? number : NaN, row.cells[column].dataset.alias];
       };
     };
