@@ -1,25 +1,30 @@
-"""How fast the models are, side by side in one run: float, quantized, deployed, and TensorFlow Lite where it is given.
+"""How fast the models are, side by side in one run: float, quantized, deployed, and other runtimes where asked for.
 
 Quantizes one model in memory (int8, uint8 and u8s8 as conf/quant has them), rewrites it for each deploy target, and
 measures all of them in turn: batch 1 on one thread and on all threads, and a large batch on all threads. Out: Markdown
 tables with ratios to the float model and their 95 % bootstrap intervals; what each step of deploy=x86 adds; and where
 the time of the float model and of the deployed one goes.
 
-TensorFlow Lite is measured with its Python interpreter (set_tensor, invoke, get_tensor), one thread, XNNPACK; it wants
-`pip install -e '.[bench]'` and a file: --tflite FILE.tflite
+Other runtimes are measured beside them, batch 1 on one thread, top-1 on the same test images; both want
+`pip install -e '.[bench]'`:
+--tflite FILE.tflite: TensorFlow Lite, by its Python interpreter (set_tensor, invoke, get_tensor) with XNNPACK.
+--openvino: OpenVINO, by its Python API, on the float and the Q/DQ models that ONNX Runtime gets. With the latency hint
+it computes what is not integer in the precision that it prefers on this CPU, which the first lines name.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +34,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, NumberType  # noqa: E402
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, Layout, NumberType  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
 from resnet8_quant.evaluator.latency import Latency, Subject, caller, measure_calls, speedup  # noqa: E402
@@ -96,8 +101,31 @@ def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], 
     return found, steps, test.images, test.labels
 
 
-def lite_caller(path: Path) -> Callable[[], object]:
-    """One call of a TensorFlow Lite model on zeros, as a user makes it."""
+@dataclass(frozen=True)
+class Peer:
+    """A model in another runtime, batch 1 on one thread.
+
+    Attributes:
+        run: an input [1, ...] -> the first output.
+        prepare: uint8 images [N, H, W, C] -> inputs [N, ...].
+        size: of the file, bytes.
+        runtime: for the record.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[np.ndarray], np.ndarray]
+    size: int
+    runtime: str
+
+    def top1(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """Share of the images whose largest output is the label's; a call for each."""
+        inputs = self.prepare(images)
+        predictions = [int(self.run(inputs[i : i + 1]).argmax()) for i in range(len(inputs))]
+        return float(np.mean(np.array(predictions) == labels))
+
+
+def lite_peer(path: Path, contract: InputContract) -> Peer:
+    """A TensorFlow Lite file that takes what the float model takes, quantized if its input is."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
@@ -107,29 +135,63 @@ def lite_caller(path: Path) -> Callable[[], object]:
     except ValueError as error:
         raise ExperimentError(f"--tflite: {path} cannot be read: {error}", "give a .tflite file") from error
     interpreter.allocate_tensors()
-    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    image = np.zeros(given["shape"], given["dtype"])
+    source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    for found, expected in ((source, (1, *contract.shape)), (result, (1, contract.classes))):
+        if tuple(found["shape"]) != expected:
+            raise ExperimentError(
+                f"--tflite: {path}: the tensor {found['name']} is {found['shape'].tolist()}, expected {list(expected)}",
+                "give a file of the same classifier, or its float model: model=onnx model.path=MODEL.onnx",
+            )
+    dtype, (scale, zero_point) = source["dtype"], source["quantization"]
 
-    def call() -> object:
-        interpreter.set_tensor(given["index"], image)
+    def prepare(images: np.ndarray) -> np.ndarray:
+        inputs = replace(contract, layout=Layout.NHWC).prepare(images)
+        if scale:
+            limits = np.iinfo(dtype)
+            inputs = np.clip(np.rint(inputs / np.float32(scale)) + zero_point, limits.min, limits.max)
+        return inputs.astype(dtype)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(source["index"], image)
         interpreter.invoke()
-        return interpreter.get_tensor(made["index"])
+        return np.asarray(interpreter.get_tensor(result["index"]))
 
-    return call
+    return Peer(run, prepare, path.stat().st_size, f"ai-edge-litert {version('ai-edge-litert')}")
+
+
+def openvino_peer(subject: Subject) -> Peer:
+    """OpenVINO on an ONNX model."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExperimentError("--openvino needs openvino, which is absent", "pip install -e '.[bench]'") from error
+    options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        model = openvino.Core().read_model(io.BytesIO(subject.model))
+        model.reshape([1, *list(model.inputs[0].partial_shape)[1:]])
+        compiled = openvino.Core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise ExperimentError(f"--openvino: it cannot load the model: {error}", "leave out --openvino") from error
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(image)[0])
+
+    runtime = f"openvino {version('openvino')} ({precision} where not integer)"
+    return Peer(run, subject.contract.prepare, len(subject.model), runtime)
 
 
 def compared(
-    models: dict[str, Subject], images: np.ndarray, lite: dict[str, Path], *, runs: int, threads: int, batch: int
+    models: dict[str, Subject], images: np.ndarray, peers: dict[str, Peer], *, runs: int, threads: int, batch: int
 ) -> dict[str, Latency]:
     """All in turn."""
     calls = {name: caller(subject, images, threads=threads, batch=batch) for name, subject in models.items()}
-    if threads == 1 and batch == 1:
-        calls |= {name: lite_caller(path) for name, path in lite.items()}
+    calls |= {name: partial(peer.run, peer.prepare(images[:1])) for name, peer in peers.items()}
     return measure_calls(calls, runs=runs, warmup=50 if batch == 1 else 2, threads=threads, batch=batch)
 
 
 def speed_table(
-    measured: dict[str, Latency], models: dict[str, Subject], right: dict[str, float], base: str, *, per_second: bool
+    measured: dict[str, Latency], sizes: dict[str, int], right: dict[str, float], base: str, *, per_second: bool
 ) -> str:
     """One row per model."""
     rows = []
@@ -139,7 +201,7 @@ def speed_table(
         interval = f"{latency.low_us:.1f}-{latency.high_us:.1f}" if not per_second else ""
         faster = f"{ratio.value:.2f}x" if name != base else ""
         range_ = f"{ratio.low:.2f}-{ratio.high:.2f}" if name != base else ""
-        size = f"{len(models[name].model):,} B" if name in models else ""
+        size = f"{sizes[name]:,} B"
         top = f"{100 * right[name]:.2f} %" if name in right else ""
         rows.append((name, top, size, time, interval, f"{100 * latency.spread:.0f} %", faster, range_))
     columns = ("Model", "Top-1", "Size", "Images" if per_second else "Median", "95 % CI", "Spread", "Faster", "95 % CI")
@@ -170,20 +232,25 @@ def main() -> int:
     parser.add_argument(
         "--tflite", type=Path, action="append", default=[], metavar="FILE", help="a model to measure beside; repeatable"
     )
+    parser.add_argument("--openvino", action="store_true", help="measure OpenVINO on the float and Q/DQ models beside")
     parser.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="of the config, e.g. model=mlperf_tiny")
     options = parser.parse_args()
     register()
-    lite = {f"TensorFlow Lite, {path.name}": path for path in options.tflite}
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             models, steps, images, labels = subjects(options.words)
+        contract = models["float"].contract
+        peers = {f"TensorFlow Lite, {path.name}": lite_peer(path, contract) for path in options.tflite}
+        if options.openvino:
+            peers |= {f"OpenVINO, {name}": openvino_peer(models[name]) for name in ("float", *QUANTS)}
         load, busy, clock = load_per_core(), Busy(), time.perf_counter()
         right = {
             name: float(np.mean(predict(one.model, one.contract, images, batch_size=50, threads=0).labels == labels))
             for name, one in (models | steps).items()
         }
+        right |= {name: peer.top1(images, labels) for name, peer in peers.items()}
         busy.start()
-        single = compared(models, images, lite, runs=options.runs, threads=1, batch=1)
+        single = compared(models, images, peers, runs=options.runs, threads=1, batch=1)
         parts = compared({"float": models["float"]} | steps, images, {}, runs=options.runs, threads=1, batch=1)
         all_threads = compared(models, images, {}, runs=options.runs, threads=0, batch=1)
         many = compared(models, images, {}, runs=max(5, options.runs // 50), threads=0, batch=options.batch)
@@ -191,25 +258,24 @@ def main() -> int:
     except ExperimentError as error:
         show_error(error)
         return 1
-    try:
-        litert = f", ai-edge-litert {version('ai-edge-litert')}" if lite else ""
-    except PackageNotFoundError:
-        litert = ""
+    sizes = {name: len(one.model) for name, one in (models | steps).items()}
+    sizes |= {name: peer.size for name, peer in peers.items()}
+    runtimes = [f"onnxruntime {version('onnxruntime')}", *sorted({peer.runtime for peer in peers.values()})]
     print(f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     print(f"Machine: {cpu_description()}")
-    print(f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')}{litert}")
+    print(f"Python {platform.python_version()}, {', '.join(runtimes)}")
     print(f"Load per core before: {load:.2f}" if load is not None else "Load not known")
     print(f"Share of the cores' time that others took: {100 * others:.0f} %" if others is not None else "")
     print(f"Took {time.perf_counter() - clock:.0f} s")
     print(f"Command: {shlex.join(['python', 'benchmarks/latency.py', *sys.argv[1:]])}")
     print(f"\nBatch 1, one thread, {options.runs} calls each:\n")
-    print(speed_table(single, models, right, "float", per_second=False))
+    print(speed_table(single, sizes, right, "float", per_second=False))
     print("\nWhat each step of int8 deploy=x86 adds (batch 1, one thread):\n")
-    print(speed_table(parts, models | steps, right, "float", per_second=False))
+    print(speed_table(parts, sizes, right, "float", per_second=False))
     print(f"\nBatch 1, all {usable_cores()} threads:\n")
-    print(speed_table(all_threads, models, {}, "float", per_second=False))
+    print(speed_table(all_threads, sizes, {}, "float", per_second=False))
     print(f"\nBatch {options.batch}, all {usable_cores()} threads:\n")
-    print(speed_table(many, models, {}, "float", per_second=True))
+    print(speed_table(many, sizes, {}, "float", per_second=True))
     for name in ("float", "u8s8", "u8s8 deploy=x86"):
         print(f"\nWhere the time of {name} goes (the profiler adds 2 to 4 us to each operator):\n")
         print(operator_table(models[name].model))
