@@ -171,7 +171,8 @@ def openvino_peer(subject: Subject) -> Peer:
         model.reshape([1, *list(model.inputs[0].partial_shape)[1:]])
         compiled = openvino.Core().compile_model(model, "CPU", options)
     except RuntimeError as error:
-        raise ExperimentError(f"--openvino: it cannot load the model: {error}", "leave out --openvino") from error
+        reason = str(error).strip().splitlines()[-1]  # after the lines of its source that it came through
+        raise ExperimentError(f"--openvino: OpenVINO cannot load the model: {reason}", "leave it out") from error
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
 
     def run(image: np.ndarray) -> np.ndarray:
