@@ -56,7 +56,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     (("refine.damping", "refine.images", "refine.activation_order"), lambda config: not _rewrites_weights(config)),
     (("allocate.held_out",), lambda config: config.allocate.max_drop is None),
     (("allocate.choices",), lambda config: not _allocates(config)),
-    (("latency.warmup", "latency.threads", "latency.batch"), lambda config: config.latency.runs == 0),
+    (("latency.warmup", "latency.threads", "latency.throughput_batch"), lambda config: config.latency.runs == 0),
     (
         ("calibration.samples_per_class",),
         lambda config: config.calibration.sampling is Sampling.mlperf_tiny,
