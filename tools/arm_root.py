@@ -89,9 +89,8 @@ def add_debian(root: Path, work: Path) -> str:
     ]
     # A source without arm64 fails here and does no harm; whether the others suffice shows when Python is looked for.
     updated = subprocess.run(["apt-get", *options, "-qq", "update"], capture_output=True, text=True)
-    found = run(
-        ["apt-cache", *options, "depends", "python3-minimal"], "apt-get's sources list no arm64 Python", updated
-    )
+    unlisted = "apt-get's sources list no Python for arm64; is there a network?"
+    found = run(["apt-cache", *options, "depends", "python3-minimal"], unlisted, updated)
     match = re.search(r"Depends: (python3\.\d+)-minimal", found)
     if match is None:
         raise Failed("apt-cache does not say which Python python3-minimal is")
@@ -153,9 +152,9 @@ def run(words: list[str], problem: str, before: subprocess.CompletedProcess[str]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode == 0:
         return done.stdout
-    said = [
-        line for text in (before.stderr if before else "", done.stderr or done.stdout) for line in text.splitlines()
-    ]
+    said = (done.stderr or done.stdout).splitlines()
+    if before is not None:
+        said = before.stderr.splitlines() + said
     raise Failed("\n  ".join([problem, *said[-6:]]))
 
 
