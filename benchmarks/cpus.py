@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.experiment import Prepared, prepare  # noqa: E402
 from resnet8_quant.graphs.session import open_session, run_batch  # noqa: E402
 from resnet8_quant.machine import cpu_description, usable_cores  # noqa: E402
-from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
+from resnet8_quant.sweep.compose import explain, register, to_config  # noqa: E402
 from resnet8_quant.terminal import show_error  # noqa: E402
 
 EMULATED = Path(__file__).resolve().parent / "_emulated.py"
@@ -167,6 +168,7 @@ def make(preset: str, deploy: str, words: list[str], folder: Path, prepared: Pre
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nexit code {done.returncode}: {shlex.join(command)}")
+    print(f"made {target.name}", file=sys.stderr, flush=True)
     row = results.read(target / results.FILE_NAME)
     file = target / "model.onnx"
     session = open_session(file.read_bytes(), 0)
@@ -273,8 +275,11 @@ def main() -> None:
         parser.error("--images must be at least 1")
     try:
         page = measure(options.words, options.images, options.arm_root)
-    except ExperimentError as error:
-        show_error(error)
+    except (ExperimentError, HydraException) as error:
+        known = error if isinstance(error, ExperimentError) else explain(error)
+        if known is None:
+            raise
+        show_error(known)
         sys.exit(1)
     if options.out is None:
         print(page)
