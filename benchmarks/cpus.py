@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -249,13 +250,12 @@ PAGE = """\
 What ONNX Runtime's default session, which is what an application opens, makes of a model on each kind of CPU, beside
 exact integer arithmetic. Emulation shows accuracy, not speed.
 
-Written on {date} by `{command}`{words}.
-This machine: {machine}; Python {python}, onnxruntime {runtime}; {emulated}.
+{origin}
 
-Each cell: top-1 in % of {count} test images / predictions that differ from the exact ones, and in brackets how many of
-these are ties or near ties: in exact arithmetic the two largest outputs are equal, or the smallest step apart that any
-image shows. Exact is the run's `accuracy`, on the same images. Portable is what the run says of the model: no kernel of
-any x86 CPU can saturate.
+Each cell: top-1 in % of the first {count} test images / predictions that differ from the exact ones. In brackets: how
+many of these are ties or near ties, where in exact arithmetic the two largest outputs are equal, or the smallest step
+apart that any image shows. Exact is what the integers of the model say: the run's `accuracy`, on these images.
+Portable is what the run says of the model: on no x86 CPU can its kernels saturate.
 
 The probe is a convolution of 64 channels of 255 with weights of 127, whose exact result is 200: it tells whether a
 CPU's kernels for uint8 activations with int8 weights saturate.
@@ -302,19 +302,17 @@ def measure(words: list[str], count: int, arm_root: Path | None) -> str:
         np.save(folder / "images.npy", prepared.model.contract.prepare(test.images[:count]))
         models = [make(preset, deploy, words, folder, prepared, count) for preset in PRESETS for deploy in DEPLOYS]
         outputs = run_everywhere(models, machines, folder)
-    qemu = subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-    emulated = [shlex.join(cpu.command[cpu.command.index("-cpu") :][:2]) for cpu in machines[1:]]
-    return PAGE.format(
-        date=f"{datetime.now(UTC):%Y-%m-%d}",
-        command=shlex.join(["python", "benchmarks/cpus.py", *sys.argv[1:]]),
-        words="" if arm_root else "; without --arm-root, and so without Arm",
-        machine=cpu_description(),
-        python=platform.python_version(),
-        runtime=version("onnxruntime"),
-        emulated=f"the others by {' '.join(qemu)}, {', '.join(emulated)}",
-        count=f"the first {count}",
-        table=table(models, machines, outputs, test.labels[:count]),
+    qemu = subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    emulated = ", ".join(f"{cpu.title} by -cpu {cpu.command[cpu.command.index('-cpu') + 1]}" for cpu in machines[1:])
+    origin = (
+        f"Written on {datetime.now(UTC):%Y-%m-%d} by `{shlex.join(['python', 'benchmarks/cpus.py', *sys.argv[1:]])}`. "
+        f"This machine: {cpu_description()}; Python {platform.python_version()}, onnxruntime {version('onnxruntime')}. "
+        f"The others: {qemu}, {emulated}."
     )
+    if arm_root is None:
+        origin += " Without --arm-root FOLDER, and so without Arm's columns."
+    lines = textwrap.fill(origin, 120, break_long_words=False, break_on_hyphens=False)
+    return PAGE.format(origin=lines, count=count, table=table(models, machines, outputs, test.labels[:count]))
 
 
 if __name__ == "__main__":

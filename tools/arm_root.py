@@ -4,8 +4,8 @@ In:  the package sources that this machine's apt-get and pip are set up with; co
 Out: the folder, about 200 MB, with Debian's Python and libraries for arm64 and the aarch64 wheels of NumPy and ONNX
      Runtime. Nothing is installed and no setting of the machine is changed. Needs Debian or a descendant, not root.
 
-    python tools/arm_root.py arm-root
-    python benchmarks/cpus.py --arm-root arm-root
+    python tools/arm_root.py outputs/arm_root
+    python benchmarks/cpus.py --arm-root outputs/arm_root
 """
 
 from __future__ import annotations
