@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from resnet8_quant.evaluator.latency import measure_calls  # noqa: E402
-from resnet8_quant.evaluator.session import open_session  # noqa: E402
+from resnet8_quant.graphs.session import open_session  # noqa: E402
 from resnet8_quant.machine import cpu_description  # noqa: E402
 from resnet8_quant.quantizer.deploy.graph import MICROSOFT, Graph  # noqa: E402
 from resnet8_quant.quantizer.deploy.widen import convolutions, widen, window_of  # noqa: E402

@@ -186,6 +186,7 @@ class AllocateConfig:
 class DeployConfig:
     name: str = "none"
     activation_type: Optional[NumberType] = None
+    avoid_saturation: bool = False
     wide_input: bool = False
     products: bool = False
     input: DeployInput = DeployInput.float32

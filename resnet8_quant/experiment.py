@@ -23,13 +23,14 @@ from resnet8_quant import __version__, results
 from resnet8_quant.checks import check
 from resnet8_quant.config import Config, ModelKind, NumberType, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.accuracy import cached_predictions, predict
+from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.evaluator.latency import Subject
-from resnet8_quant.evaluator.session import check_providers
 from resnet8_quant.evaluator.speed import speed_columns
 from resnet8_quant.evaluator.statistics import Comparison, compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
+from resnet8_quant.graphs.saturation import saturating_layers
+from resnet8_quant.graphs.session import check_providers, differs_by_default
 from resnet8_quant.held_out import held_out_drop
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
@@ -130,6 +131,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
                 description="evaluating quantized",
             )
         evaluation_seconds = time.perf_counter() - clock
+        layers = saturating_layers(made.serialized)
+        default_columns = _default_session(config, made, test, predictions) if layers else {}
         comparison = compare(
             predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model)
         )
@@ -147,6 +150,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             **made.columns,
             **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
             **speed,
+            **default_columns,
+            portable=not layers,
             quant_type=config.quant.name,
             refine=refine_word(config.refine),
             deploy=config.deploy.name,
@@ -157,6 +162,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             seed=config.seed,
             calibration_overlap=overlap,
             eval_images=len(test.labels),
+            classes=model.contract.classes,
             model_bytes=len(made.serialized),
             float_model_bytes=len(model.serialized),
             kernels=kernels.kernels,
@@ -177,7 +183,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         )
         answers = {"predictions": predictions, "float_predictions": float_predictions}
         per_class, file = comparison.per_class, made.serialized
-        write_outputs(folder, config, result, per_class, answers, file, kernels, made.quantized, made.details)
+        details = made.details | {"saturating_layers": list(layers)}
+        write_outputs(folder, config, result, per_class, answers, file, kernels, made.quantized, details)
     return result
 
 
@@ -226,6 +233,27 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
+def _default_session(config: Config, made: _Made, test: Split, predictions: Predictions) -> dict[str, Any]:
+    """What a session with ONNX Runtime's default options makes of a model on this CPU; empty if it is the exact one."""
+    if not differs_by_default(made.serialized):
+        return {}
+    evaluation = config.evaluation
+    default = predict(
+        made.serialized,
+        made.contract,
+        test.images,
+        batch_size=evaluation.batch_size,
+        threads=evaluation.threads,
+        providers=evaluation.providers,
+        exact=False,
+        description="evaluating in the default session",
+    )
+    return {
+        "default_session_accuracy": float(np.mean(default.labels == test.labels)),
+        "default_session_changed": int(np.sum(default.labels != predictions.labels)),
+    }
+
+
 @dataclass(frozen=True)
 class _Made:
     """The model that is judged, how it is fed, and what the row and run.json say of how it came about."""
@@ -269,7 +297,10 @@ def _made(config: Config, prepared: Prepared) -> _Made:
         serialized, contract = deploy(named, config.deploy, contract, small=config.quant.compact)
         if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
             log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
-    contents = read_contents(onnx.load_from_string(serialized))
+    if quantized is not None and serialized is quantized.serialized:
+        contents = quantized.contents
+    else:
+        contents = read_contents(onnx.load_from_string(serialized))
     layers = (quantized.contents if quantized else contents).layers
     columns |= contents_columns(contents, layers)
     details |= {"operators": contents.operators, "layers": [dataclasses.asdict(layer) for layer in layers]}

@@ -70,6 +70,7 @@ class RunResult:
     data: str | None = None
     seed: int | None = None
     eval_images: int | None = None
+    classes: int | None = None
     accuracy: float | None = None
     accuracy_ci_low: float | None = None
     accuracy_ci_high: float | None = None

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.session import CPU, open_session, run_batch
 from resnet8_quant.files import locked, replacing, sha256_bytes
+from resnet8_quant.graphs.session import CPU, open_session, run_batch
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.machine import cpu_description, usable_cores
 from resnet8_quant.progress import progress
@@ -53,6 +53,7 @@ def predict(
     batch_size: int,
     threads: int,
     providers: Sequence[str] = CPU,
+    exact: bool = True,
     description: str = "evaluating",
 ) -> Predictions:
     """Run a model on images.
@@ -65,6 +66,7 @@ def predict(
         threads: 0: as many as there are cores. On the CPU provider each takes batches of its own, so that their
             number moves no answer; another provider gets it as its own number of threads.
         providers: execution providers, first choice first.
+        exact: let no kernel saturate; False: as an application opens the model.
         description: shown beside the progress bar.
 
     Raises:
@@ -72,7 +74,7 @@ def predict(
     """
     alone = tuple(providers) == CPU  # what is known of it: calls may overlap, and one thread each is the fastest
     workers = (threads or usable_cores()) if alone else 1
-    session = open_session(model, 1 if alone else threads, providers=providers)
+    session = open_session(model, 1 if alone else threads, exact=exact, providers=providers)
     size = contract.batch or batch_size
     answer = partial(_answer, session, contract, images, size)
     labels: list[np.ndarray] = []
@@ -178,7 +180,7 @@ def _key(
     import onnxruntime
 
     facts = {
-        "entry": 2,  # count up when predict or the entry's content changes
+        "entry": 3,  # count up when predict or the entry's content changes
         "model": sha256_bytes(model),
         "images": images_digest,
         "shape": shape,

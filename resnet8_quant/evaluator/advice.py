@@ -11,27 +11,59 @@ from resnet8_quant.results import RunResult
 
 LARGE_LOSS = 0.05  # accuracy ratio
 NEAR_CHANCE = 2.0  # times the accuracy of guessing
+NEAR_CHANCE_OF_TWO = 1.2
+FEW_CLASSES = 3  # with fewer, twice the accuracy of guessing is no longer near chance
 SLOWER = 1.05  # times the float model's median latency
 MANY_TIES = 0.001  # of the images
-CLASSES_OF_CHANCE = 10
 
 
 def _collapse(row: RunResult) -> str | None:
     if row.accuracy is None or row.accuracy_delta is None:
         return None
-    if row.accuracy <= NEAR_CHANCE / CLASSES_OF_CHANCE:
+    if row.classes is not None and row.accuracy <= _near_chance(row.classes):
         broken = f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
-        float_works = row.float_accuracy is not None and row.float_accuracy > NEAR_CHANCE / CLASSES_OF_CHANCE
+        float_works = row.float_accuracy is not None and row.float_accuracy > _near_chance(row.classes)
         return broken + ("Check the calibration and the types." if float_works else "Check the input range and layout.")
     if row.accuracy_delta < -LARGE_LOSS:
-        narrow = min(row.weight_bits or 8, row.activation_bits or 8) < 8
-        hint = "quant=u8s8 or calibration=percentile"
+        narrow = min(row.weight_bits or 8, row.activation_bits or 8) < 7
+        hint = "calibration=percentile" if row.per_channel else "quant=u8s7 or calibration=percentile"
         if narrow and row.refine == "none":
             hint = "refine=best" if row.per_channel else "refine=best with quant.per_channel=true"
         elif narrow:
             hint = "more bits for the layers that need them: quant.layers, or allocate=accuracy"
         return f"WARNING: top-1 fell by {-100 * row.accuracy_delta:.2f} points. Try {hint}."
     return None
+
+
+def _near_chance(classes: int) -> float:
+    """Accuracy up to which a model is called broken: twice that of guessing, or 1.2 times with two classes."""
+    return (NEAR_CHANCE if classes >= FEW_CLASSES else NEAR_CHANCE_OF_TWO) / classes
+
+
+def _saturates(row: RunResult) -> str | None:
+    if row.portable is not False:
+        return None
+    remedy = _remedy(row)
+    if row.default_session_accuracy is None or row.accuracy is None:
+        return (
+            "On x86 CPUs without VNNI, ONNX Runtime's default session can saturate with this model and answer "
+            f"differently; exact everywhere: {remedy}."
+        )
+    changed, total = row.default_session_changed or 0, row.eval_images
+    return (
+        f"WARNING: this CPU has no VNNI. ONNX Runtime's default session, which applications open, saturates with this "
+        f"model: {changed} of {total} predictions differ, top-1 {100 * row.default_session_accuracy:.2f} % in place of "
+        f"{100 * row.accuracy:.2f} %. Exact at the same speed: {remedy}."
+    )
+
+
+def _remedy(row: RunResult) -> str:
+    """What makes a model portable; each was measured to (benchmarks/cpus.py)."""
+    if not row.calibration_method:  # a model from elsewhere
+        return "weights of 7 bits, or quantize the float model with quant=u8s7"
+    if row.format == "QOperator":
+        return "quant.reduce_range=true"
+    return "quant.weight_bits=7" if (row.weight_bits or 8) >= 7 else "quant.keep_first_last=7"
 
 
 def _slow(row: RunResult) -> str | None:
@@ -71,7 +103,7 @@ def _stays_float(row: RunResult) -> str | None:
     )
 
 
-RULES: tuple[Callable[[RunResult], str | None], ...] = (_collapse, _stays_float, _slow, _ties)
+RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _collapse, _stays_float, _slow, _ties)
 
 
 def advise(row: RunResult) -> list[str]:

@@ -24,7 +24,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from resnet8_quant.evaluator.session import CPU, cannot_run, open_session
+from resnet8_quant.graphs.session import CPU, cannot_run, open_session
 from resnet8_quant.inputs.contract import InputContract
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift
@@ -44,10 +44,12 @@ class Subject:
     Attributes:
         model: serialized ModelProto.
         contract: its input.
+        exact: as `open_session` takes it.
     """
 
     model: bytes
     contract: InputContract
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def caller(
 ) -> Call:
     """A function that runs a model once; the arguments are those of ``measure``."""
     contract = subject.contract
-    session = open_session(subject.model, threads, providers=providers)
+    session = open_session(subject.model, threads, exact=subject.exact, providers=providers)
     feed = {contract.name: contract.prepare(images[np.arange(contract.batch or batch) % len(images)])}
 
     def call() -> object:

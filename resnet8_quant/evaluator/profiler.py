@@ -23,7 +23,7 @@ import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import OPERATORS, KernelKind, kernel_kind
-from resnet8_quant.evaluator.session import open_session
+from resnet8_quant.graphs.session import open_session
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -116,11 +116,11 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
     """
     import onnx
 
-    plain = open_session(model, threads)
+    plain = open_session(model, threads, exact=False)  # what an application opens
     feed = make_inputs(plain, batch)
     with tempfile.TemporaryDirectory(prefix="resnet8_quant-") as folder:
         graph = Path(folder, "optimized.onnx")
-        profiled = open_session(model, threads, optimized_model=graph, trace=Path(folder, "trace"))
+        profiled = open_session(model, threads, exact=False, optimized_model=graph, trace=Path(folder, "trace"))
         try:
             # The trace has operators without their attributes, some of which decide about the kind of kernel.
             nodes = {node.name: node for node in onnx.load(graph).graph.node}

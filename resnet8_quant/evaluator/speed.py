@@ -5,6 +5,7 @@ In: the float and the quantized model, images, the `latency` part of the config.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from resnet8_quant.config import LatencyConfig
 from resnet8_quant.evaluator.latency import Latency, Subject, measure, speedup
+from resnet8_quant.graphs.session import differs_by_default
 from resnet8_quant.machine import Busy, load_per_core, usable_cores
 
 MOST_OTHERS = 0.1  # share of the cores' time; beyond it, or beyond the spread, a measurement is called busy
@@ -49,11 +51,16 @@ def speed_columns(
     clock, load, busy = time.perf_counter(), load_per_core(), Busy()
     busy.start()
     subjects = {"float": float_model} | ({} if model is None else {"model": model})
+    judged = model or float_model
+    if differs_by_default(judged.model):  # an application opens that session: its time stands beside the exact one's
+        subjects["default"] = dataclasses.replace(judged, exact=False)
+    default: list[Latency] = []
 
     def both(runs: int, warmup: int, threads: int, batch: int) -> tuple[Latency, Latency]:
         measured = measure(
             subjects, images, runs=runs, warmup=warmup, threads=threads, batch=batch, seed=seed, providers=providers
         )
+        default.extend(measured[name] for name in ("default",) if name in measured)
         return measured["float"], measured.get("model", measured["float"])
 
     def ratio_columns(name: str, base: Latency, other: Latency) -> dict[str, float]:
@@ -67,6 +74,7 @@ def speed_columns(
         "latency_us_ci_high": one.high_us,
         "latency_us_p95": one.p95_us,
         "latency_spread": one.spread,
+        "default_session_latency_us_median": default[0].median_us if default else None,
         "float_latency_us_median": base.median_us,
         "float_latency_us_p95": base.p95_us,
         "float_latency_spread": base.spread,

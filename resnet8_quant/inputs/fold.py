@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.session import new_session
 from resnet8_quant.inputs.contract import InputContract
 
 log = logging.getLogger(__name__)
@@ -43,22 +44,17 @@ def fold(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto:
     """
     if not needs_folding(model):
         return model
-    import onnxruntime
-
     original = model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        options.log_severity_level = 4
+        path = Path(folder) / "folded.onnx"
         try:
-            onnxruntime.InferenceSession(original, options, providers=["CPUExecutionProvider"])
+            new_session(original, level="basic", optimized_model=path)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ExperimentError(
                 f"`model`: ONNX Runtime cannot load it: {str(error).splitlines()[0]}",
                 "export the model again; its operators must be in ONNX Runtime's CPU provider",
             ) from error
-        folded = onnx.load(options.optimized_model_filepath)
+        folded = onnx.load(path)
     used = {node.domain for node in folded.graph.node}
     kept = [opset for opset in folded.opset_import if opset.domain in used | {""}]
     del folded.opset_import[:]
@@ -72,16 +68,9 @@ def fold(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto:
 
 
 def _require_same_outputs(original: bytes, folded: bytes, contract: InputContract) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     images = np.random.default_rng(0).integers(0, 256, (contract.batch or 4, *contract.shape), dtype=np.uint8)
     feed = {contract.name: contract.prepare(images)}
-    before, after = (
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, feed)[0]
-        for data in (original, folded)
-    )
+    before, after = (new_session(data, threads=0).run(None, feed)[0] for data in (original, folded))
     difference = float(np.max(np.abs(before - after)))
     if not difference <= TOLERANCE * max(1.0, float(np.max(np.abs(before)))):
         raise ExperimentError(

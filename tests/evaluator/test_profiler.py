@@ -16,7 +16,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator import profiler
 from resnet8_quant.evaluator.kernels import FLOAT_PRODUCTS, INTEGER_PRODUCTS, kernel_kind, kernel_report
 from resnet8_quant.evaluator.profiler import make_inputs, profile_model
-from resnet8_quant.evaluator.session import open_session
+from resnet8_quant.graphs.session import open_session
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 

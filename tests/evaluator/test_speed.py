@@ -4,7 +4,7 @@ import pytest
 
 from resnet8_quant.config import LatencyConfig
 from resnet8_quant.evaluator import latency, speed
-from resnet8_quant.evaluator.session import CPU
+from resnet8_quant.graphs.session import CPU
 from resnet8_quant.evaluator.speed import speed_columns
 from resnet8_quant.results import COLUMNS
 
@@ -58,7 +58,9 @@ def measured(simulation, images, config, model="q"):
     ],
 )
 def test_which_columns_there_are(simulate, quiet, images, batch, model, names):
-    columns = measured(simulate(f=[200], q=[80]), images, LatencyConfig(runs=40, warmup=2, throughput_batch=batch), model)
+    columns = measured(
+        simulate(f=[200], q=[80]), images, LatencyConfig(runs=40, warmup=2, throughput_batch=batch), model
+    )
     assert set(columns) == names
     assert names <= set(COLUMNS)
 

@@ -11,11 +11,11 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
 from resnet8_quant.config import QuantConfig, RefineConfig, Rounding, WeightScale
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.session import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.allocate.budget import Choice
@@ -121,8 +121,6 @@ def _run(proto: onnx.ModelProto, names: list[str], source: str, feed: np.ndarray
     copy.CopyFrom(proto)
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = new_session(copy.SerializeToString(), threads=0)
     parts = [session.run(names, {source: feed[start : start + batch]}) for start in range(0, len(feed), batch)]
     return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}

@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.session import Level, new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress
@@ -51,7 +51,7 @@ def observe(
     Raises:
         ExperimentError: a value is NaN or infinite; the model cannot be run.
     """
-    fast = _tap(model, tensors, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    fast = _tap(model, tensors, "all")
     size = model.contract.batch or _batch_size(fast, model, images)
     observers = [Observer(len(images), bins) for _ in tensors]
     threads = threads or usable_cores()
@@ -101,7 +101,7 @@ def _exact_extremes(
     near = [(_near(observer.image_lows, observer), _near(-observer.image_highs, observer)) for observer in observers]
     wanted = sorted({int(image) for pair in near for found in pair for image in found})
     lows, highs = np.full(len(tensors), np.inf, np.float32), np.full(len(tensors), -np.inf, np.float32)
-    tap = _tap(model, tensors, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    tap = _tap(model, tensors, "none")
     for image in wanted:
         for i, values in enumerate(tap(model.contract.prepare(images.batch(image, 1).repeat(size, axis=0)))):
             lows[i], highs[i] = min(lows[i], values.min()), max(highs[i], values.max())
@@ -115,7 +115,7 @@ def _near(values: np.ndarray, observer: Observer) -> np.ndarray:
     return np.asarray(order[values[order] <= values[order[0]] + NEAR * limit])
 
 
-def _tap(model: FloatModel, tensors: tuple[str, ...], level: onnxruntime.GraphOptimizationLevel) -> Tap:
+def _tap(model: FloatModel, tensors: tuple[str, ...], level: Level) -> Tap:
     """A function from a prepared batch to the values of ``tensors``."""
     proto = model.proto()
     outputs = {value.name for value in proto.graph.output}
@@ -124,11 +124,7 @@ def _tap(model: FloatModel, tensors: tuple[str, ...], level: onnxruntime.GraphOp
     for name in computed:
         if name not in outputs:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
-    options.intra_op_num_threads = 1  # the threads work on batches of their own
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = new_session(proto.SerializeToString(), level=level)  # one thread: they work on batches of their own
 
     def tap(feed: np.ndarray) -> list[np.ndarray]:
         # an empty list would mean all outputs

@@ -12,12 +12,16 @@ import numpy as np
 import onnx
 
 from resnet8_quant.config import DeployConfig, DeployInput
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.saturation import saturating_nodes
+from resnet8_quant.graphs.session import kernels_saturate
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.deploy.fuse import fuse, pack, shapes_of
 from resnet8_quant.quantizer.deploy.graph import Graph
 from resnet8_quant.quantizer.deploy.lean import drop_layout, give, take_bytes
 from resnet8_quant.quantizer.deploy.reencode import reencode
+from resnet8_quant.quantizer.deploy.unsigned import use_unsigned_weights
 from resnet8_quant.quantizer.deploy.widen import convolutions, use_products, widen_input
 
 log = logging.getLogger(__name__)
@@ -38,7 +42,8 @@ def deploy(
         The new model, and how it is fed.
 
     Raises:
-        ExperimentError: the model cannot be re-encoded (see ``reencode``), or its input cannot be widened.
+        ExperimentError: the model cannot be re-encoded (see ``reencode``), its input cannot be widened, or it is for
+            CPUs with VNNI and this one's kernels saturate.
     """
     if config.activation_type is None:
         return model, contract
@@ -46,6 +51,13 @@ def deploy(
     graph = Graph(fused)
     shapes = _nhwc_shapes(graph, contract)
     drop_layout(graph, shapes)
+    if config.avoid_saturation:
+        unsigned = use_unsigned_weights(graph)
+        if unsigned:
+            log.info(
+                "deploy: %d layers get uint8 weights, exact on every CPU; weights of 7 bits stay int8 and are faster",
+                len(unsigned),
+            )
     for node in convolutions(graph):
         _, height, width, _ = shapes[node.input[0]]
         if config.wide_input and widen_input(graph, node, height, width):
@@ -58,10 +70,24 @@ def deploy(
         contract = dataclasses.replace(contract, raw=True)
     pack(graph, narrow)
     deployed = graph.finish()
+    _check_saturation(deployed, config)
     onnx.checker.check_model(deployed)
     if small:
         deployed = compact(deployed)
     return bytes(deployed.SerializeToString(deterministic=True)), contract
+
+
+def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
+    """Refuse a model that this CPU would compute wrong."""
+    if not kernels_saturate():
+        return
+    layers = [node.output[0] for node in saturating_nodes(deployed)]
+    if layers:
+        raise ExperimentError(
+            f"`deploy` is {config.name}: {len(layers)} layers ({', '.join(layers[:3])}{', ...' if layers[3:] else ''}) "
+            "can saturate in this CPU's kernels, which have no VNNI, and would answer differently",
+            f"python run.py quant=u8s7 deploy={config.name} (weights of 7 bits are exact), or deploy=x86",
+        )
 
 
 def _nhwc_shapes(graph: Graph, contract: InputContract) -> dict[str, tuple[int, ...]]:

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from resnet8_quant.graphs.session import new_session
 from resnet8_quant.quantizer.deploy.graph import Graph
 
-FATAL = 4  # log severity
 DERIVED = re.compile("(_rows|_nhwc)_*$")  # how names of rearranged weights end
 PRODUCER = "resnet8-quant"
 
@@ -33,21 +33,13 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     Returns:
         The optimised model; and of the weights that it holds as bytes but ``model`` in fewer bits, name -> that type.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = FATAL
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
     narrow = _narrow_weights(model)
     with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
         path = Path(folder, "fused.onnx")
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(
+        new_session(
             model.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
+            entries={"session.qdqisint8allowed": "1"},
+            optimized_model=path,
             disabled_optimizers=["NchwcTransformer"],
         )
         fused = onnx.load(path)
@@ -129,18 +121,12 @@ def shapes_of(model: onnx.ModelProto, names: list[str], batch: np.ndarray) -> di
         names: of tensors; the input's own may be among them.
         batch: for the model's only input.
     """
-    import onnxruntime
-
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     made = {name for node in probe.graph.node for name in node.output}
     wanted = [name for name in names if name in made]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = FATAL
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = new_session(probe.SerializeToString(), level="none")
     name = session.get_inputs()[0].name
     found = session.run(wanted, {name: batch})
     return {name: batch.shape} | {name: tuple(array.shape) for name, array in zip(wanted, found, strict=True)}

@@ -71,7 +71,7 @@ class _Draft(Graph):
     def __init__(self, model: onnx.ModelProto, activations: int) -> None:
         super().__init__(model)
         self.activations = activations
-        self.moved: set[str] = set()  # weights, which several nodes may read
+        self.moved: dict[str, int] = {}  # weight, which several nodes may read -> by how much
         self.casts: dict[str, str] = {}  # weight -> what its Cast makes
 
     def activation(self, quantize: NodeProto) -> None:
@@ -89,10 +89,10 @@ class _Draft(Graph):
         for attribute in quantize.attribute:
             if attribute.name == "output_dtype":
                 attribute.i = self.activations
-        self._shift_zero_point(quantize, kind, shift)
+        self._shift_zero_point(quantize, kind, self.activations, shift)
         for reader in self._carried(quantize.output[0], shift != 0):
             if reader.op_type == "DequantizeLinear":
-                self._shift_zero_point(reader, kind, shift)
+                self._shift_zero_point(reader, kind, self.activations, shift)
             elif shift:  # the limits of a Clip
                 for position in range(1, len(reader.input)):
                     if reader.input[position]:
@@ -121,17 +121,22 @@ class _Draft(Graph):
         zero_point = self.array(dequantize.input[2]) if len(dequantize.input) > 2 else None
         if kind == TensorProto.UINT8:
             if name not in self.moved:
-                self.tensors[name].CopyFrom(
-                    numpy_helper.from_array((self.array(name).astype(np.int16) - SHIFT).astype(np.int8), name)
-                )
-                self.moved.add(name)
-            self._shift_zero_point(dequantize, kind, -SHIFT)
+                codes = self.array(name).astype(np.int16)
+                self.moved[name] = _shift_to_int8(codes, self._zero_points(name))
+                self.tensors[name].CopyFrom(numpy_helper.from_array((codes + self.moved[name]).astype(np.int8), name))
+            self._shift_zero_point(dequantize, kind, TensorProto.INT8, self.moved[name])
         elif kind == TensorProto.INT8 and zero_point is None:
-            self._shift_zero_point(dequantize, kind, 0)
+            self._shift_zero_point(dequantize, kind, kind, 0)
         elif kind in NARROW:  # all their values are int8's too, which an integer kernel takes
             dequantize.input[0] = self._cast(name, dequantize.input[0])
             if zero_point is not None:
                 dequantize.input[2] = self._as(TensorProto.INT8, dequantize.input[2], zero_point)
+
+    def _zero_points(self, name: str) -> set[int]:
+        """Of all that dequantizes a weight."""
+        readers = [n for n in self.nodes if n.op_type == "DequantizeLinear" and self.stored(n.input[0]) == name]
+        arrays = [self.array(n.input[2]) if len(n.input) > 2 and n.input[2] else np.zeros(1, np.uint8) for n in readers]
+        return {int(value) for array in arrays for value in array.ravel()}
 
     def _cast(self, name: str, read: str) -> str:
         """``name`` as int8: the Cast that already makes ``read`` of it, or a new one."""
@@ -178,13 +183,13 @@ class _Draft(Graph):
             return int(self.tensors[quantize.input[2]].data_type)
         return int(attributes(quantize).get("output_dtype", 0)) or int(TensorProto.UINT8)
 
-    def _shift_zero_point(self, node: NodeProto, kind: int, shift: int) -> None:
-        """Give a Q or DQ a zero point, of the other 8-bit type if it moves; one that it lacks is 0.
+    def _shift_zero_point(self, node: NodeProto, kind: int, target: int, shift: int) -> None:
+        """Give a Q or DQ of the 8-bit type ``kind`` a zero point of the type ``target``; one that it lacks is 0.
 
         Without one ONNX Runtime finds no integer kernel for some operators.
         """
         if len(node.input) > 2 and node.input[2]:
-            if not shift:
+            if target == kind:
                 return
             name, old = node.input[2], self.array(node.input[2])
         else:
@@ -192,13 +197,22 @@ class _Draft(Graph):
             old = np.zeros(self.array(node.input[1]).shape, BYTES[kind])
             del node.input[2:]
             node.input.append(name)
-        other = TensorProto.INT8 if kind == TensorProto.UINT8 else TensorProto.UINT8
-        target = other if shift else kind
         node.input[2] = self._as(target, name, old.astype(np.int16) + shift)
 
     def _as(self, kind: int, name: str, values: np.ndarray) -> str:
         """A new initializer after ``name``; nodes that share the old one share the new one."""
         return self.put(f"{name}_{_name(kind)}", values.astype(BYTES[kind]))
+
+
+def _shift_to_int8(codes: np.ndarray, zero_points: set[int]) -> int:
+    """What makes int8 of the uint8 ``codes`` of a weight.
+
+    A zero point that becomes 0 is best: ONNX Runtime's direct convolution takes no other, and weights around it are too
+    small to saturate if they have 7 bits.
+    """
+    centre = min(zero_points)
+    fits = codes.size == 0 or (codes.min() - centre >= -SHIFT and codes.max() - centre < SHIFT)
+    return -centre if len(zero_points) == 1 and fits else -SHIFT
 
 
 def _name(kind: int) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from resnet8_quant.graphs.saturation import pair_saturates
 from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 
 STEP = 64  # output channels of one step of the kernels with 512-bit registers
@@ -92,8 +93,15 @@ def use_products(graph: Graph, node: NodeProto, height: int, width: int) -> bool
         return False
     if (window.stride > 1 or weight.min() == -128) if direct else pixels == 1:
         return False
-    widen(graph, node, height, window, pixels, channels, zero_point=-1 if direct else 0)
+    widen(graph, node, height, window, pixels, channels, zero_point=_moved_zero_point(weight) if direct else 0)
     return True
+
+
+def _moved_zero_point(weight: np.ndarray) -> int:
+    """-1, or 1 where -1 would let weights saturate on CPUs without VNNI that do not as they are."""
+    rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+    saturates = [pair_saturates(rows.astype(np.int16) + shift) for shift in (-1, 0, 1)]
+    return 1 if saturates == [True, False, False] and rows.max() < 127 else -1
 
 
 def window_of(graph: Graph, node: NodeProto, width: int) -> Window:
@@ -129,7 +137,9 @@ def widen(
     end = math.ceil((window.stride * (pixels - 1) + kernel - window.left) * channels / group)
     old_zero_point = graph.array(node.input[WEIGHT_ZERO_POINT])
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
-    nothing = old_zero_point.ravel()[:1] + np.int8(zero_point)  # what a column does not look at counts as 0
+    nothing = old_zero_point.ravel()[:1]  # what a column does not look at counts as 0
+    if zero_point:
+        nothing = nothing + np.int8(zero_point)
     starts = [(window.stride * pixel - window.left) * channels - first * group for pixel in range(pixels)]
     wide, arranging = _shifted(graph, node, flat, zero_point, nothing, starts, (end - first, group))
 
@@ -198,8 +208,11 @@ def _shifted(
         The name of int8 [columns x outputs, channels of a group, rows, groups], and the nodes that make it.
     """
     few_bits = int(flat.min()) >= -8 and int(flat.max()) < 8
-    label, rows = node.output[0], flat if few_bits else flat + np.int8(zero_point)
-    stored, empty = graph.put(f"{node.input[WEIGHT]}_rows", rows), graph.put(f"int8_{nothing[0]}", nothing.reshape(()))
+    label, rows = node.output[0], flat if few_bits or not zero_point else flat + np.int8(zero_point)
+    stored, empty = (
+        graph.put(f"{node.input[WEIGHT]}_rows", rows),
+        graph.put(f"{nothing.dtype}_{nothing[0]}", nothing.reshape(())),
+    )
     length, nodes = groups[0] * groups[1], []
     if zero_point and few_bits:
         offset = graph.put(f"int32_{zero_point}", np.array(zero_point, np.int32))

@@ -5,10 +5,16 @@ In: a node and its inputs for all images. Out: its outputs for all images.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper
+
+from resnet8_quant.graphs.session import new_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 CHUNK = 100  # images in a call, unless the model's batch is fixed
 
@@ -21,7 +27,7 @@ class NodeRunner:
         self.opset, self.ir = list(model.opset_import), model.ir_version
         self.batch = batch or CHUNK
         self.threads = threads
-        self.sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = {}
+        self.sessions: dict[tuple[object, ...], InferenceSession] = {}
 
     def run(
         self, node: onnx.NodeProto, inputs: dict[str, np.ndarray], constants: dict[str, np.ndarray]
@@ -56,14 +62,12 @@ class NodeRunner:
                 ],
                 [helper.make_empty_tensor_value_info(name) for name in node.output if name],
             )
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.log_severity_level = 4
-            options.enable_cpu_mem_arena = False
-            # idle threads would spin and take the cores from NumPy, which works between the calls
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             model = helper.make_model(graph, opset_imports=self.opset, ir_version=self.ir)
-            self.sessions[key] = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            # idle threads would spin and take the cores from NumPy, which works between the calls
+            self.sessions[key] = new_session(
+                model.SerializeToString(),
+                self.threads,
+                entries={"session.intra_op.allow_spinning": "0"},
+                arena=False,
             )
         return [np.asarray(output) for output in self.sessions[key].run(None, values)]

@@ -17,7 +17,7 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
-from resnet8_quant.evaluator.session import open_session, run_batch
+from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized

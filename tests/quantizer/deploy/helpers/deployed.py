@@ -25,7 +25,7 @@ from resnet8_quant.config import (
     NumberType,
     QuantConfig,
 )
-from resnet8_quant.evaluator.session import open_session
+from resnet8_quant.graphs.session import open_session
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.model import FloatModel

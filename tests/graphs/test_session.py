@@ -3,7 +3,7 @@
 import pytest
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.session import CPU, check_providers, open_session
+from resnet8_quant.graphs.session import CPU, check_providers, open_session
 
 
 def available():

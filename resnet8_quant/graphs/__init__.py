@@ -1,0 +1,1 @@
+"""ONNX graphs: what runs them, and what can be read from them."""

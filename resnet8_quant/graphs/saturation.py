@@ -1,0 +1,257 @@
+"""Can a model saturate in ONNX Runtime's kernels for uint8 activations with int8 weights?
+
+In: an ONNX model. Out: the layers that may answer differently on an x86 CPU without VNNI, and a copy whose integer
+operators cannot.
+
+There the kernels multiply with VPMADDUBSW, which adds two neighbouring products in 16 bits and saturates. A sum of K
+products is exact if no pair of them can leave those 16 bits:
+
+    -32768 <= q * min(0, w[k]) + q * min(0, w[k+1])  and  q * max(0, w[k]) + q * max(0, w[k+1]) <= 32767
+
+for the largest code ``q`` that an activation can have: 255, or less where a Clip says so. Weights of 7 bits, -64 to
+63, pass with any activation: 255 * 128 = 32,640. Neighbours are those in the order of summation, which is kernel row,
+kernel column, input channel for a convolution. The kernels of today pair the weights 2j and 2j + 1; both alignments
+are looked at, since a convolution that computes several pixels at once shifts its weights.
+
+Exact whatever the weights: uint8 with uint8 (widened to 16 bits before they are multiplied), int8 with int8 where the
+graph says so, depthwise convolutions (32 bits), and all kernels of other instruction sets. Q/DQ pairs of int8
+activations are not: ONNX Runtime turns them into uint8 on x86.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of the 16-bit sum of a pair
+LARGEST_CODE = 255
+SHIFT = 128  # from int8 to uint8
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Positions of an operator's inputs; ``data_zero_point`` None: it makes uint8 of floats itself."""
+
+    data: int
+    data_zero_point: int | None
+    weight: int
+    weight_zero_point: int
+
+
+INTEGER_OPERATORS = {
+    "QLinearConv": _Inputs(0, 2, 3, 5),
+    "ConvInteger": _Inputs(0, 2, 1, 3),
+    "QGemm": _Inputs(0, 2, 3, 5),
+    "QLinearMatMul": _Inputs(0, 2, 3, 5),
+    "MatMulInteger": _Inputs(0, 2, 1, 3),
+    "MatMulIntegerToFloat": _Inputs(0, 4, 1, 5),
+    "DynamicQuantizeMatMul": _Inputs(0, None, 1, 3),
+}
+FLOAT_OPERATORS = ("Conv", "Gemm", "MatMul")  # integer ones between DequantizeLinear and QuantizeLinear
+CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
+# Between a DequantizeLinear and a layer these keep it an integer layer: ONNX Runtime moves the pair past them.
+CARRIERS = {
+    *("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Pad", "Expand"),
+    *("MaxPool", "Relu", "Clip"),
+}
+
+
+def pair_saturates(weights: np.ndarray, largest: int = LARGEST_CODE) -> bool:
+    """Whether two neighbouring products can leave 16 bits.
+
+    Args:
+        weights: integers [outputs, K], in the order of summation.
+        largest: code of an activation.
+    """
+    codes = weights.astype(np.int64)
+    positive, negative = np.maximum(codes, 0), np.minimum(codes, 0)
+    above = largest * (positive[:, :-1] + positive[:, 1:])
+    below = largest * (negative[:, :-1] + negative[:, 1:])
+    return bool((above > HIGHEST).any() or (below < LOWEST).any())
+
+
+@functools.lru_cache(maxsize=16)
+def saturating_layers(model: bytes) -> tuple[str, ...]:
+    """Outputs of the layers of a serialized model in which a pair of products can saturate, in the graph's order."""
+    return tuple(str(node.output[0]) for node in saturating_nodes(onnx.load_from_string(model)))
+
+
+def saturating_nodes(model: onnx.ModelProto) -> list[NodeProto]:
+    """The layers of ``model`` in which a pair of products can saturate, in the graph's order."""
+    graph = _Graph(model)
+    return [node for node in model.graph.node if graph.saturates(node)]
+
+
+def unsigned_weights(model: bytes) -> bytes:
+    """The model with uint8 weights, of the same value, in those integer operators that can saturate.
+
+    Args:
+        model: serialized ModelProto; Q/DQ pairs in it stay as they are.
+    """
+    proto = onnx.load_from_string(model)
+    nodes = [node for node in saturating_nodes(proto) if node.op_type in INTEGER_OPERATORS]
+    if not nodes:
+        return model
+    graph = _Graph(proto)
+    for index, node in enumerate(nodes):
+        inputs = INTEGER_OPERATORS[node.op_type]
+        name = node.input[inputs.weight]
+        if name not in graph.constants:
+            continue
+        arrays = {inputs.weight: graph.value(name), inputs.weight_zero_point: graph.weight_zero_point(node)}
+        for position, array in arrays.items():
+            name = f"unsigned_{index}_{position}"
+            proto.graph.initializer.append(numpy_helper.from_array(to_unsigned(array), name))
+            node.input.extend([""] * (position + 1 - len(node.input)))
+            node.input[position] = name
+    return bytes(proto.SerializeToString())
+
+
+def to_unsigned(codes: np.ndarray) -> np.ndarray:
+    """The int8 codes of a weight or its zero point as uint8, 128 more: their difference stays."""
+    return (codes.astype(np.int16) + SHIFT).astype(np.uint8)
+
+
+class _Graph:
+    """A graph, to be followed upwards."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.sources = {name: node for node in model.graph.node for name in node.output if name}
+        self.inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        self.constants = set(self.tensors)  # and what is made of them alone, when the model is loaded
+        for node in model.graph.node:
+            if (
+                node.op_type != "DequantizeLinear"
+                and node.input
+                and self.constants.issuperset(filter(None, node.input))
+            ):
+                self.constants.update(node.output)
+        self.folded: dict[str, np.ndarray] | None = None
+
+    def saturates(self, node: NodeProto) -> bool:
+        """Whether a pair of products of ``node`` can saturate."""
+        if node.op_type in INTEGER_OPERATORS:
+            inputs = INTEGER_OPERATORS[node.op_type]
+            if inputs.data_zero_point is None:
+                largest: int | None = LARGEST_CODE
+            else:
+                largest = self.largest_code(node.input[inputs.data])
+                zero_point = node.input[inputs.data_zero_point] if len(node.input) > inputs.data_zero_point else ""
+                if self.is_int8(zero_point, node.input[inputs.data]):  # no kernel mixes int8 with int8 up
+                    largest = None
+            return largest is not None and self.weight_saturates(
+                node, inputs.weight, node.input[inputs.weight], largest
+            )
+        if node.op_type not in FLOAT_OPERATORS or node.domain not in ("", "ai.onnx"):
+            return False
+        left, right = (self.dequantized(name) for name in node.input[:2])
+        if left is None or right is None:
+            return False  # computed in float
+        for position, weight, data in ((1, right, left), (0, left, right)):  # a MatMul may have its weight first
+            if weight.input[0] in self.constants:
+                largest = self.largest_code(data.input[0])
+                return largest is not None and self.weight_saturates(node, position, weight.input[0], largest)
+        return self.is_int8(right.input[2] if len(right.input) > 2 else "", right.input[0])
+
+    def weight_saturates(self, node: NodeProto, position: int, name: str, largest: int) -> bool:
+        """Whether a weight does, with activations up to ``largest``; one that is not constant may be anything."""
+        if name not in self.constants:
+            return self.is_int8("", name)
+        codes = self.value(name)
+        if codes.dtype != np.int8:
+            return False
+        rows = rows_of(node, position, codes)
+        return rows is not None and pair_saturates(rows, largest)
+
+    def dequantized(self, name: str) -> NodeProto | None:
+        """The DequantizeLinear that ``name`` comes from, through operators that ONNX Runtime moves it past."""
+        node = self.sources.get(name)
+        while node is not None and node.op_type in CARRIERS:
+            node = self.sources.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def largest_code(self, name: str) -> int | None:
+        """Largest value of an activation's integers, as uint8; None if they are not 8 bits wide."""
+        node, largest = self.sources.get(name), LARGEST_CODE
+        while node is not None and node.op_type in CARRIERS:
+            if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in self.tensors:
+                limit = numpy_helper.to_array(self.tensors[node.input[2]])
+                largest = min(largest, int(limit.max()) + (SHIFT if limit.dtype == np.int8 else 0))
+            name = node.input[0]
+            node = self.sources.get(name)
+        if node is None or node.op_type != "QuantizeLinear":
+            return largest
+        kind = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+        if len(node.input) > 2 and node.input[2] in self.tensors:
+            kind = self.tensors[node.input[2]].data_type
+        return largest if kind in (0, TensorProto.UINT8, TensorProto.INT8) else None
+
+    def is_int8(self, zero_point: str, name: str) -> bool:
+        """Whether the integers ``name`` are int8, by their zero point or by what makes them."""
+        if zero_point in self.tensors:
+            return bool(self.tensors[zero_point].data_type == TensorProto.INT8)
+        if name in self.inputs:
+            return bool(self.inputs[name] == TensorProto.INT8)
+        node = self.sources.get(name)
+        while node is not None and node.op_type in CARRIERS:
+            node = self.sources.get(node.input[0])
+        if node is not None and node.op_type == "QuantizeLinear" and len(node.input) > 2:
+            return node.input[2] in self.tensors and self.tensors[node.input[2]].data_type == TensorProto.INT8
+        return False
+
+    def weight_zero_point(self, node: NodeProto) -> np.ndarray:
+        """Of an integer operator; 0 where it has none."""
+        position = INTEGER_OPERATORS[node.op_type].weight_zero_point
+        name = node.input[position] if len(node.input) > position else ""
+        return self.value(name) if name else np.zeros((), np.int8)
+
+    def value(self, name: str) -> np.ndarray:
+        """The values of a constant; what nodes make of initializers is computed once, all of it together."""
+        if name in self.tensors:
+            return np.asarray(numpy_helper.to_array(self.tensors[name]))
+        if self.folded is None:
+            self.folded = self._fold()
+        return self.folded[name]
+
+    def _fold(self) -> dict[str, np.ndarray]:
+        """What nodes make of initializers alone, as far as another node reads it."""
+        from resnet8_quant.graphs.session import new_session
+
+        nodes = [node for node in self.model.graph.node if self.constants.issuperset(node.output)]
+        others = (node for node in self.model.graph.node if not self.constants.issuperset(node.output))
+        names = sorted({name for node in others for name in node.input if name in self.constants} - set(self.tensors))
+        used = {name: self.tensors[name] for node in nodes for name in node.input if name in self.tensors}
+        graph = helper.make_graph(
+            nodes,
+            "constants",
+            [],
+            [onnx.ValueInfoProto(name=name) for name in names],
+            list(used.values()),
+        )
+        part = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+        return dict(zip(names, new_session(part.SerializeToString()).run(names, {}), strict=True))
+
+
+def rows_of(node: NodeProto, position: int, weight: np.ndarray) -> np.ndarray | None:
+    """A weight as [outputs, K] in the order of summation; None for a depthwise convolution, whose kernel is exact.
+
+    Args:
+        node: that reads it.
+        position: among the inputs of ``node``; 0: a matrix from the left.
+        weight: as stored.
+    """
+    if node.op_type in CONVOLUTIONS:
+        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        if weight.shape[1] == 1 and weight.shape[0] == group:
+            return None
+        return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    if position == 0 or transposed or weight.ndim < 2:
+        return weight.reshape(-1, weight.shape[-1])
+    return np.swapaxes(weight, -1, -2).reshape(-1, weight.shape[-2])
