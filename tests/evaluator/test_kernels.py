@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator import session
+from resnet8_quant.graphs import session
 from resnet8_quant.evaluator.kernels import kernel_report
 
 RNG = np.random.default_rng(0)

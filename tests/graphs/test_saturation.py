@@ -1,0 +1,235 @@
+"""What can saturate, read from weights and types: against arithmetic written out, and against this CPU's kernels."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resnet8_quant.graphs.saturation import pair_saturates, saturating_layers, unsigned_weights
+from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, new_session, open_session
+
+SCALE = 300.0  # of the outputs: what is left of the largest sums fits into a byte
+
+
+def multiply_add_saturating(codes, weights):
+    """VPMADDUBSW on all pairs (2j, 2j + 1), then exact sums; codes [K], weights [outputs, K]."""
+    products = codes.astype(np.int64) * weights
+    if products.shape[1] % 2:
+        products = np.pad(products, ((0, 0), (0, 1)))
+    return np.clip(products[:, ::2] + products[:, 1::2], -(2**15), 2**15 - 1).sum(axis=1)
+
+
+def model_of(nodes, shape, constants, kind=TensorProto.UINT8, output=TensorProto.UINT8):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", output, None)],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def scalars(activation=np.uint8, weight=np.int8):
+    one = np.float32(1)
+    return {"s": one, "z": activation(0), "ws": one, "wz": weight(0), "ys": np.float32(SCALE)}
+
+
+def convolution(weight, domain="", group=1, activation=np.uint8):
+    """QLinearConv of [n, C, 3, 3] images, or NHWC ones in the domain of Microsoft, with a kernel of up to 3 x 3."""
+    channels = weight.shape[1] * group
+    options = {"channels_last": 1} if domain else {}
+    inputs = ["x", "s", "z", "w", "ws", "wz", "ys", "z"]
+    node = helper.make_node(
+        "QLinearConv", inputs, ["y"], domain=domain, kernel_shape=weight.shape[2:], group=group, **options
+    )
+    shape = ["n", 3, 3, channels] if domain else ["n", channels, 3, 3]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(activation))
+    return model_of([node], shape, scalars(activation, weight.dtype.type) | {"w": weight}, kind, kind)
+
+
+def matrix(operator, weight):
+    """QGemm or QLinearMatMul with int8 [K, N]."""
+    inputs = {
+        "QGemm": ["x", "s", "z", "w", "ws", "wz", "", "ys", "z"],
+        "QLinearMatMul": ["x", "s", "z", "w", "ws", "wz", "ys", "z"],
+    }[operator]
+    options = {"alpha": 1.0} if operator == "QGemm" else {}
+    node = helper.make_node(operator, inputs, ["y"], domain="com.microsoft" if operator == "QGemm" else "", **options)
+    return model_of([node], ["n", weight.shape[0]], scalars() | {"w": weight})
+
+
+def quantize_dequantize(weight, kind=np.uint8, limit=None):
+    """A Conv between Q/DQ pairs; ``limit``: of a Clip of the integers."""
+    zero = kind(0) if kind is np.uint8 else kind(-128)
+    constants = {"s": np.float32(1), "z": zero, "ws": np.float32(1), "wz": np.int8(0), "w": weight}
+    constants |= {"ys": np.float32(SCALE), "low": zero, "high": kind(limit or 0)}
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])]
+    if limit is not None:
+        nodes.append(helper.make_node("Clip", ["q", "low", "high"], ["c"]))
+    nodes += [
+        helper.make_node("DequantizeLinear", ["c" if limit is not None else "q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"]),
+        helper.make_node("Conv", ["d", "wd"], ["f"], kernel_shape=weight.shape[2:]),
+        helper.make_node("QuantizeLinear", ["f", "ys", "z"], ["fq"]),
+        helper.make_node("DequantizeLinear", ["fq", "ys", "z"], ["y"]),
+    ]
+    return model_of(nodes, ["n", weight.shape[1], 3, 3], constants, TensorProto.FLOAT, TensorProto.FLOAT)
+
+
+def pair(first, second, values=(127, 127), shape=(8, 4, 3, 3)):
+    """int8 weights that are 0 but for two places in the order kernel row, kernel column, channel."""
+    outputs, channels, rows, columns = shape
+    flat = np.zeros((outputs, rows * columns * channels), np.int8)
+    flat[:, first], flat[:, second] = values
+    return np.ascontiguousarray(flat.reshape(outputs, rows, columns, channels).transpose(0, 3, 1, 2))
+
+
+def test_a_pair_saturates_where_some_codes_make_it():
+    rng = np.random.default_rng(0)
+    for largest in (15, 200, 255):
+        for _ in range(200):
+            weights = rng.integers(-128, 128, (1, 2))
+            sums = [np.dot(weights[0], codes) for codes in itertools.product((0, largest), repeat=2)]
+            assert pair_saturates(weights, largest) == (min(sums) < -(2**15) or max(sums) > 2**15 - 1)
+
+
+@pytest.mark.parametrize(("values", "saturates"), [((64, 64), False), ((65, 64), True), ((-64, -64), False)])
+def test_seven_bits_are_the_limit(values, saturates):
+    assert pair_saturates(np.array([values])) == saturates
+
+
+@pytest.mark.parametrize("largest", [127, 255])
+def test_what_passes_is_exact_in_the_saturating_instruction(largest):
+    rng = np.random.default_rng(1)
+    for bits in (6, 7, 8):
+        weights = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (16, 37))
+        worst = (np.where(sign * weights > 0, largest, 0) for sign in (-1, 1))
+        same = all((multiply_add_saturating(c, w[None]) == c @ w).all() for c, w in _each(worst, weights))
+        assert same or pair_saturates(weights, largest)
+
+
+def _each(codes, weights):
+    return [(row, weight) for array in codes for row, weight in zip(array, weights, strict=True)]
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 2), (3, 4), (16, 17), (34, 35)])
+def test_neighbours_are_found_in_either_alignment(domain, first, second):
+    assert saturating_layers(convolution(pair(first, second), domain)) == ("y",)
+    assert saturating_layers(convolution(pair(first, second, (64, 63)), domain)) == ()
+    assert saturating_layers(convolution(pair(first, second, (127, -128)), domain)) == ()
+
+
+def test_weights_that_are_no_neighbours_do_not_saturate():
+    assert saturating_layers(convolution(pair(0, 2))) == ()
+    assert saturating_layers(convolution(pair(0, 9))) == ()
+
+
+def test_types_and_shapes_without_a_saturating_kernel():
+    full = np.full((8, 4, 3, 3), 127, np.int8)
+    assert saturating_layers(convolution(full)) == ("y",)
+    assert saturating_layers(convolution(full.astype(np.uint8))) == ()
+    assert saturating_layers(convolution(full, activation=np.int8)) == ()
+    assert saturating_layers(convolution(full[:, :1], group=8)) == ()  # depthwise
+
+
+@pytest.mark.parametrize(("kind", "limit", "saturates"), [(np.uint8, 130, True), (np.uint8, 129, False)])
+def test_a_clip_lowers_the_largest_code(kind, limit, saturates):
+    full = np.full((8, 4, 3, 3), 127, np.int8)
+    assert bool(saturating_layers(quantize_dequantize(full, kind))) is True
+    assert bool(saturating_layers(quantize_dequantize(full, kind, limit))) is saturates
+
+
+def test_int8_activations_between_pairs_become_uint8_on_x86():
+    full = np.full((8, 4, 3, 3), 127, np.int8)
+    assert saturating_layers(quantize_dequantize(full, np.int8)) == ("f",)
+    assert saturating_layers(quantize_dequantize(full, np.int8, limit=0)) == ()  # codes up to 128
+
+
+@pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
+def test_matrices_are_read_along_what_they_sum(operator):
+    column = np.zeros((8, 4), np.int8)
+    column[2:4, 1] = 127
+    row = np.zeros((8, 4), np.int8)
+    row[1, 2:4] = 127
+    assert saturating_layers(matrix(operator, column)) == ("y",)
+    assert saturating_layers(matrix(operator, row)) == ()
+
+
+def test_weights_that_nodes_make_are_read_too():
+    full = np.full((8, 4, 3, 3), 127, np.int8)
+    proto = onnx.load_from_string(convolution(full))
+    proto.graph.initializer[-1].name = "flat"
+    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(full.ravel(), "flat"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(full.shape), "shape"))
+    proto.graph.node.insert(0, helper.make_node("Reshape", ["flat", "shape"], ["w"]))
+    assert saturating_layers(proto.SerializeToString()) == ("y",)
+
+
+def exact(codes, rows):
+    """The bytes of integer sums of codes [n, K] with rows [outputs, K]."""
+    sums = codes.astype(np.int64) @ rows.astype(np.int64).T
+    return np.clip(np.rint((sums.astype(np.float32) / np.float32(SCALE)).astype(np.float64)), 0, 255).astype(np.uint8)
+
+
+def worst_convolutions():
+    """(model, feed, exact output [1, outputs]) whose sums saturate where kernels do."""
+    for domain, channels in itertools.product(("", "com.microsoft"), (3, 4, 16)):
+        for first in (0, 1, 2, 5):
+            weight = pair(first, first + 1, shape=(16, channels, 3, 3))
+            images = np.full((1, 3, 3, channels) if domain else (1, channels, 3, 3), 255, np.uint8)
+            rows = weight.transpose(0, 2, 3, 1).reshape(16, -1)
+            yield convolution(weight, domain), images, exact(np.full((1, rows.shape[1]), 255), rows)
+
+
+def test_exact_sessions_are_exact_and_what_differs_was_foretold():
+    for model, images, expected in worst_convolutions():
+        output = open_session(model, 1).run(None, {"x": images})[0]
+        np.testing.assert_array_equal(output.reshape(1, -1), expected)
+        default = new_session(model).run(None, {"x": images})[0].reshape(1, -1)
+        assert (default == expected).all() or (saturating_layers(model) and kernels_saturate())
+
+
+@pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
+@pytest.mark.parametrize("images", [1, 5])
+def test_matrix_products_are_exact_too(operator, images):
+    rng = np.random.default_rng(2)
+    weight = rng.integers(-20, 128, (37, 16)).astype(np.int8)
+    codes = rng.integers(0, 256, (images, 37)).astype(np.uint8)
+    model = matrix(operator, weight)
+    assert saturating_layers(model) == ("y",)
+    output = open_session(model, 1).run(None, {"x": codes})[0]
+    np.testing.assert_array_equal(output, exact(codes, weight.T))
+
+
+def test_pairs_around_a_float_convolution_are_exact_in_integers():
+    weight = np.full((16, 4, 3, 3), 127, np.int8)
+    model, codes = quantize_dequantize(weight), np.full((1, 36), 1, np.uint8)
+    output = open_session(model, 1).run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
+    np.testing.assert_array_equal(output.ravel() / SCALE, exact(codes, weight.reshape(16, -1)).ravel())
+
+
+def test_unsigned_weights_cannot_saturate_and_compute_the_same():
+    for model, images, expected in worst_convolutions():
+        unsigned = unsigned_weights(model)
+        assert saturating_layers(unsigned) == ()
+        output = new_session(unsigned).run(None, {"x": images})[0]
+        np.testing.assert_array_equal(output.reshape(1, -1), expected)
+
+
+def test_a_model_that_cannot_saturate_stays_as_it_is():
+    model = convolution(pair(0, 1, (64, 63)))
+    assert unsigned_weights(model) is model
+    assert not differs_by_default(model)
+
+
+@pytest.mark.skipif("not kernels_saturate()", reason="the kernels of this CPU do not saturate (probe)")
+def test_on_a_saturating_cpu_the_default_session_differs():
+    model = convolution(pair(0, 1, shape=(16, 4, 3, 3)))
+    images = np.full((1, 4, 3, 3), 255, np.uint8)
+    assert differs_by_default(model)
+    assert (new_session(model).run(None, {"x": images})[0] != open_session(model, 1).run(None, {"x": images})[0]).all()
