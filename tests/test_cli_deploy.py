@@ -78,7 +78,7 @@ def test_row_says_what_was_deployed(deployed):
     row = deployed.row
     assert (row["status"], row["quant_type"], row["deploy"]) == ("ok", "int8", "x86")
     assert (row["deploy_input"], row["deploy_output"], row["provider"]) == ("float32", "same", "CPU")
-    assert (row["activation_type"], row["weight_type"]) == ("uint8", "int8")
+    assert (row["activation_type"], row["weight_type"], row["portable"]) == ("uint8", "uint8", "True")
     assert (row["kernels"], row["integer_kernels"], row["compute_kernels"]) == ("integer", "10", "10")
     assert (row["activation_bits"], row["weight_bits"], row["format"]) == ("8", "8", "QDQ")
     assert row["float_ops"] == "0"
@@ -166,7 +166,7 @@ def test_a_quantized_file_is_deployed_as_it_is(start):
     assert done.code == 0, done.err
     row = done.row
     assert (row["deploy"], row["kernels"], row["calibration_method"]) == ("x86", "integer", "")
-    assert (row["activation_type"], row["weight_type"]) == ("uint8", "int8")
+    assert (row["activation_type"], row["weight_type"], row["portable"]) == ("uint8", "uint8", "True")
     answers = [np.load(run.folder / "predictions.npy") for run in (plain, done)]
     np.testing.assert_array_equal(*answers)  # all integers already
 

@@ -74,7 +74,6 @@ def speed_columns(
         "latency_us_ci_high": one.high_us,
         "latency_us_p95": one.p95_us,
         "latency_spread": one.spread,
-        "default_session_latency_us_median": default[0].median_us if default else None,
         "float_latency_us_median": base.median_us,
         "float_latency_us_p95": base.p95_us,
         "float_latency_spread": base.spread,
@@ -82,6 +81,8 @@ def speed_columns(
         "latency_batch": one.batch,
         "latency_threads": config.threads,
     }
+    if default:
+        columns["default_session_latency_us_median"] = default[0].median_us
     spreads = [one.spread, base.spread]
     if model is not None:
         columns |= ratio_columns("speedup", base, one)

@@ -74,7 +74,7 @@ class Simulation:
         self.subjects = {model.decode(): Subject(model, CONTRACT) for model in durations}
         self.now = 0
 
-    def open_session(self, model, threads, *, providers):
+    def open_session(self, model, threads, *, exact=True, providers):
         self.opened.append((threads, tuple(providers)))
         return SimulatedSession(self, model)
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs import session
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs import session
 
 RNG = np.random.default_rng(0)
 CONV_NET_PRODUCTS = 3

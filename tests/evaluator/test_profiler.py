@@ -140,7 +140,7 @@ class Session:
 
 def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) -> None:
     def opened(
-        model: bytes, threads: int, *, optimized_model: Path | None = None, trace: Path | None = None
+        model: bytes, threads: int, *, exact: bool, optimized_model: Path | None = None, trace: Path | None = None
     ) -> Session:
         if optimized_model is not None:
             optimized_model.write_bytes(model)

@@ -4,8 +4,8 @@ import pytest
 
 from resnet8_quant.config import LatencyConfig
 from resnet8_quant.evaluator import latency, speed
-from resnet8_quant.graphs.session import CPU
 from resnet8_quant.evaluator.speed import speed_columns
+from resnet8_quant.graphs.session import CPU
 from resnet8_quant.results import COLUMNS
 
 SINGLE = {
@@ -41,6 +41,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(speed, "Busy", Quiet)
     monkeypatch.setattr(speed, "load_per_core", lambda: 0.123456)
     monkeypatch.setattr(speed, "usable_cores", lambda: 6)
+    monkeypatch.setattr(speed, "differs_by_default", lambda model: model == b"s")
 
 
 def measured(simulation, images, config, model="q"):
@@ -133,3 +134,8 @@ def test_the_seed_is_the_bootstraps(simulate, quiet, images):
     low, median, high = interval(1)
     assert low < median < high
     assert latency.RESAMPLES > 0
+
+
+def test_a_default_session_that_saturates_is_timed_beside_the_exact_one(simulate, quiet, images):
+    columns = measured(simulate(f=[100], s=[50]), images, LatencyConfig(runs=40, warmup=2, throughput_batch=0), "s")
+    assert columns["default_session_latency_us_median"] == columns["latency_us_median"] == 50

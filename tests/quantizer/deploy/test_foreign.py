@@ -17,8 +17,8 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
-from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.files import sha256_bytes
+from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -26,7 +26,7 @@ from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
-X86 = DeployConfig("x86", NumberType.uint8, wide_input=True)
+X86 = DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True)
 PRODUCTS = DeployConfig("x86_amx", NumberType.uint8, wide_input=True, products=True)
 U8S8 = QuantConfig("u8s8", NumberType.uint8, NumberType.int8, per_channel=True)
 CONTRACT = InputContract("x", Layout.NHWC, (8, 8, 3), None, 5)
@@ -115,7 +115,7 @@ def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> Non
 def test_bytes_in_are_quantized_operators(images) -> None:
     plain = quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized
     floats, _ = deploy(plain, X86, CONTRACT)
-    taken = DeployConfig("x86", NumberType.uint8, wide_input=True, input=type(X86.input).uint8)
+    taken = DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True, input=type(X86.input).uint8)
     contents = read_contents(onnx.load_from_string(deploy(plain, taken, CONTRACT)[0]))
     assert (contents.quantized_ops, contents.float_ops) == (
         read_contents(onnx.load_from_string(floats)).quantized_ops,

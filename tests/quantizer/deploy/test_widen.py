@@ -114,7 +114,7 @@ def test_widened_where_it_pays(options, target, shapes):
         assert numpy_helper.to_array(arrays[node.input[4]]).shape == (shape[0],)  # a scale for each output channel
 
 
-@pytest.mark.parametrize(("target", "second"), [("x86", (16, 16, 3, 3)), ("x86_amx", (64, 16, 3, 6))])
+@pytest.mark.parametrize(("target", "second"), [("x86_vnni", (16, 16, 3, 3)), ("x86_amx", (64, 16, 3, 6))])
 def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     model = build(((16, 3, PAD), (16, 3, PAD), (64, 3, PAD)))
     serialized = plain(model, "uint8")
