@@ -85,9 +85,11 @@ def _slow(row: RunResult) -> str | None:
         how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
     if row.deploy == "arm" and "avx" in (row.cpu or ""):
         return f"deploy=arm {how}, which is not an Arm; here try deploy=x86."
+    if row.deploy == "x86" and "uint8" in (row.weight_type or ""):
+        return f"8-bit weights on uint8 kernels {how}; int8 weights of 7 bits are exact too: try quant.weight_bits=7."
     if row.deploy not in (None, "none"):
         return f"The deployed model {how}; python -m resnet8_quant.profile model.onnx shows where its time goes."
-    hint = "deploy=x86" if row.format == "QDQ" else "quant.format=QDQ deploy=x86"
+    hint = "quant.weight_bits=7 deploy=x86" if row.format == "QDQ" else "quant=u8s7 deploy=x86"
     return f"{row.activation_type} activations {how}; try {hint}."
 
 

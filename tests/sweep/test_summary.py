@@ -236,14 +236,35 @@ def test_no_advice_when_all_is_well() -> None:
 
 
 def test_collapse_is_a_warning() -> None:
-    (sentence,) = advise(_quantized(accuracy=0.1, accuracy_delta=-0.78))
+    (sentence,) = advise(_quantized(accuracy=0.1, accuracy_delta=-0.78, classes=10))
     assert sentence.startswith("WARNING: top-1 of 10.00 % is near chance")
+
+
+@pytest.mark.parametrize(("classes", "accuracy", "broken"), [(2, 0.7, False), (2, 0.55, True), (100, 0.1, False)])
+def test_chance_depends_on_the_number_of_classes(classes: int, accuracy: float, broken: bool) -> None:
+    (sentence,) = advise(_quantized(accuracy=accuracy, accuracy_delta=-0.2, classes=classes))
+    assert ("near chance" in sentence) == broken
+
+
+def test_a_model_that_can_saturate_is_told_where_it_differs() -> None:
+    (sentence,) = advise(_quantized(portable=False))
+    assert sentence.startswith("On x86 CPUs without VNNI")
+    assert sentence.endswith("quant.weight_bits=7.")
+    here = {"portable": False, "default_session_accuracy": 0.61, "default_session_changed": 250}
+    (sentence,) = advise(_quantized(**here))
+    assert "250 of 1000 predictions differ, top-1 61.00 % in place of 88.00 %" in sentence
+    assert sentence.startswith("WARNING: this CPU has no VNNI")
+    (sentence,) = advise(_quantized(**here, format="QOperator"))
+    assert sentence.endswith("quant.reduce_range=true.")
+    (sentence,) = advise(_quantized(**{**here, "default_session_changed": 0}))
+    assert "none of 1000 predictions differ" in sentence
+    assert advise(_quantized(portable=True)) == []
 
 
 @pytest.mark.parametrize(
     ("bits", "refine", "hint"),
     [
-        (8, "none", "quant=u8s8"),
+        (8, "none", "quant=u8s7"),
         (4, "none", "refine=best with quant.per_channel=true"),
         (4, "best", "allocate=accuracy"),
     ],
@@ -259,7 +280,7 @@ def test_slow_int8_is_told_to_deploy() -> None:
     (sentence,) = advise(_quantized(kernels="mixed", **slow))
     assert "int8 activations ran 1.6x slower" in sentence
     assert "10 Conv/Gemm, 4 of them integer" in sentence
-    assert sentence.endswith("try deploy=x86.")
+    assert sentence.endswith("try quant.weight_bits=7 deploy=x86.")
     (sentence,) = advise(_quantized(kernels="integer", deploy="arm", cpu="some, 2 cores, avx2", **slow))
     assert "which is not an Arm" in sentence
     (first, second) = advise(_quantized(kernels="mixed", deploy="x86", **slow))

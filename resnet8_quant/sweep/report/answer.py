@@ -102,6 +102,8 @@ def recommend(evidence: Evidence) -> Answer | None:
 def _answer(qualified: Sequence[Job], best: Job, condition: str, compared: int, tests: tuple[Test, ...]) -> Answer:
     """The run of ``qualified`` to ship; ``condition`` is the sentence about what qualifies."""
     portable = [job for job in qualified if is_portable(job.row)]
+    if not any(job.row.calibration_method for job in portable) and any(job.row.calibration_method for job in qualified):
+        portable = []  # the float model computes the same everywhere, and is not what was asked for
     rule = condition + PORTABLE + CHOICE
     return Answer(choose(portable or qualified), best, rule, len(qualified), len(portable), compared, tests)
 
