@@ -24,6 +24,7 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.experiment import prepare, run_experiment
+from resnet8_quant.graphs import session
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.sampling import overlapping
 from resnet8_quant.sweep.ledger import whole
@@ -144,3 +145,32 @@ def test_a_layer_that_the_model_lacks_is_refused_before_any_work(config: Config)
     with pytest.raises(ExperimentError, match=r"'stack1.convl', which matches no layer; the model has .*stack1.conv1"):
         prepare(replace(config, quant=quant))
     assert prepare(replace(config, quant=QuantConfig(layers={"stack1.*": {"weight_bits": 4}}))).images is not None
+
+
+def test_where_kernels_saturate_the_default_session_stands_beside(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u8s8 = replace(config, quant=QuantConfig("u8s8", NumberType.uint8, NumberType.int8, True))
+    rows = {}
+    for saturates in (session.kernels_saturate(), True):  # as it is, and as another CPU would tell
+        monkeypatch.setattr(session, "kernels_saturate", lambda saturates=saturates: saturates)
+        rows[saturates] = run_experiment(u8s8, tmp_path / str(saturates))
+        layers = json.loads((tmp_path / str(saturates) / "run.json").read_text(encoding="utf-8"))["saturating_layers"]
+        assert "dense" in " ".join(layers)
+    assert all(row.portable is False for row in rows.values())
+    assert len({row.accuracy for row in rows.values()}) == 1
+    assert rows[True].default_session_accuracy is not None
+    assert rows[True].default_session_changed is not None
+    if False in rows:  # the kernels of this CPU are exact, whatever they were called
+        assert rows[False].default_session_accuracy is None
+        assert rows[True].default_session_changed == 0
+    else:
+        assert rows[True].default_session_changed > 0
+
+
+def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "kernels_saturate", lambda: True)
+    u8s7 = QuantConfig("u8s7", NumberType.uint8, NumberType.int8, True, weight_bits=7)
+    row = run_experiment(replace(config, quant=u8s7), tmp_path)
+    assert (row.portable, row.default_session_accuracy, row.default_session_changed) == (True, None, None)
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["saturating_layers"] == []

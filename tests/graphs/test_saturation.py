@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from resnet8_quant.graphs import session
 from resnet8_quant.graphs.saturation import pair_saturates, saturating_layers, unsigned_weights
 from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, new_session, open_session
 
@@ -233,3 +234,22 @@ def test_on_a_saturating_cpu_the_default_session_differs():
     images = np.full((1, 4, 3, 3), 255, np.uint8)
     assert differs_by_default(model)
     assert (new_session(model).run(None, {"x": images})[0] != open_session(model, 1).run(None, {"x": images})[0]).all()
+
+
+def test_pairs_that_do_not_load_precisely_are_computed_in_float(monkeypatch):
+    """As ONNX Runtime does with an int8 QLinearMatMul on a CPU without VNNI."""
+    entries = []
+
+    def refusing(model, *, entries_of=entries, entries=None, **options):
+        entries_of.append(entries)
+        if entries == session.PRECISE:
+            raise RuntimeError("types no longer match")
+        return new_session(model, entries=entries, **options)
+
+    monkeypatch.setattr(session, "new_session", refusing)
+    monkeypatch.setattr(session, "differs_by_default", lambda model: True)
+    weight = np.full((16, 4, 3, 3), 127, np.int8)
+    opened = open_session(quantize_dequantize(weight), 1)
+    output = opened.run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
+    assert entries == [session.PRECISE, session.SIMULATED]
+    np.testing.assert_array_equal(output.ravel() / SCALE, exact(np.ones((1, 36)), weight.reshape(16, -1)).ravel())
