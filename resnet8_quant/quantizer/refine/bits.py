@@ -53,13 +53,9 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
     activation = quant.activation_bits or quant.activation_type.bits
     bits = {name: {"weight_bits": weight, "activation_bits": activation} for name in names}
     if quant.keep_first_last is not None and names:
-        for name in (names[0], names[-1]):
-            bits[name] = {
-                key: max(value, min(quant.keep_first_last, kind.bits))
-                for (key, value), kind in zip(
-                    bits[name].items(), (quant.weight_type, quant.activation_type), strict=True
-                )
-            }
+        for name in (names[0], names[-1]):  # their activations keep all bits: those cost no bytes and cannot saturate
+            kept = min(quant.keep_first_last, quant.weight_type.bits)
+            bits[name] = {"weight_bits": max(weight, kept), "activation_bits": quant.activation_type.bits}
     for pattern, override in quant.layers.items():
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:

@@ -35,7 +35,7 @@ def test_first_and_last_are_kept(graph):
     assert found["conv"] == found["dense"] == LayerBits(8, 8)
     assert {found[name] for name in RESNET8[1:-1]} == {LayerBits(3, 4)}
     found = widths(graph, weight_bits=3, activation_bits=4, keep_first_last=5)
-    assert found["conv"] == found["dense"] == LayerBits(5, 5)
+    assert found["conv"] == found["dense"] == LayerBits(5, 8)  # what they read keeps all bits
 
 
 def test_keeping_never_narrows_nor_exceeds_the_type(graph):
