@@ -179,7 +179,7 @@ class AllocateConfig:
     budget_bytes: Optional[int] = None
     max_drop: Optional[float] = None
     held_out: int = 5000
-    choices: list[int] = field(default_factory=lambda: [2, 4, 8])
+    choices: list[int] = field(default_factory=lambda: [2, 4, 7])
 
 
 @dataclass

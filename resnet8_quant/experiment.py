@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,12 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
         evaluation = config.evaluation
+        evaluate = partial(
+            predict,
+            batch_size=evaluation.batch_size,
+            threads=evaluation.threads,
+            providers=evaluation.providers,
+        )
         float_predictions, float_seconds = cached_predictions(
             model.serialized,
             model.contract,
@@ -121,18 +128,10 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         clock = time.perf_counter()
         predictions = float_predictions
         if made.serialized is not model.serialized:
-            predictions = predict(
-                made.serialized,
-                made.contract,
-                test.images,
-                batch_size=evaluation.batch_size,
-                threads=evaluation.threads,
-                providers=evaluation.providers,
-                description="evaluating quantized",
-            )
+            predictions = evaluate(made.serialized, made.contract, test.images, description="evaluating quantized")
         evaluation_seconds = time.perf_counter() - clock
         layers = saturating_layers(made.serialized)
-        default_columns = _default_session(config, made, test, predictions) if layers else {}
+        default_columns = _default_session(evaluate, made, test, predictions) if layers else {}
         comparison = compare(
             predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model)
         )
@@ -233,21 +232,21 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _default_session(config: Config, made: _Made, test: Split, predictions: Predictions) -> dict[str, Any]:
-    """What a session with ONNX Runtime's default options makes of a model on this CPU; empty if it is the exact one."""
+def _default_session(
+    evaluate: Callable[..., Predictions], made: _Made, test: Split, predictions: Predictions
+) -> dict[str, Any]:
+    """What a session with ONNX Runtime's default options makes of a model on this CPU; empty if it is the exact one.
+
+    Args:
+        evaluate: ``predict`` with the settings of the run.
+        made: the model.
+        test: what it is evaluated on.
+        predictions: of the exact session.
+    """
     if not differs_by_default(made.serialized):
         return {}
-    evaluation = config.evaluation
-    default = predict(
-        made.serialized,
-        made.contract,
-        test.images,
-        batch_size=evaluation.batch_size,
-        threads=evaluation.threads,
-        providers=evaluation.providers,
-        exact=False,
-        description="evaluating in the default session",
-    )
+    description = "evaluating in the default session"
+    default = evaluate(made.serialized, made.contract, test.images, exact=False, description=description)
     return {
         "default_session_accuracy": float(np.mean(default.labels == test.labels)),
         "default_session_changed": int(np.sum(default.labels != predictions.labels)),
