@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
-from resnet8_quant.config import CalibrationConfig, DataConfig, Method, ModelConfig, ModelKind, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DataConfig, DType, Method, ModelConfig, ModelKind, QuantConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.files import cache_folder
@@ -88,12 +88,12 @@ def measure(method: str, feed: int, size: int, kind: str, source: str | None) ->
     model = load_model(ModelConfig(ModelKind[kind], source=source), (32, 32, 3), data.classes, cache)
     if method == FORWARD:
         clock = time.perf_counter()
-        predict(model.serialized, model.contract, data.train.images[:size], batch_size=500, threads=0)
+        predict(model.serialized, model.input_spec, data.train.images[:size], batch_size=500, threads=0)
         return Measured(time.perf_counter() - clock, peak_rss_mb() or 0.0)
     config = CalibrationConfig(**OURS[method], samples_per_class=size // data.classes)
     chosen = choose_images(config, data.train.labels, len(data.test.labels), seed=0)
     images = CalibrationImages.of(data.train.images, chosen, data.digest)
-    quant = QuantConfig("u8s8", NumberType.uint8, NumberType.int8, per_channel=True)
+    quant = QuantConfig("u8s8", DType.uint8, DType.int8, per_channel=True)
     clock = time.perf_counter()
     if feed:
         ranges = onnxruntime_ranges(model, images, CalibrationMethod[THEIRS[method]], feed)
@@ -101,7 +101,7 @@ def measure(method: str, feed: int, size: int, kind: str, source: str | None) ->
     else:
         found = calibrate(model, images, quant, config, OPERATORS, threads=0, cache=None)
     seconds, peak, mapped = time.perf_counter() - clock, peak_rss_mb(), kilobytes("/proc/self/status", "RssFile")
-    answers = predict(insert_ranges(model, found, quant), model.contract, data.test.images, batch_size=500, threads=0)
+    answers = predict(insert_ranges(model, found, quant), model.input_spec, data.test.images, batch_size=500, threads=0)
     top1 = 100 * float(np.mean(answers.labels == data.test.labels))
     return Measured(seconds, peak or 0.0, (mapped or 0) * 1024 / 1e6, top1)
 
@@ -111,8 +111,8 @@ def onnxruntime_ranges(
 ) -> dict[str, tuple[np.float32, np.float32]]:
     """{tensor: (low, high)} by onnxruntime's calibrator with its own defaults, asymmetric as in quantize_static."""
 
-    contract = model.contract
-    feeds = ({contract.name: contract.prepare(images.batch(i, feed))} for i in range(0, len(images), feed))
+    input_spec = model.input_spec
+    feeds = ({input_spec.name: input_spec.prepare(images.batch(i, feed))} for i in range(0, len(images), feed))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path, augmented = Path(folder) / "model.onnx", Path(folder) / "augmented.onnx"
         path.write_bytes(model.serialized)

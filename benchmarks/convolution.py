@@ -1,7 +1,7 @@
 """What one integer convolution of ResNet8 costs in ONNX Runtime, as it is and widened: the ground of deploy=x86.
 
 Builds graphs of one and of nine equal QLinearConv nodes (NHWC, uint8 x int8, random weights), widens them as
-quantizer/deploy/widen.py does, and measures both side by side, batch 1, one thread; the cost of a convolution is an
+deploy/widen.py does, and measures both side by side, batch 1, one thread; the cost of a convolution is an
 eighth of the difference. Out: a Markdown table. Its last layer makes the products of stack1.conv1 with a kernel of one
 pixel on 144 channels, for which no pointers to columns are written: the difference is what the pointers cost.
 """
@@ -24,11 +24,11 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from resnet8_quant.deploy.graph import MICROSOFT, Graph  # noqa: E402
+from resnet8_quant.deploy.widen import convolutions, widen, window_of  # noqa: E402
 from resnet8_quant.evaluator.latency import measure_calls  # noqa: E402
 from resnet8_quant.graphs.session import open_session  # noqa: E402
 from resnet8_quant.machine import cpu_description  # noqa: E402
-from resnet8_quant.quantizer.deploy.graph import MICROSOFT, Graph  # noqa: E402
-from resnet8_quant.quantizer.deploy.widen import convolutions, widen, window_of  # noqa: E402
 from resnet8_quant.terminal import markdown  # noqa: E402
 
 COPIES = 9

@@ -173,10 +173,10 @@ def make(preset: str, deploy: str, words: list[str], folder: Path, prepared: Pre
     row = results.read(target / results.FILE_NAME)
     file = target / "model.onnx"
     session = open_session(file.read_bytes(), 0)
-    images, contract = prepared.data.test.images[:count], prepared.model.contract
+    images, input_spec = prepared.data.test.images[:count], prepared.model.input_spec
     outputs = np.concatenate(
         [
-            run_batch(session, contract.name, contract.prepare(images[start : start + BATCH]))
+            run_batch(session, input_spec.name, input_spec.prepare(images[start : start + BATCH]))
             for start in range(0, len(images), BATCH)
         ]
     )
@@ -299,7 +299,7 @@ def measure(words: list[str], count: int, arm_root: Path | None) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_probe(folder)
-        np.save(folder / "images.npy", prepared.model.contract.prepare(test.images[:count]))
+        np.save(folder / "images.npy", prepared.model.input_spec.prepare(test.images[:count]))
         models = [make(preset, deploy, words, folder, prepared, count) for preset in PRESETS for deploy in DEPLOYS]
         outputs = run_everywhere(models, machines, folder)
     qemu = subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0]

@@ -34,18 +34,18 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, Layout, NumberType  # noqa: E402
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, DType, Layout  # noqa: E402
+from resnet8_quant.deploy.deploy import deploy  # noqa: E402
+from resnet8_quant.deploy.fuse import fuse  # noqa: E402
+from resnet8_quant.deploy.reencode import reencode  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
-from resnet8_quant.evaluator.latency import Latency, Subject, caller, measure_calls, speedup  # noqa: E402
+from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, caller, measure_calls, speedup  # noqa: E402
 from resnet8_quant.evaluator.profiler import profile_model  # noqa: E402
 from resnet8_quant.experiment import prepare  # noqa: E402
 from resnet8_quant.graphs.session import kernels_saturate  # noqa: E402
-from resnet8_quant.inputs.contract import InputContract  # noqa: E402
+from resnet8_quant.inputs.input_spec import InputSpec  # noqa: E402
 from resnet8_quant.machine import Busy, cpu_description, load_per_core, usable_cores  # noqa: E402
-from resnet8_quant.quantizer.deploy.deploy import deploy  # noqa: E402
-from resnet8_quant.quantizer.deploy.fuse import fuse  # noqa: E402
-from resnet8_quant.quantizer.deploy.reencode import reencode  # noqa: E402
 from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
 from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
 from resnet8_quant.terminal import markdown, show_error  # noqa: E402
@@ -69,23 +69,25 @@ def configuration(words: list[str]) -> Config:
     return to_config(compose("config", words), words)
 
 
-def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], np.ndarray, np.ndarray]:
+def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, BenchmarkModel], np.ndarray, np.ndarray]:
     """Models to compare, steps of deploy=x86, test images and labels."""
     targets = {name: configuration([*words, f"deploy={name}"]).deploy for name in TARGETS}
     lean = replace(targets["x86"], input=DeployInput.uint8, output=DeployOutput.label)
-    found: dict[str, Subject] = {}
-    steps: dict[str, Subject] = {}
+    found: dict[str, BenchmarkModel] = {}
+    steps: dict[str, BenchmarkModel] = {}
     for name in QUANTS:
         config = configuration([f"quant={name}", *words])
         prepared = prepare(config)
         assert prepared.images is not None
         model, test = prepared.model, prepared.data.test
-        found.setdefault("float", Subject(model.serialized, model.contract))
+        found.setdefault("float", BenchmarkModel(model.serialized, model.input_spec))
         plain = quantize(model, prepared.images, config.quant, config.calibration, cache=prepared.cache).serialized
-        found[name] = Subject(plain, model.contract)
+        found[name] = BenchmarkModel(plain, model.input_spec)
 
-        def made(target: DeployConfig, plain: bytes = plain, contract: InputContract = model.contract) -> Subject:
-            return Subject(*deploy(plain, target, contract))
+        def made(
+            target: DeployConfig, plain: bytes = plain, input_spec: InputSpec = model.input_spec
+        ) -> BenchmarkModel:
+            return BenchmarkModel(*deploy(plain, target, input_spec))
 
         portable = not kernels_saturate() or name == "u8s7"
         for target in TARGETS:
@@ -97,8 +99,8 @@ def subjects(words: list[str]) -> tuple[dict[str, Subject], dict[str, Subject], 
             if wanted:
                 found[f"{name} deploy={target}"] = made(targets[target])
         if name == "u8s7":
-            fused = fuse(reencode(onnx.load_from_string(plain), NumberType.uint8))[0].SerializeToString()
-            steps = {"re-encoded, fused": Subject(fused, model.contract)}
+            fused = fuse(reencode(onnx.load_from_string(plain), DType.uint8))[0].SerializeToString()
+            steps = {"re-encoded, fused": BenchmarkModel(fused, model.input_spec)}
             steps |= {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
             steps["deploy=x86_amx"] = made(targets["x86_amx"])
             amx = replace(targets["x86_amx"], input=lean.input, output=lean.output)
@@ -130,7 +132,7 @@ class Peer:
         return float(np.mean(np.array(predictions) == labels))
 
 
-def lite_peer(path: Path, contract: InputContract) -> Peer:
+def lite_peer(path: Path, input_spec: InputSpec) -> Peer:
     """A TensorFlow Lite file that takes what the float model takes, quantized if its input is."""
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -142,7 +144,7 @@ def lite_peer(path: Path, contract: InputContract) -> Peer:
         raise ExperimentError(f"--tflite: {path} cannot be read: {error}", "give a .tflite file") from error
     interpreter.allocate_tensors()
     source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    for found, expected in ((source, (1, *contract.shape)), (result, (1, contract.classes))):
+    for found, expected in ((source, (1, *input_spec.shape)), (result, (1, input_spec.classes))):
         if tuple(found["shape"]) != expected:
             raise ExperimentError(
                 f"--tflite: {path}: the tensor {found['name']} is {found['shape'].tolist()}, expected {list(expected)}",
@@ -151,7 +153,7 @@ def lite_peer(path: Path, contract: InputContract) -> Peer:
     dtype, (scale, zero_point) = source["dtype"], source["quantization"]
 
     def prepare(images: np.ndarray) -> np.ndarray:
-        inputs = replace(contract, layout=Layout.NHWC).prepare(images)
+        inputs = replace(input_spec, layout=Layout.NHWC).prepare(images)
         if scale:
             limits = np.iinfo(dtype)
             inputs = np.clip(np.rint(inputs / np.float32(scale)) + zero_point, limits.min, limits.max)
@@ -165,7 +167,7 @@ def lite_peer(path: Path, contract: InputContract) -> Peer:
     return Peer(run, prepare, path.stat().st_size, f"ai-edge-litert {version('ai-edge-litert')}")
 
 
-def openvino_peer(subject: Subject) -> Peer:
+def openvino_peer(subject: BenchmarkModel) -> Peer:
     """OpenVINO on an ONNX model."""
     try:
         import openvino
@@ -185,11 +187,17 @@ def openvino_peer(subject: Subject) -> Peer:
         return np.asarray(compiled(image)[0])
 
     runtime = f"openvino {version('openvino')} ({precision} where not integer)"
-    return Peer(run, subject.contract.prepare, len(subject.model), runtime)
+    return Peer(run, subject.input_spec.prepare, len(subject.model), runtime)
 
 
 def compared(
-    models: dict[str, Subject], images: np.ndarray, peers: dict[str, Peer], *, runs: int, threads: int, batch: int
+    models: dict[str, BenchmarkModel],
+    images: np.ndarray,
+    peers: dict[str, Peer],
+    *,
+    runs: int,
+    threads: int,
+    batch: int,
 ) -> dict[str, Latency]:
     """All in turn."""
     calls = {name: caller(subject, images, threads=threads, batch=batch) for name, subject in models.items()}
@@ -246,13 +254,13 @@ def main() -> int:
     try:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             models, steps, images, labels = subjects(options.words)
-        contract = models["float"].contract
-        peers = {f"TensorFlow Lite, {path.name}": lite_peer(path, contract) for path in options.tflite}
+        input_spec = models["float"].input_spec
+        peers = {f"TensorFlow Lite, {path.name}": lite_peer(path, input_spec) for path in options.tflite}
         if options.openvino:
             peers |= {f"OpenVINO, {name}": openvino_peer(models[name]) for name in ("float", *QUANTS)}
         load, busy, clock = load_per_core(), Busy(), time.perf_counter()
         right = {
-            name: float(np.mean(predict(one.model, one.contract, images, batch_size=50, threads=0).labels == labels))
+            name: float(np.mean(predict(one.model, one.input_spec, images, batch_size=50, threads=0).labels == labels))
             for name, one in (models | steps).items()
         }
         right |= {name: peer.top1(images, labels) for name, peer in peers.items()}

@@ -113,7 +113,7 @@ def measure(case: Case) -> Measured:
         quantized.append(quantize(model, images, config.quant, config.calibration, config.refine, cache=prepared.cache))
     peak, top1 = peak_rss_mb() or 0.0, []
     for one in quantized:
-        answers = predict(one.serialized, model.contract, data.test.images, batch_size=500, threads=0)
+        answers = predict(one.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
         top1.append(100 * float(np.mean(answers.labels == data.test.labels)))
     return Measured(top1, [one.seconds for one in quantized], peak, len(images), len(data.test.labels))
 

@@ -155,7 +155,7 @@ def measure(words: list[str], seed: int, stretches: np.ndarray) -> dict[str, Mea
     size, threads = config.evaluation.batch_size, config.evaluation.threads
 
     def answers(serialized: bytes) -> np.ndarray:
-        return predict(serialized, model.contract, test.images, batch_size=size, threads=threads).labels
+        return predict(serialized, model.input_spec, test.images, batch_size=size, threads=threads).labels
 
     reference = answers(model.serialized)
     eight = [scales_of(layer, weight, EIGHT) for layer, weight in zip(layers, weights, strict=True)]

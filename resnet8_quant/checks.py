@@ -9,10 +9,10 @@ from resnet8_quant.config import (
     CalibrationConfig,
     Config,
     DeployConfig,
+    DType,
     Format,
     Method,
     ModelKind,
-    NumberType,
     QuantConfig,
     Sampling,
 )
@@ -21,27 +21,27 @@ from resnet8_quant.low_bit import check_allocate, check_refine, check_widths
 from resnet8_quant.tracking import check_tracking
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
-_ALL_WEIGHTS = frozenset(NumberType) - {NumberType.float32, NumberType.int2, NumberType.uint2}
+_ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
 
 # What onnxruntime.quantization can write: format -> activation type -> weight types.
-LEGAL: dict[Format, dict[NumberType, frozenset[NumberType]]] = {
+LEGAL: dict[Format, dict[DType, frozenset[DType]]] = {
     Format.QDQ: {
-        NumberType.int8: _ALL_WEIGHTS - {NumberType.uint8},
-        NumberType.uint8: _ALL_WEIGHTS,
-        NumberType.int16: _ALL_WEIGHTS,
-        NumberType.uint16: _ALL_WEIGHTS,
-        NumberType.float32: frozenset({NumberType.float32}),
+        DType.int8: _ALL_WEIGHTS - {DType.uint8},
+        DType.uint8: _ALL_WEIGHTS,
+        DType.int16: _ALL_WEIGHTS,
+        DType.uint16: _ALL_WEIGHTS,
+        DType.float32: frozenset({DType.float32}),
     },
     Format.QOperator: {
-        NumberType.int8: frozenset({NumberType.int8}),
-        NumberType.uint8: frozenset({NumberType.int8, NumberType.uint8}),
-        NumberType.float32: frozenset({NumberType.float32}),
+        DType.int8: frozenset({DType.int8}),
+        DType.uint8: frozenset({DType.int8, DType.uint8}),
+        DType.float32: frozenset({DType.float32}),
     },
 }
 
-_REASONS: tuple[tuple[NumberType | Format, NumberType | None, str], ...] = (
-    (NumberType.float32, None, "float32 means no quantization, of both or of neither"),
-    (NumberType.int8, NumberType.uint8, "ONNX Runtime has no kernel for int8 activations with uint8 weights"),
+_REASONS: tuple[tuple[DType | Format, DType | None, str], ...] = (
+    (DType.float32, None, "float32 means no quantization, of both or of neither"),
+    (DType.int8, DType.uint8, "ONNX Runtime has no kernel for int8 activations with uint8 weights"),
     (Format.QOperator, None, "ONNX's integer operators take 8-bit types only; quant.format=QDQ takes all"),
 )
 
@@ -60,7 +60,7 @@ PARAMETERS: dict[Method, dict[str, tuple[float, float]]] = {
 # Without bins these take no histogram: faster, but ranges.csv cannot say how much noise a range makes.
 HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
 
-_DEPLOYABLE = (NumberType.uint8, NumberType.int8)
+_DEPLOYABLE = (DType.uint8, DType.int8)
 
 # Field -> (lowest, highest or None).
 _RANGES: dict[str, tuple[int, int | None]] = {
@@ -91,7 +91,7 @@ def check(config: Config) -> None:
             raise ExperimentError(f"`{path}` is {value}; valid are {limits}", f"python run.py {path}={max(lowest, 1)}")
     _check_types(config.quant)
     check_widths(config.quant)
-    if config.quant.activation_type is not NumberType.float32:
+    if config.quant.activation_type is not DType.float32:
         _check_calibration(config.calibration, config.quant)
     check_refine(config)
     check_allocate(config)
@@ -118,7 +118,7 @@ def _check_types(quant: QuantConfig) -> None:
             f"{form.name}: {reason}; valid with {form.name} are {', '.join(choices)}",
             "python run.py quant=u8s8",
         )
-    eight_bits = weight in (NumberType.int8, NumberType.uint8)
+    eight_bits = weight in (DType.int8, DType.uint8)
     if quant.reduce_range and not eight_bits:
         raise ExperimentError(
             f"`quant.reduce_range` is true with `quant.weight_type` {weight.name}; it narrows 8-bit weights to 7 bits",
@@ -199,18 +199,18 @@ def _check_deploy(deploy: DeployConfig, quant: QuantConfig, model: ModelKind) ->
             f"{', '.join(kind.name for kind in _DEPLOYABLE)}",
             "python run.py deploy=x86",
         )
-    if quant.activation_type is NumberType.float32 and model is not ModelKind.onnx:
+    if quant.activation_type is DType.float32 and model is not ModelKind.onnx:
         raise ExperimentError(
             f"`deploy`: the model has no QuantizeLinear with quant={quant.name}, so there are no integers to deploy",
             f"python run.py quant=int8 deploy={deploy.name}",
         )
-    if quant.activation_type is not NumberType.float32 and quant.activation_type not in _DEPLOYABLE:
+    if quant.activation_type is not DType.float32 and quant.activation_type not in _DEPLOYABLE:
         raise ExperimentError(
             f"`quant.activation_type` is {quant.activation_type.name} with deploy={deploy.name}: ONNX Runtime's "
             f"integer kernels take 8-bit activations, {' or '.join(kind.name for kind in _DEPLOYABLE)}",
             "python run.py quant=u8s8 deploy=x86",
         )
-    if quant.weight_type in (NumberType.int16, NumberType.uint16):
+    if quant.weight_type in (DType.int16, DType.uint16):
         raise ExperimentError(
             f"`quant.weight_type` is {quant.weight_type.name} with deploy={deploy.name}: ONNX Runtime's integer "
             "kernels take weights of 8 bits or fewer",

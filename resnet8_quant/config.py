@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Optional
 
 
-class NumberType(Enum):
+class DType(Enum):
     """Number formats of tensors; the member's name is the word in the config and the CSV."""
 
     float32 = "float32"
@@ -130,8 +130,8 @@ class DeployOutput(Enum):
 @dataclass
 class QuantConfig:
     name: str = "int8"
-    activation_type: NumberType = NumberType.int8
-    weight_type: NumberType = NumberType.int8
+    activation_type: DType = DType.int8
+    weight_type: DType = DType.int8
     per_channel: bool = False
     format: Format = Format.QDQ
     activation_symmetric: bool = False
@@ -177,15 +177,15 @@ class RefineConfig:
 class AllocateConfig:
     name: str = "none"
     budget_bytes: Optional[int] = None
-    max_drop: Optional[float] = None
-    held_out: int = 5000
+    max_accuracy_drop: Optional[float] = None
+    validation_images: int = 5000
     choices: list[int] = field(default_factory=lambda: [2, 4, 7])
 
 
 @dataclass
 class DeployConfig:
     name: str = "none"
-    activation_type: Optional[NumberType] = None
+    activation_type: Optional[DType] = None
     avoid_saturation: bool = False
     wide_input: bool = False
     products: bool = False

@@ -22,19 +22,18 @@ import onnx
 
 from resnet8_quant import __version__, results
 from resnet8_quant.checks import check
-from resnet8_quant.config import Config, ModelKind, NumberType, Sampling
+from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
 from resnet8_quant.evaluator.kernels import kernel_report
-from resnet8_quant.evaluator.latency import Subject
+from resnet8_quant.evaluator.latency import BenchmarkModel
 from resnet8_quant.evaluator.speed import speed_columns
 from resnet8_quant.evaluator.statistics import Comparison, compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.graphs.session import check_providers, differs_by_default
-from resnet8_quant.held_out import held_out_drop
-from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
@@ -43,6 +42,7 @@ from resnet8_quant.quantizer.refine.bits import layer_bits
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
 from resnet8_quant.results import RunResult
+from resnet8_quant.validation_split import accuracy_drop
 
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.quantize import QuantizedModel
@@ -75,7 +75,7 @@ def prepare(config: Config) -> Prepared:
     height, width, channels = data.test.images.shape[1:]
     model = load_model(config.model, (height, width, channels), data.classes, cache)
     images = None
-    if config.quant.activation_type is not NumberType.float32:
+    if config.quant.activation_type is not DType.float32:
         if config.model.kind is ModelKind.onnx:
             refuse_quantized(model)
         if config.quant.layers:
@@ -112,7 +112,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         )
         float_predictions, float_seconds = cached_predictions(
             model.serialized,
-            model.contract,
+            model.input_spec,
             test.images,
             batch_size=evaluation.batch_size,
             threads=evaluation.threads,
@@ -128,17 +128,17 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         clock = time.perf_counter()
         predictions = float_predictions
         if made.serialized is not model.serialized:
-            predictions = evaluate(made.serialized, made.contract, test.images, description="evaluating quantized")
+            predictions = evaluate(made.serialized, made.input_spec, test.images, description="evaluating quantized")
         evaluation_seconds = time.perf_counter() - clock
         layers = saturating_layers(made.serialized)
         default_columns = _default_session(evaluate, made, test, predictions) if layers else {}
         comparison = compare(
-            predictions, float_predictions, test.labels, model.contract.classes, _class_names(data, model)
+            predictions, float_predictions, test.labels, model.input_spec.classes, _class_names(data, model)
         )
         kernels = kernel_report(made.serialized, config.latency.threads, evaluation.providers)
         speed = speed_columns(
-            Subject(model.serialized, model.contract),
-            None if made.serialized is model.serialized else Subject(made.serialized, made.contract),
+            BenchmarkModel(model.serialized, model.input_spec),
+            None if made.serialized is model.serialized else BenchmarkModel(made.serialized, made.input_spec),
             test.images,
             config.latency,
             evaluation.providers,
@@ -161,12 +161,12 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             seed=config.seed,
             calibration_overlap=overlap,
             eval_images=len(test.labels),
-            classes=model.contract.classes,
+            classes=model.input_spec.classes,
             model_bytes=len(made.serialized),
             float_model_bytes=len(model.serialized),
             kernels=kernels.kernels,
-            integer_kernels=kernels.integer,
-            compute_kernels=kernels.total,
+            conv_gemm_integer=kernels.integer,
+            conv_gemm_total=kernels.total,
             provider="+".join(name.removesuffix("ExecutionProvider") for name in evaluation.providers),
             evaluation_seconds=round(evaluation_seconds, 4),
             float_evaluation_seconds=round(float_seconds, 4),
@@ -246,7 +246,7 @@ def _default_session(
     if not differs_by_default(made.serialized):
         return {}
     description = "evaluating in the default session"
-    default = evaluate(made.serialized, made.contract, test.images, exact=False, description=description)
+    default = evaluate(made.serialized, made.input_spec, test.images, exact=False, description=description)
     return {
         "default_session_accuracy": float(np.mean(default.labels == test.labels)),
         "default_session_changed": int(np.sum(default.labels != predictions.labels)),
@@ -258,7 +258,7 @@ class _Made:
     """The model that is judged, how it is fed, and what the row and run.json say of how it came about."""
 
     serialized: bytes
-    contract: InputContract
+    input_spec: InputSpec
     columns: dict[str, Any]
     details: dict[str, Any]
     quantized: QuantizedModel | None
@@ -289,11 +289,11 @@ def _made(config: Config, prepared: Prepared) -> _Made:
         serialized, named = quantized.serialized, quantized.named
         details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
         columns = calibration_columns(config, quantized, len(images))
-    contract = model.contract
+    input_spec = model.input_spec
     if config.deploy.activation_type is not None:
-        from resnet8_quant.quantizer.deploy.deploy import deploy
+        from resnet8_quant.deploy.deploy import deploy
 
-        serialized, contract = deploy(named, config.deploy, contract, small=config.quant.compact)
+        serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
         if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
             log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
     if quantized is not None and serialized is quantized.serialized:
@@ -303,20 +303,20 @@ def _made(config: Config, prepared: Prepared) -> _Made:
     layers = (quantized.contents if quantized else contents).layers
     columns |= contents_columns(contents, layers)
     details |= {"operators": contents.operators, "layers": [dataclasses.asdict(layer) for layer in layers]}
-    return _Made(serialized, contract, columns, details, quantized)
+    return _Made(serialized, input_spec, columns, details, quantized)
 
 
 def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
     """What allocate=accuracy measures by, if it is asked for."""
-    if config.allocate.max_drop is None:
+    if config.allocate.max_accuracy_drop is None:
         return None
-    return held_out_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
+    return accuracy_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
 
 
 def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
-    if data.name in ("cifar10", "sample") and model.contract.classes == len(CIFAR10_CLASSES):
+    if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
         return CIFAR10_CLASSES
-    return tuple(str(label) for label in range(model.contract.classes))
+    return tuple(str(label) for label in range(model.input_spec.classes))
 
 
 def _shared_fields(kind: type) -> list[str]:

@@ -5,7 +5,7 @@ In: a `Config`. Out: nothing, or an `ExperimentError` that names the field, the 
 
 from __future__ import annotations
 
-from resnet8_quant.config import Config, Format, NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import Config, DType, Format, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.errors import ExperimentError
 
 _LAYER_FIELDS = {"weight_bits": "weight_type", "activation_bits": "activation_type"}
@@ -42,7 +42,7 @@ def typed_width(layer: str, field: str, bits: int) -> str:
 
 def check_widths(quant: QuantConfig) -> None:
     """Widths of grids: 2 to 8 bits, and never wider than the type that stores them."""
-    float_model = quant.activation_type is NumberType.float32
+    float_model = quant.activation_type is DType.float32
     if float_model and quant.compact:
         raise ExperimentError("`quant.compact` is true, but quant=float does not read it", "quant.compact=false")
     if quant.residual_bits != 8 and quant.activation_bits is None:
@@ -100,7 +100,7 @@ def check_refine(config: Config) -> None:
     if not refines(refine) and not narrowed(quant):
         return
     cause = f"refine={refine.name}" if refines(refine) else "what quant.weight_bits, activation_bits and layers ask for"
-    if quant.activation_type is NumberType.float32:
+    if quant.activation_type is DType.float32:
         raise ExperimentError(
             f"`refine` is {refine.name}, but quant=float has no weights to refine", "leave refine out"
         )
@@ -119,12 +119,12 @@ def check_refine(config: Config) -> None:
 
 def check_allocate(config: Config) -> None:
     """A budget needs weights to narrow, written as Q/DQ, and widths to choose from."""
-    budget, drop, choices = config.allocate.budget_bytes, config.allocate.max_drop, config.allocate.choices
+    budget, drop, choices = config.allocate.budget_bytes, config.allocate.max_accuracy_drop, config.allocate.choices
     quant = config.quant
     if budget is None and drop is None:
         if config.allocate.name != "none":
             raise ExperimentError(
-                f"`allocate` is {config.allocate.name}, but neither budget_bytes nor max_drop is set",
+                f"`allocate` is {config.allocate.name}, but neither budget_bytes nor max_accuracy_drop is set",
                 "allocate.budget_bytes=48000, or allocate=none",
             )
         return
@@ -132,16 +132,19 @@ def check_allocate(config: Config) -> None:
         raise ExperimentError("`quant.reduce_range` is true; allocate chooses the widths", "quant.reduce_range=false")
     if budget is not None and drop is not None:
         raise ExperimentError(
-            f"`allocate.budget_bytes` is {budget} and `allocate.max_drop` {drop}; one of them limits a model",
+            f"`allocate.budget_bytes` is {budget} and `allocate.max_accuracy_drop` {drop}; one of them limits a model",
             "allocate=bytes, or allocate=accuracy",
         )
     if drop is not None and not 0.0 <= drop < 1.0:
-        raise ExperimentError(f"`allocate.max_drop` is {drop}; valid are 0 to 1, a ratio", "allocate.max_drop=0.01")
-    if config.allocate.held_out < 1:
         raise ExperimentError(
-            f"`allocate.held_out` is {config.allocate.held_out}; valid are 1 or more", "allocate.held_out=5000"
+            f"`allocate.max_accuracy_drop` is {drop}; valid are 0 to 1, a ratio", "allocate.max_accuracy_drop=0.01"
         )
-    if quant.activation_type is NumberType.float32:
+    if config.allocate.validation_images < 1:
+        raise ExperimentError(
+            f"`allocate.validation_images` is {config.allocate.validation_images}; valid are 1 or more",
+            "allocate.validation_images=5000",
+        )
+    if quant.activation_type is DType.float32:
         raise ExperimentError(
             f"`allocate` is {config.allocate.name}, but quant=float has no weights to narrow", "leave allocate out"
         )

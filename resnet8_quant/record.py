@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant import results
-from resnet8_quant.config import Config, NumberType, Sampling
+from resnet8_quant.config import Config, DType, Sampling
 from resnet8_quant.evaluator.accuracy import Predictions
 from resnet8_quant.evaluator.kernels import KernelReport
 from resnet8_quant.evaluator.statistics import ClassRow
@@ -114,7 +114,7 @@ def contents_columns(contents: GraphContents, layers: Sequence[LayerContents]) -
     columns: dict[str, Any] = {name: getattr(contents, name) for name in shared}
     for name in ("weight_bits", "activation_bits"):  # that most layers have, of equals the wider one
         widths = sorted((getattr(layer, name) for layer in layers), reverse=True)
-        columns[name] = max(widths, key=widths.count) if widths else NumberType.float32.bits
+        columns[name] = max(widths, key=widths.count) if widths else DType.float32.bits
     return columns
 
 

@@ -15,7 +15,7 @@ from typing import get_type_hints
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
@@ -30,8 +30,8 @@ class RunResult:
     ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
     are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are what was found in the
     produced graph. ``calibration_overlap`` counts test images that calibration used and the evaluation left out.
-    ``ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says whether
-    ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
+    ``quant_ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says
+    whether ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
     ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's
     so far: in a sweep it includes earlier jobs.
 
@@ -42,9 +42,9 @@ class RunResult:
     empty elsewhere.
 
     Latencies are medians of calls that alternate with the float model's, with 95 % bootstrap intervals; ``speedup`` is
-    float over quantized. ``latency_spread`` is interquartile range over median, ``machine_load`` the processes that ran
-    or waited per core when the measurement began, ``machine_others`` the share of the cores' time that other processes
-    took during it; ``machine_busy`` says that one of them is too high for the figures to be trusted.
+    float over quantized. ``latency_iqr_ratio`` is interquartile range over median, ``machine_load`` the processes that
+    ran or waited per core when the measurement began, ``other_processes_share`` the share of the cores' time that other
+    processes took during it; ``machine_busy`` says that one of them is too high for the figures to be trusted.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -83,7 +83,7 @@ class RunResult:
     portable: bool | None = None
     default_session_accuracy: float | None = None
     default_session_changed: int | None = None
-    ties: int | None = None
+    quant_ties: int | None = None
     float_ties: int | None = None
     model_bytes: int | None = None
     float_model_bytes: int | None = None
@@ -91,25 +91,25 @@ class RunResult:
     quantized_ops: int | None = None
     float_ops: int | None = None
     kernels: str | None = None
-    integer_kernels: int | None = None
-    compute_kernels: int | None = None
+    conv_gemm_integer: int | None = None
+    conv_gemm_total: int | None = None
     provider: str | None = None
     latency_us_median: float | None = None
     latency_us_ci_low: float | None = None
     latency_us_ci_high: float | None = None
     latency_us_p95: float | None = None
-    latency_spread: float | None = None
+    latency_iqr_ratio: float | None = None
     default_session_latency_us_median: float | None = None
     float_latency_us_median: float | None = None
     float_latency_us_p95: float | None = None
-    float_latency_spread: float | None = None
+    float_latency_iqr_ratio: float | None = None
     speedup: float | None = None
     speedup_ci_low: float | None = None
     speedup_ci_high: float | None = None
     latency_runs: int | None = None
     latency_batch: int | None = None
     latency_threads: int | None = None
-    all_threads: int | None = None
+    threads_available: int | None = None
     all_threads_latency_us_median: float | None = None
     all_threads_speedup: float | None = None
     all_threads_speedup_ci_low: float | None = None
@@ -121,7 +121,7 @@ class RunResult:
     throughput_speedup_ci_low: float | None = None
     throughput_speedup_ci_high: float | None = None
     machine_load: float | None = None
-    machine_others: float | None = None
+    other_processes_share: float | None = None
     machine_busy: bool | None = None
     calibration_seconds: float | None = None
     calibration_cached: bool | None = None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from resnet8_quant.checks import HISTOGRAM_OPTIONAL, LEGAL, PARAMETERS, check
-from resnet8_quant.config import CalibrationConfig, Config, Format, Method, NumberType, QuantConfig, Sampling
+from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, QuantConfig, Sampling
 from resnet8_quant.errors import ExperimentError
 
 GOOD = {
@@ -27,7 +27,7 @@ def refused(problem, remedy, quant=None, **calibration):
         assert word in caught.value.problem
     assert remedy in caught.value.remedy
     # a float model is not calibrated
-    check(replace(config, quant=QuantConfig(activation_type=NumberType.float32, weight_type=NumberType.float32)))
+    check(replace(config, quant=QuantConfig(activation_type=DType.float32, weight_type=DType.float32)))
 
 
 @pytest.mark.parametrize("method", Method)
@@ -95,10 +95,10 @@ def test_a_parameter_that_the_method_does_not_read(method, field, user):
 @pytest.mark.parametrize(
     ("kind", "bins", "enough"),
     [
-        (NumberType.int8, 256, 512),
-        (NumberType.uint8, 511, 512),
-        (NumberType.int16, 2048, 131072),
-        (NumberType.uint16, 65536, 131072),
+        (DType.int8, 256, 512),
+        (DType.uint8, 511, 512),
+        (DType.int16, 2048, 131072),
+        (DType.uint16, 65536, 131072),
     ],
 )
 def test_entropy_wants_more_bins_than_levels(kind, bins, enough):
@@ -109,7 +109,7 @@ def test_entropy_wants_more_bins_than_levels(kind, bins, enough):
     check(Config(quant=quant, calibration=replace(GOOD[Method.mse], bins=bins)))  # the others need no more
 
 
-@pytest.mark.parametrize("kind", [NumberType.int8, NumberType.int16])
+@pytest.mark.parametrize("kind", [DType.int8, DType.int16])
 def test_the_remedy_for_too_few_bins_is_one(kind):
     config = Config(quant=QuantConfig(activation_type=kind), calibration=replace(GOOD[Method.entropy], bins=128))
     with pytest.raises(ExperimentError) as caught:
@@ -146,8 +146,8 @@ def test_a_list_that_is_not_read(sampling, field, value):
 
 
 @pytest.mark.parametrize("form", Format)
-@pytest.mark.parametrize("activation", NumberType)
-@pytest.mark.parametrize("weight", NumberType)
+@pytest.mark.parametrize("activation", DType)
+@pytest.mark.parametrize("weight", DType)
 def test_types_are_legal_as_the_table_says(form, activation, weight):
     config = Config(quant=QuantConfig(activation_type=activation, weight_type=weight, format=form))
     if weight in LEGAL[form].get(activation, ()):

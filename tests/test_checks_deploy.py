@@ -8,16 +8,16 @@ from resnet8_quant.config import (
     DeployConfig,
     DeployInput,
     DeployOutput,
+    DType,
     Format,
     ModelConfig,
     ModelKind,
-    NumberType,
     QuantConfig,
 )
 from resnet8_quant.errors import ExperimentError
 
-X86 = {"name": "x86", "activation_type": NumberType.uint8}
-FLOAT = QuantConfig("float", NumberType.float32, NumberType.float32)
+X86 = {"name": "x86", "activation_type": DType.uint8}
+FLOAT = QuantConfig("float", DType.float32, DType.float32)
 
 
 def refused(problem, remedy, deploy, quant=None):
@@ -30,8 +30,8 @@ def refused(problem, remedy, deploy, quant=None):
     assert remedy in caught.value.remedy
 
 
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8])
-@pytest.mark.parametrize("quantized", [NumberType.uint8, NumberType.int8])
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8])
+@pytest.mark.parametrize("quantized", [DType.uint8, DType.int8])
 def test_8_bits_to_8_bits(kind, quantized):
     quant = QuantConfig(activation_type=quantized)
     for options in ({}, {"wide_input": True, "products": True}):
@@ -70,13 +70,13 @@ def test_a_field_that_nothing_reads(field, value, word, quant):
     check(Config(deploy=DeployConfig(**X86 | {field: value})))
 
 
-@pytest.mark.parametrize("kind", sorted(set(NumberType) - {NumberType.uint8, NumberType.int8}, key=lambda k: k.name))
+@pytest.mark.parametrize("kind", sorted(set(DType) - {DType.uint8, DType.int8}, key=lambda k: k.name))
 def test_activations_that_no_kernel_takes(kind):
     words = (f"`deploy.activation_type` is {kind.name}", "valid are uint8, int8")
     refused(words, "deploy=x86", X86 | {"activation_type": kind})
 
 
-@pytest.mark.parametrize("kind", [NumberType.int16, NumberType.uint16])
+@pytest.mark.parametrize("kind", [DType.int16, DType.uint16])
 def test_activations_of_16_bits(kind):
     words = (f"`quant.activation_type` is {kind.name}", "deploy=x86", "8-bit activations, uint8 or int8")
     refused(words, "quant=u8s8 deploy=x86", X86, QuantConfig(activation_type=kind))

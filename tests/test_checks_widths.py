@@ -6,8 +6,8 @@ from resnet8_quant.checks import check
 from resnet8_quant.config import (
     AllocateConfig,
     Config,
+    DType,
     Format,
-    NumberType,
     QuantConfig,
     RefineConfig,
     Rounding,
@@ -17,7 +17,7 @@ from resnet8_quant.config import (
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.low_bit import refine_word
 
-FLOAT = {"activation_type": NumberType.float32, "weight_type": NumberType.float32}
+FLOAT = {"activation_type": DType.float32, "weight_type": DType.float32}
 QOPERATOR = {"format": Format.QOperator}
 
 
@@ -50,9 +50,9 @@ def test_residual_bits_belong_to_activation_bits(value):
     )
 
 
-@pytest.mark.parametrize("kind", [NumberType.int4, NumberType.uint4])
+@pytest.mark.parametrize("kind", [DType.int4, DType.uint4])
 def test_a_weight_is_no_wider_than_its_type(kind):
-    quant = {"activation_type": NumberType.uint8, "weight_type": kind}
+    quant = {"activation_type": DType.uint8, "weight_type": kind}
     words = ("`quant.weight_bits` is 5", f"valid are 2 to 4 with {kind.name}")
     refused(words, "quant.weight_bits=4", quant | {"weight_bits": 5})
     words = ("`quant.layers.dense.weight_bits` is 8", f"valid are 2 to 4 with {kind.name}")
@@ -62,7 +62,7 @@ def test_a_weight_is_no_wider_than_its_type(kind):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_all_widths_from_2_to_8_pass(bits):
-    for kind in (NumberType.uint8, NumberType.int8):
+    for kind in (DType.uint8, DType.int8):
         layers = {"dense": {"weight_bits": bits, "activation_bits": bits}}
         quant = QuantConfig("w", kind, weight_bits=bits, activation_bits=bits, residual_bits=bits, layers=layers)
         check(Config(quant=quant))
@@ -160,7 +160,7 @@ def test_an_allocation_that_cannot_be(why):
 @pytest.mark.parametrize("field", ["activation_bits", "layers"])
 def test_16_bit_activations_have_no_narrow_grids(field):
     value = {"dense": {"activation_bits": 4}} if field == "layers" else 4
-    quant = {"activation_type": NumberType.uint16, field: value}
+    quant = {"activation_type": DType.uint16, field: value}
     refused(("activation_bits` is 4", "uint16", "int8, uint8"), "quant.activation_type=uint8", quant)
 
 

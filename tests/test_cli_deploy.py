@@ -17,8 +17,8 @@ import pytest
 from resnet8_quant.inputs.sample import load_sample
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED = ("latency_us_median", "latency_us_p95", "float_latency_us_median", "speedup", "latency_spread")
-MEASURED += ("all_threads", "all_threads_latency_us_median", "all_threads_speedup", "throughput_batch")
+MEASURED = ("latency_us_median", "latency_us_p95", "float_latency_us_median", "speedup", "latency_iqr_ratio")
+MEASURED += ("threads_available", "all_threads_latency_us_median", "all_threads_speedup", "throughput_batch")
 MEASURED += ("images_per_second", "float_images_per_second", "throughput_speedup")
 MEASURED += ("latency_runs", "latency_batch", "latency_threads", "machine_load", "machine_busy", "latency_seconds")
 
@@ -79,7 +79,7 @@ def test_row_says_what_was_deployed(deployed):
     assert (row["status"], row["quant_type"], row["deploy"]) == ("ok", "int8", "x86")
     assert (row["deploy_input"], row["deploy_output"], row["provider"]) == ("float32", "same", "CPU")
     assert (row["activation_type"], row["weight_type"], row["portable"]) == ("uint8", "uint8", "True")
-    assert (row["kernels"], row["integer_kernels"], row["compute_kernels"]) == ("integer", "10", "10")
+    assert (row["kernels"], row["conv_gemm_integer"], row["conv_gemm_total"]) == ("integer", "10", "10")
     assert (row["activation_bits"], row["weight_bits"], row["format"]) == ("8", "8", "QDQ")
     assert row["float_ops"] == "0"
     assert int(row["quantized_ops"]) > 10
@@ -120,9 +120,11 @@ def test_bytes_in_and_labels_out(start):
     assert done.code == 0, done.err
     row = done.row
     assert (row["deploy_input"], row["deploy_output"], row["kernels"]) == ("uint8", "label", "integer")
-    assert row["ties"] == ""
+    assert row["quant_ties"] == ""
     assert row["float_ties"] != ""
-    assert not [name for name in (*MEASURED, "latency_us_ci_low", "speedup_ci_low", "machine_others") if row[name]]
+    assert not [
+        name for name in (*MEASURED, "latency_us_ci_low", "speedup_ci_low", "other_processes_share") if row[name]
+    ]
     found = outputs_of(done.folder, load_sample().test.images)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, np.load(done.folder / "predictions.npy"))

@@ -18,8 +18,8 @@ from resnet8_quant.config import (
     Config,
     DataConfig,
     DeployConfig,
+    DType,
     ModelConfig,
-    NumberType,
     QuantConfig,
     RefineConfig,
     TrackingConfig,
@@ -98,8 +98,8 @@ def test_defaults_of_code_and_command_line_are_equal() -> None:
     [("float32", 32), *((f"{sign}int{bits}", bits) for sign in ("", "u") for bits in (2, 4, 8, 16))],
 )
 def test_bits_of_a_number_type(member: str, bits: int) -> None:
-    assert NumberType[member].bits == bits
-    assert len(NumberType) == 9
+    assert DType[member].bits == bits
+    assert len(DType) == 9
 
 
 def test_the_plain_option_of_a_group_changes_nothing() -> None:

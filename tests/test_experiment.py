@@ -16,9 +16,9 @@ from resnet8_quant.config import (
     Config,
     DataConfig,
     DataKind,
+    DType,
     LatencyConfig,
     Method,
-    NumberType,
     QuantConfig,
     Sampling,
 )
@@ -113,7 +113,7 @@ def test_without_bins_there_is_no_file_of_histograms(config: Config, tmp_path: P
 
 
 def test_a_float_run_is_not_calibrated(config: Config, tmp_path: Path) -> None:
-    quant = QuantConfig("float", NumberType.float32, NumberType.float32)
+    quant = QuantConfig("float", DType.float32, DType.float32)
     row = run_experiment(replace(config, quant=quant), tmp_path)
     assert {row.calibration_method, row.calibration_sampling, row.calibration_cached, row.calibration_overlap} == {None}
     assert not (tmp_path / "ranges.csv").exists()
@@ -150,7 +150,7 @@ def test_a_layer_that_the_model_lacks_is_refused_before_any_work(config: Config)
 def test_where_kernels_saturate_the_default_session_stands_beside(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    u8s8 = replace(config, quant=QuantConfig("u8s8", NumberType.uint8, NumberType.int8, True))
+    u8s8 = replace(config, quant=QuantConfig("u8s8", DType.uint8, DType.int8, True))
     rows = {}
     for saturates in (session.kernels_saturate(), True):  # as it is, and as another CPU would tell
         monkeypatch.setattr(session, "kernels_saturate", lambda saturates=saturates: saturates)
@@ -170,7 +170,7 @@ def test_where_kernels_saturate_the_default_session_stands_beside(
 
 def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "kernels_saturate", lambda: True)
-    u8s7 = QuantConfig("u8s7", NumberType.uint8, NumberType.int8, True, weight_bits=7)
+    u8s7 = QuantConfig("u8s7", DType.uint8, DType.int8, True, weight_bits=7)
     row = run_experiment(replace(config, quant=u8s7), tmp_path)
     assert (row.portable, row.default_session_accuracy, row.default_session_changed) == (True, None, None)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["saturating_layers"] == []

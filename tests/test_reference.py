@@ -14,11 +14,12 @@ from resnet8_quant.config import (
     Config,
     DataConfig,
     DeployConfig,
+    DType,
     ModelConfig,
     ModelKind,
-    NumberType,
     QuantConfig,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import run_experiment
@@ -26,7 +27,6 @@ from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.sampling import choose_images
 
@@ -48,7 +48,7 @@ def cifar10() -> Dataset:
 
 
 def right(model: FloatModel, data: Dataset) -> int:
-    found = predict(model.serialized, model.contract, data.test.images, batch_size=500, threads=0)
+    found = predict(model.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
     return int(np.sum(found.labels == data.test.labels))
 
 
@@ -77,15 +77,15 @@ def test_int8_of_the_reference_is_the_classic_result(cifar10: Dataset, tmp_path:
 
 @pytest.mark.parametrize("name", ["int8", "u8s8"])
 def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: Path, name: str) -> None:
-    kinds = {"int8": QuantConfig(), "u8s8": QuantConfig("u8s8", NumberType.uint8, NumberType.int8, True)}
+    kinds = {"int8": QuantConfig(), "u8s8": QuantConfig("u8s8", DType.uint8, DType.int8, True)}
     model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
     calibration = CalibrationConfig()
     chosen = choose_images(calibration, cifar10.train.labels, len(cifar10.test.labels), 42)
     images = CalibrationImages.of(cifar10.train.images, chosen, "train")
     plain = quantize(model, images, kinds[name], calibration).serialized
-    x86 = DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True)
-    deployed, contract = deploy(plain, x86, model.contract)
+    x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True)
+    deployed, input_spec = deploy(plain, x86, model.input_spec)
     answers = [
-        predict(one, contract, cifar10.test.images, batch_size=500, threads=0).labels for one in (plain, deployed)
+        predict(one, input_spec, cifar10.test.images, batch_size=500, threads=0).labels for one in (plain, deployed)
     ]
     assert np.sum(answers[0] != answers[1]) <= (10 if name == "int8" else 0)  # plain int8 is half float: it may round

@@ -32,7 +32,7 @@ ROW = RunResult(
     [
         RunResult(),
         ROW,
-        dataclasses.replace(ROW, per_channel=True, accuracy=0.0, ties=0),
+        dataclasses.replace(ROW, per_channel=True, accuracy=0.0, quant_ties=0),
         RunResult(status="failed", error='a, "quoted" line\nand | another'),
     ],
 )

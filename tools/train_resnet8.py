@@ -123,8 +123,8 @@ def split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (training, held out), stratified."""
     rng = np.random.default_rng(seed)
     held = [rng.choice(np.flatnonzero(labels == c), HELD_OUT_PER_CLASS, replace=False) for c in range(10)]
-    held_out = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+    validation_images = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), validation_images), validation_images
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -160,7 +160,7 @@ def train(images: np.ndarray, labels: np.ndarray, recipe: Recipe, checkpoint: Pa
         momentum=recipe.momentum,
         nesterov=True,
     )
-    rows, held_out = split(labels, recipe.seed)
+    rows, validation_images = split(labels, recipe.seed)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     targets = torch.from_numpy(labels.astype(np.int64))
     pad = recipe.crop_padding
@@ -208,8 +208,8 @@ def train(images: np.ndarray, labels: np.ndarray, recipe: Recipe, checkpoint: Pa
         log.info("epoch %3d: loss %.4f, %.1f s", epoch + 1, losses / steps_per_epoch, time.perf_counter() - started)
         if (epoch + 1) % 5 == 0 or epoch + 1 == recipe.epochs:
             scores = {
-                "last": accuracy(model, pixels[held_out], targets[held_out]),
-                "average": accuracy(average, pixels[held_out], targets[held_out]),
+                "last": accuracy(model, pixels[validation_images], targets[validation_images]),
+                "average": accuracy(average, pixels[validation_images], targets[validation_images]),
             }
             log.info("held out: last %.4f, average %.4f", scores["last"], scores["average"])
             temporary = checkpoint.with_suffix(".part")
@@ -225,8 +225,8 @@ def train(images: np.ndarray, labels: np.ndarray, recipe: Recipe, checkpoint: Pa
             )
             os.replace(temporary, checkpoint)
     scores = {
-        "last": accuracy(model, pixels[held_out], targets[held_out]),
-        "average": accuracy(average, pixels[held_out], targets[held_out]),
+        "last": accuracy(model, pixels[validation_images], targets[validation_images]),
+        "average": accuracy(average, pixels[validation_images], targets[validation_images]),
     }
     return (average if scores["average"] >= scores["last"] else model), scores
 

@@ -1,6 +1,6 @@
 """What a model answers: the predicted class of every image, computed or taken from the cache.
 
-In: a serialized model, its input contract, uint8 images. Out: predicted classes and the number of ties.
+In: a serialized model, its input spec, uint8 images. Out: predicted classes and the number of ties.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import locked, replacing, sha256_bytes
 from resnet8_quant.graphs.session import CPU, open_session, run_batch
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.machine import cpu_description, usable_cores
 from resnet8_quant.progress import progress
 
@@ -47,7 +47,7 @@ class Predictions:
 
 def predict(
     model: bytes,
-    contract: InputContract,
+    input_spec: InputSpec,
     images: np.ndarray,
     *,
     batch_size: int,
@@ -60,7 +60,7 @@ def predict(
 
     Args:
         model: serialized ModelProto; its first output is [N, classes], or int64 [N]: the class itself.
-        contract: what the model expects at its input; a fixed batch there overrules ``batch_size``.
+        input_spec: what the model expects at its input; a fixed batch there overrules ``batch_size``.
         images: uint8 [N, H, W, C].
         batch_size: images per call.
         threads: 0: as many as there are cores. On the CPU provider each takes batches of its own, so that their
@@ -75,8 +75,8 @@ def predict(
     alone = tuple(providers) == CPU  # what is known of it: calls may overlap, and one thread each is the fastest
     workers = (threads or usable_cores()) if alone else 1
     session = open_session(model, 1 if alone else threads, exact=exact, providers=providers)
-    size = contract.batch or batch_size
-    answer = partial(_answer, session, contract, images, size)
+    size = input_spec.batch or batch_size
+    answer = partial(_answer, session, input_spec, images, size)
     labels: list[np.ndarray] = []
     ties: int | None = 0
     with progress(description, len(images), "images") as advance, ExitStack() as stack:
@@ -89,21 +89,21 @@ def predict(
 
 
 def _answer(
-    session: InferenceSession, contract: InputContract, images: np.ndarray, size: int, start: int
+    session: InferenceSession, input_spec: InputSpec, images: np.ndarray, size: int, start: int
 ) -> tuple[np.ndarray, int | None]:
     """The classes and the number of ties of the batch that begins at image ``start``."""
-    batch = contract.prepare(images[start : start + size])
+    batch = input_spec.prepare(images[start : start + size])
     count = len(batch)
-    if contract.batch is not None and count < size:
+    if input_spec.batch is not None and count < size:
         # Repeating an image leaves the range of the batch alone, which dynamic quantization looks at.
         batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
-    output = run_batch(session, contract.name, batch)
+    output = run_batch(session, input_spec.name, batch)
     if output.dtype == np.int64 and output.shape == (len(batch),):
         return output[:count], None
-    if output.shape != (len(batch), contract.classes):
+    if output.shape != (len(batch), input_spec.classes):
         raise ExperimentError(
             f"the model's first output has shape {list(output.shape)} for a batch of {len(batch)}, "
-            f"expected [{len(batch)}, {contract.classes}]",
+            f"expected [{len(batch)}, {input_spec.classes}]",
             "choose a classifier with one output per class: model.path=MODEL.onnx",
         )
     output = output[:count]
@@ -119,7 +119,7 @@ def _answer(
 
 def cached_predictions(
     model: bytes,
-    contract: InputContract,
+    input_spec: InputSpec,
     images: np.ndarray,
     *,
     batch_size: int,
@@ -145,17 +145,17 @@ def cached_predictions(
         ExperimentError: as ``predict``; or the cache cannot be written.
     """
     images_digest = images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data)
-    key = _key(model, contract, images.shape, images_digest, batch_size, threads, providers)
+    key = _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers)
     path = cache / "predictions" / f"{key}.npz"
     with locked(path.with_suffix(".lock")):
-        stored = _read_entry(path, key, len(images), contract.classes)
+        stored = _read_entry(path, key, len(images), input_spec.classes)
         if stored is not None:
             log.debug("predictions from the cache: %s", path)
             return stored, 0.0
         start = time.perf_counter()
         predictions = predict(
             model,
-            contract,
+            input_spec,
             images,
             batch_size=batch_size,
             threads=threads,
@@ -170,7 +170,7 @@ def cached_predictions(
 
 def _key(
     model: bytes,
-    contract: InputContract,
+    input_spec: InputSpec,
     shape: tuple[int, ...],
     images_digest: str,
     batch_size: int,
@@ -184,11 +184,11 @@ def _key(
         "model": sha256_bytes(model),
         "images": images_digest,
         "shape": shape,
-        "layout": contract.layout.value,
-        "mean": contract.mean,
-        "std": contract.std,
-        "classes": contract.classes,
-        "batch": contract.batch or batch_size,
+        "layout": input_spec.layout.value,
+        "mean": input_spec.mean,
+        "std": input_spec.std,
+        "classes": input_spec.classes,
+        "batch": input_spec.batch or batch_size,
         "threads": None if tuple(providers) == CPU else threads,
         "providers": list(providers),
         "onnxruntime": onnxruntime.__version__,

@@ -82,7 +82,7 @@ def _slow(row: RunResult) -> str | None:
             f"Try quant.weight_bits={row.weight_bits} with an 8-bit type."
         )
     if row.kernels == "mixed":
-        how += f" ({row.compute_kernels} Conv/Gemm, {row.integer_kernels} of them integer)"
+        how += f" ({row.conv_gemm_total} Conv/Gemm, {row.conv_gemm_integer} of them integer)"
     if row.deploy == "arm" and "avx" in (row.cpu or ""):
         return f"deploy=arm {how}, which is not an Arm; here try deploy=x86."
     if row.deploy == "x86" and "uint8" in (row.weight_type or ""):
@@ -94,18 +94,18 @@ def _slow(row: RunResult) -> str | None:
 
 
 def _ties(row: RunResult) -> str | None:
-    if row.ties is None or row.eval_images is None or row.ties <= MANY_TIES * row.eval_images:
+    if row.quant_ties is None or row.eval_images is None or row.quant_ties <= MANY_TIES * row.eval_images:
         return None
-    if row.float_ties is not None and row.ties <= row.float_ties:
+    if row.float_ties is not None and row.quant_ties <= row.float_ties:
         return None
-    return f"{row.ties} images tie between classes in the quantized output; the first class wins."
+    return f"{row.quant_ties} images tie between classes in the quantized output; the first class wins."
 
 
 def _stays_float(row: RunResult) -> str | None:
     if row.deploy in (None, "none") or row.kernels not in ("mixed", "simulated", "float"):
         return None
     return (
-        f"WARNING: {row.integer_kernels} of {row.compute_kernels} Conv/Gemm run as integer kernels after "
+        f"WARNING: {row.conv_gemm_integer} of {row.conv_gemm_total} Conv/Gemm run as integer kernels after "
         f"deploy={row.deploy}, the others in float."
     )
 

@@ -1,6 +1,6 @@
 """How long one call takes: all models measured together, so that the machine's moods hit them alike.
 
-In: models, each with its own input contract, and images. Out: per model the median time with its interval, the 95th
+In: models, each with its own input spec, and images. Out: per model the median time with its interval, the 95th
 percentile and the spread; per pair of models the speedup with its interval.
 
 What is timed is a plain ``session.run`` from Python, as a user calls it, with its few microseconds of overhead;
@@ -25,7 +25,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from resnet8_quant.graphs.session import CPU, cannot_run, open_session
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift
 MIN_BLOCKS = 20  # if there are as many runs: an interval from fewer blocks is coarse
@@ -38,17 +38,17 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkModel:
     """A model to be measured, and how it is fed.
 
     Attributes:
         model: serialized ModelProto.
-        contract: its input.
+        input_spec: its input.
         exact: as `open_session` takes it.
     """
 
     model: bytes
-    contract: InputContract
+    input_spec: InputSpec
     exact: bool = True
 
 
@@ -104,7 +104,7 @@ class _Warm:
 
 
 def measure(
-    subjects: dict[str, Subject],
+    subjects: dict[str, BenchmarkModel],
     images: np.ndarray,
     *,
     runs: int,
@@ -121,12 +121,12 @@ def measure(
     call of the slowest model takes ``LONG_CALL_NS`` or more, a block is one call; such a model has no untimed call.
 
     Args:
-        subjects: name -> model and contract.
+        subjects: name -> model and input_spec.
         images: uint8 [N, H, W, C], at least one; as many as the batch needs are used, repeated if necessary.
         runs: timed calls per model; 0: nothing is measured.
         warmup: calls per model before the first block; 2 if fewer are asked for.
         threads: of ONNX Runtime, within an operator; 0: as many as there are cores.
-        batch: images per call; a batch that is fixed in the contract overrules it.
+        batch: images per call; a batch that is fixed in the input_spec overrules it.
         seed: of the bootstrap.
         providers: ONNX Runtime's execution providers.
 
@@ -140,23 +140,23 @@ def measure(
         name: caller(subject, images, threads=threads, batch=batch, providers=providers)
         for name, subject in (subjects.items() if runs else ())
     }
-    fixed = next((subject.contract.batch for subject in subjects.values() if subject.contract.batch), batch)
+    fixed = next((subject.input_spec.batch for subject in subjects.values() if subject.input_spec.batch), batch)
     return measure_calls(calls, runs=runs, warmup=warmup, threads=threads, batch=fixed, seed=seed)
 
 
 def caller(
-    subject: Subject, images: np.ndarray, *, threads: int, batch: int = 1, providers: Sequence[str] = CPU
+    subject: BenchmarkModel, images: np.ndarray, *, threads: int, batch: int = 1, providers: Sequence[str] = CPU
 ) -> Call:
     """A function that runs a model once; the arguments are those of ``measure``."""
-    contract = subject.contract
+    input_spec = subject.input_spec
     session = open_session(subject.model, threads, exact=subject.exact, providers=providers)
-    feed = {contract.name: contract.prepare(images[np.arange(contract.batch or batch) % len(images)])}
+    feed = {input_spec.name: input_spec.prepare(images[np.arange(input_spec.batch or batch) % len(images)])}
 
     def call() -> object:
         try:  # costs nothing while nothing is raised
             return session.run(None, feed)
         except Exception as error:  # see open_session
-            raise cannot_run(feed[contract.name], error) from error
+            raise cannot_run(feed[input_spec.name], error) from error
 
     return call
 

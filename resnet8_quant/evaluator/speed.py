@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet8_quant.config import LatencyConfig
-from resnet8_quant.evaluator.latency import Latency, Subject, measure, speedup
+from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, measure, speedup
 from resnet8_quant.graphs.session import differs_by_default
 from resnet8_quant.machine import Busy, load_per_core, usable_cores
 
@@ -23,8 +23,8 @@ FEWER_RUNS = 50  # throughput: that many times fewer calls, each of many images
 
 
 def speed_columns(
-    float_model: Subject,
-    model: Subject | None,
+    float_model: BenchmarkModel,
+    model: BenchmarkModel | None,
     images: np.ndarray,
     config: LatencyConfig,
     providers: Sequence[str],
@@ -73,10 +73,10 @@ def speed_columns(
         "latency_us_ci_low": one.low_us,
         "latency_us_ci_high": one.high_us,
         "latency_us_p95": one.p95_us,
-        "latency_spread": one.spread,
+        "latency_iqr_ratio": one.spread,
         "float_latency_us_median": base.median_us,
         "float_latency_us_p95": base.p95_us,
-        "float_latency_spread": base.spread,
+        "float_latency_iqr_ratio": base.spread,
         "latency_runs": one.runs,
         "latency_batch": one.batch,
         "latency_threads": config.threads,
@@ -87,7 +87,7 @@ def speed_columns(
     if model is not None:
         columns |= ratio_columns("speedup", base, one)
     base, one = both(config.runs, config.warmup, 0, 1)
-    columns |= {"all_threads": usable_cores(), "all_threads_latency_us_median": one.median_us}
+    columns |= {"threads_available": usable_cores(), "all_threads_latency_us_median": one.median_us}
     columns |= {} if model is None else ratio_columns("all_threads_speedup", base, one)
     if config.throughput_batch > 0:
         base, one = both(max(1, config.runs // FEWER_RUNS), 1, 0, config.throughput_batch)
@@ -100,7 +100,7 @@ def speed_columns(
     others = busy.stop()
     columns |= {
         "machine_load": load,
-        "machine_others": others,
+        "other_processes_share": others,
         "machine_busy": None if others is None else others > MOST_OTHERS or max(spreads) > MOST_SPREAD,
         "latency_seconds": time.perf_counter() - clock,
     }

@@ -45,7 +45,7 @@ class Comparison:
         flips_to_right: images that only the model gets right.
         changed_predictions: images with another answer, right or wrong.
         mcnemar_p: p-value of the flips under "both models are equally good".
-        ties: images whose largest output is shared by several classes; None where the model gives its answer only.
+        quant_ties: images whose largest output is shared by several classes; None where only the class is output.
         float_ties: the same for the float model.
         per_class: one row per class, in order.
     """
@@ -59,7 +59,7 @@ class Comparison:
     flips_to_right: int
     changed_predictions: int
     mcnemar_p: float
-    ties: int | None
+    quant_ties: int | None
     float_ties: int | None
     per_class: tuple[ClassRow, ...]
 
@@ -151,7 +151,7 @@ def compare(
         flips_to_right=to_right,
         changed_predictions=int((predictions.labels != float_predictions.labels).sum()),
         mcnemar_p=mcnemar_p(to_wrong, to_right),
-        ties=predictions.ties,
+        quant_ties=predictions.ties,
         float_ties=float_predictions.ties,
         per_class=tuple(_class_row(*row) for row in table),
     )

@@ -16,7 +16,7 @@ import onnx
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.session import new_session
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def needs_folding(model: onnx.ModelProto) -> bool:
     return False
 
 
-def fold(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto:
+def fold(model: onnx.ModelProto, input_spec: InputSpec) -> onnx.ModelProto:
     """Return ``model`` with everything folded that can be; the same object where there is nothing to do.
 
     Raises:
@@ -59,7 +59,7 @@ def fold(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto:
     kept = [opset for opset in folded.opset_import if opset.domain in used | {""}]
     del folded.opset_import[:]
     folded.opset_import.extend(kept)
-    _require_same_outputs(original, folded.SerializeToString(), contract)
+    _require_same_outputs(original, folded.SerializeToString(), input_spec)
     for node in folded.graph.node:
         if node.op_type == "BatchNormalization":
             log.warning("BatchNormalization %r could not be folded into a Conv: it stays float", node.name)
@@ -67,9 +67,9 @@ def fold(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto:
     return folded
 
 
-def _require_same_outputs(original: bytes, folded: bytes, contract: InputContract) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (contract.batch or 4, *contract.shape), dtype=np.uint8)
-    feed = {contract.name: contract.prepare(images)}
+def _require_same_outputs(original: bytes, folded: bytes, input_spec: InputSpec) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (input_spec.batch or 4, *input_spec.shape), dtype=np.uint8)
+    feed = {input_spec.name: input_spec.prepare(images)}
     before, after = (new_session(data, threads=0).run(None, feed)[0] for data in (original, folded))
     difference = float(np.max(np.abs(before - after)))
     if not difference <= TOLERANCE * max(1.0, float(np.max(np.abs(before)))):

@@ -1,7 +1,7 @@
 """Float models: the bundled ResNet8, the MLPerf Tiny reference, or any ONNX classifier that fits the data.
 
 In: the `model` part of the config, the dataset's image shape and number of classes. Out: a `FloatModel`, checked, with
-BatchNorm folded and its input contract known.
+BatchNorm folded and its input spec known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ class FloatModel:
     Attributes:
         name: for the table and the CSV.
         serialized: ONNX bytes, BatchNorm folded. Bytes, because onnxruntime's quantizer changes the proto it is given.
-        contract: what it expects at its input.
+        input_spec: what it expects at its input.
         digest: SHA-256 of ``serialized``, hexadecimal.
         source: the file it came from.
     """
 
     name: str
     serialized: bytes
-    contract: InputContract
+    input_spec: InputSpec
     digest: str
     source: str
 
@@ -50,22 +50,22 @@ class FloatModel:
 
 
 @lru_cache(maxsize=4)
-def _load(key: tuple[object, ...], name: str, path: Path, contract_of: _ContractRequest) -> FloatModel:
+def _load(key: tuple[object, ...], name: str, path: Path, spec_of: _SpecRequest) -> FloatModel:
     """One model per process and file state (``key``): the jobs of a sweep share it."""
     proto = _parse(path)
-    contract = infer_contract(proto, contract_of)
+    input_spec = infer_input_spec(proto, spec_of)
     from resnet8_quant.inputs.fold import fold
 
-    serialized = fold(proto, contract).SerializeToString(deterministic=True)
-    model = FloatModel(name, serialized, contract, sha256_bytes(serialized), str(path))
+    serialized = fold(proto, input_spec).SerializeToString(deterministic=True)
+    model = FloatModel(name, serialized, input_spec, sha256_bytes(serialized), str(path))
     log.info(
         "model %s: %s input %r of %dx%dx%d, batch %s, %d classes, %d bytes",
         name,
-        contract.layout.name,
-        contract.name,
-        *contract.shape,
-        contract.batch or "free",
-        contract.classes,
+        input_spec.layout.name,
+        input_spec.name,
+        *input_spec.shape,
+        input_spec.batch or "free",
+        input_spec.classes,
         len(serialized),
     )
     log.debug("model file: %s", path)
@@ -85,7 +85,7 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
         ExperimentError: no such file, not an ONNX or Keras model, or one that does not fit the data.
     """
     name, path = SOURCES[config.kind](config, cache)
-    request = _ContractRequest(
+    request = _SpecRequest(
         config.layout,
         image_shape,
         classes,
@@ -103,7 +103,7 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
 
 
 @dataclass(frozen=True)
-class _ContractRequest:
+class _SpecRequest:
     """What the data and the config ask of a model's input."""
 
     layout: Layout
@@ -167,7 +167,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def infer_contract(model: onnx.ModelProto, request: _ContractRequest) -> InputContract:
+def infer_input_spec(model: onnx.ModelProto, request: _SpecRequest) -> InputSpec:
     """Read what the model expects at its input, and refuse what does not fit the data.
 
     Raises:
@@ -217,7 +217,7 @@ def infer_contract(model: onnx.ModelProto, request: _ContractRequest) -> InputCo
                 f"give one value per channel in pixel units, for example "
                 f"'model.{field}=[{','.join(['127.5'] * channels)}]'",
             )
-    return InputContract(
+    return InputSpec(
         name=inputs[0].name,
         layout=candidates[0],
         shape=request.image_shape,

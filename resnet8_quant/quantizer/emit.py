@@ -21,7 +21,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
 from resnet8_quant.quantizer.calibration.grid import Grid
 from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
 
@@ -32,7 +32,7 @@ LAYERS = (*BIASED, "MatMul")
 OUTPUT_SUFFIX = "_QuantizeLinear_Input"  # quantize_static renames a graph's output before it quantizes it
 DEFAULT_DOMAIN = ("", "ai.onnx")
 OLDEST_OPSET = 13  # a scale for each channel
-OPSETS = {NumberType.int4: 21, NumberType.uint4: 21, NumberType.int2: 25, NumberType.uint2: 25}  # of Cast
+OPSETS = {DType.int4: 21, DType.uint4: 21, DType.int2: 25, DType.uint2: 25}  # of Cast
 
 
 def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
@@ -194,7 +194,7 @@ class _Draft:
         self.tensors[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
 
-    def set_grid(self, name: str, grid: Grid, kind: NumberType, pair: list[NodeProto]) -> None:
+    def set_grid(self, name: str, grid: Grid, kind: DType, pair: list[NodeProto]) -> None:
         """Give a QuantizeLinear and its DequantizeLinears a grid; a Clip where that has fewer bits than its type.
 
         Not where it has fewer levels but as many bits: onnxruntime's symmetric int8 leaves -128 out of the range that
@@ -218,7 +218,7 @@ class _Draft:
             for node in pair[1:]:
                 node.input[0] = clipped
 
-    def requantized(self, read: str, layer: LayerPlan, kind: NumberType) -> str:
+    def requantized(self, read: str, layer: LayerPlan, kind: DType) -> str:
         """Quantize and dequantize ``read`` once more, on the grid of a layer; returns the new tensor."""
         name = self.unique(f"{layer.input}_for_{layer.output}")
         integers, floats = (self.unique(f"{name}_{op}_Output") for op in BRIDGES)
@@ -239,7 +239,7 @@ class _Draft:
         container = weight.container
         integers = self.store(weight.name + TENSOR_NAME_QUANT_SUFFIX, _cast(weight.name, weight.values, container))
         if container.bits < 8:
-            container = NumberType["uint8" if container.name.startswith("u") else "int8"]
+            container = DType["uint8" if container.name.startswith("u") else "int8"]
             wide = self.unique(f"{weight.name}_Cast_Output")
             cast = helper.make_node("Cast", [integers], [wide], f"{weight.name}_Cast", to=_onnx_type(container))
             self.before[site.node.output[0]].append(cast)
@@ -286,7 +286,7 @@ def _float_name(quantize: NodeProto) -> str:
     return str(quantize.input[0]).removesuffix(OUTPUT_SUFFIX)
 
 
-def _cast(name: str, values: np.ndarray, kind: NumberType) -> np.ndarray:
+def _cast(name: str, values: np.ndarray, kind: DType) -> np.ndarray:
     """``values`` in the dtype that onnx packs as ``kind``."""
     lowest = 0 if kind.name.startswith("u") else -(2 ** (kind.bits - 1))
     highest = lowest + 2**kind.bits - 1
@@ -295,5 +295,5 @@ def _cast(name: str, values: np.ndarray, kind: NumberType) -> np.ndarray:
     return values.astype(helper.tensor_dtype_to_np_dtype(_onnx_type(kind)))
 
 
-def _onnx_type(kind: NumberType) -> int:
+def _onnx_type(kind: DType) -> int:
     return int(getattr(TensorProto, kind.name.upper()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
 from resnet8_quant.quantizer.calibration.grid import Grid
 
 
@@ -33,7 +33,7 @@ class IntegerWeight:
     zero_point: np.ndarray
     axis: int | None
     bits: int
-    container: NumberType
+    container: DType
 
     def dequantized(self) -> np.ndarray:
         """float32, in the initializer's shape: what DequantizeLinear makes of it."""
@@ -75,7 +75,7 @@ class Plan:
 
     layers: tuple[LayerPlan, ...]
     tensors: dict[str, Grid]
-    activation_type: NumberType
+    activation_type: DType
 
 
 def bias_integers(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:

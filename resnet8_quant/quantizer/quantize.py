@@ -23,18 +23,18 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from resnet8_quant.config import AllocateConfig, CalibrationConfig, NumberType, QuantConfig, RefineConfig
+from resnet8_quant.config import AllocateConfig, CalibrationConfig, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.low_bit import narrowed, refines
-from resnet8_quant.quantizer.allocate.budget import Choice
-from resnet8_quant.quantizer.allocate.fit import check_budget, fit, shrink
-from resnet8_quant.quantizer.allocate.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.contents import GraphContents, read_contents
 from resnet8_quant.quantizer.emit import OLDEST_OPSET, at_least_opset, emit
+from resnet8_quant.quantizer.mixed_precision.budget import Choice
+from resnet8_quant.quantizer.mixed_precision.fit import check_budget, fit, shrink
+from resnet8_quant.quantizer.mixed_precision.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.plan import Plan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
 from resnet8_quant.quantizer.refine.equalize import equalized
@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 # What quantize_static quantizes by default, in a fixed order: its own default is a set, whose order varies.
 OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
-QUANT_TYPES: dict[NumberType, QuantType] = {
+QUANT_TYPES: dict[DType, QuantType] = {
     kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
-    for kind in NumberType
+    for kind in DType
     if hasattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
 }
 
@@ -91,7 +91,7 @@ def quantize(
         calibration: method and parameters.
         refinement: what is repaired after calibration; None: nothing.
         allocation: how many bytes the file may have, or how much accuracy it may lose; None: any.
-        drop: a model's loss of accuracy on held-out images; needed with ``allocation.max_drop``.
+        drop: a model's loss of accuracy on validation images; needed with ``allocation.max_accuracy_drop``.
         threads: during calibration and refinement; 0 for all cores.
         cache: folder for what calibration observes; None: no cache.
 
@@ -104,7 +104,7 @@ def quantize(
     found = calibrate(model, images, quant, calibration, OPERATORS, threads=threads, cache=cache)
     calibrated = time.perf_counter()
     serialized = insert_ranges(model, found, quant)
-    allocates = allocation.budget_bytes is not None or allocation.max_drop is not None
+    allocates = allocation.budget_bytes is not None or allocation.max_accuracy_drop is not None
     if narrowed(quant) or refines(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
         made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
@@ -176,7 +176,7 @@ class _Draft:
     def fitted(
         self, refinement: RefineConfig, allocation: AllocateConfig, drop: Callable[[bytes], float] | None
     ) -> _Made:
-        """The best model within ``allocation.budget_bytes``, or the smallest within ``allocation.max_drop``."""
+        """The best model within ``allocation.budget_bytes``, or the smallest within ``max_accuracy_drop``."""
         base = layer_bits(self.model.proto().graph, self.quant)
         if not base:
             raise ExperimentError("`allocate`: the model has no Conv, Gemm or MatMul to narrow", "allocate=none")
@@ -203,8 +203,8 @@ class _Draft:
         if allocation.budget_bytes is not None:
             return fit(make, draft, choices, allocation.budget_bytes)[0]
         assert drop is not None
-        assert allocation.max_drop is not None
-        return shrink(make, lambda made: drop(made.serialized), choices, allocation.max_drop)[0]
+        assert allocation.max_accuracy_drop is not None
+        return shrink(make, lambda made: drop(made.serialized), choices, allocation.max_accuracy_drop)[0]
 
 
 def _compacted(model: onnx.ModelProto) -> bytes:

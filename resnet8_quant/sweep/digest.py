@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from resnet8_quant import __version__
-from resnet8_quant.config import Config, NumberType, Sampling
+from resnet8_quant.config import Config, DType, Sampling
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.machine import runtime_version
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def _is_float(config: Config) -> bool:
-    return config.quant.activation_type is NumberType.float32
+    return config.quant.activation_type is DType.float32
 
 
 def _allocates(config: Config) -> bool:
-    return config.allocate.budget_bytes is not None or config.allocate.max_drop is not None
+    return config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
 
 
 def _rewrites_weights(config: Config) -> bool:
@@ -54,7 +54,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
         _is_float,
     ),
     (("refine.damping", "refine.images", "refine.activation_order"), lambda config: not _rewrites_weights(config)),
-    (("allocate.held_out",), lambda config: config.allocate.max_drop is None),
+    (("allocate.validation_images",), lambda config: config.allocate.max_accuracy_drop is None),
     (("allocate.choices",), lambda config: not _allocates(config)),
     (("latency.warmup", "latency.threads", "latency.throughput_batch"), lambda config: config.latency.runs == 0),
     (
@@ -63,7 +63,9 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     ),
     (
         ("seed",),
-        lambda config: config.calibration.sampling is not Sampling.stratified and config.allocate.max_drop is None,
+        lambda config: (
+            config.calibration.sampling is not Sampling.stratified and config.allocate.max_accuracy_drop is None
+        ),
     ),
 )
 

@@ -10,20 +10,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout
 from resnet8_quant.evaluator import latency
-from resnet8_quant.evaluator.latency import Subject
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.evaluator.latency import BenchmarkModel
+from resnet8_quant.inputs.input_spec import InputSpec
 
-Classifier = Callable[..., tuple[bytes, InputContract]]
-CONTRACT = InputContract("image", Layout.NHWC, (2, 2, 3), batch=None, classes=4)
+Classifier = Callable[..., tuple[bytes, InputSpec]]
+CONTRACT = InputSpec("image", Layout.NHWC, (2, 2, 3), batch=None, classes=4)
 
 
 @pytest.fixture
 def classifier() -> Classifier:
-    """weights [H*W*C, classes] -> a model that multiplies the flattened image with them, and its contract."""
+    """weights [H*W*C, classes] -> a model that multiplies the flattened image with them, and its input_spec."""
 
     def make(
-        weights: np.ndarray, batch: int | None = None, layout: Layout = Layout.NHWC, **contract: object
-    ) -> tuple[bytes, InputContract]:
+        weights: np.ndarray, batch: int | None = None, layout: Layout = Layout.NHWC, **input_spec: object
+    ) -> tuple[bytes, InputSpec]:
         height, width, channels = 2, 2, 3
         shape = (height, width, channels) if layout is Layout.NHWC else (channels, height, width)
         graph = helper.make_graph(
@@ -36,8 +36,8 @@ def classifier() -> Classifier:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         onnx.checker.check_model(model)
         defaults = {"name": "image", "classes": weights.shape[1]}
-        return model.SerializeToString(), InputContract(
-            layout=layout, shape=(height, width, channels), batch=batch, **(defaults | contract)
+        return model.SerializeToString(), InputSpec(
+            layout=layout, shape=(height, width, channels), batch=batch, **(defaults | input_spec)
         )
 
     return make
@@ -63,7 +63,7 @@ class Simulation:
         opened: (threads, providers) of each session.
         collecting: whether garbage could be collected during each call.
         durations: model -> function that gives the microseconds of its next call.
-        subjects: name -> model, with a contract for [N, 2, 2, 3] images.
+        subjects: name -> model, with a input_spec for [N, 2, 2, 3] images.
     """
 
     def __init__(self, durations: dict[bytes, Callable[[], float]]) -> None:
@@ -71,7 +71,7 @@ class Simulation:
         self.record: list[tuple[bytes, np.ndarray]] = []
         self.opened: list[tuple[int, tuple[str, ...]]] = []
         self.collecting: list[bool] = []
-        self.subjects = {model.decode(): Subject(model, CONTRACT) for model in durations}
+        self.subjects = {model.decode(): BenchmarkModel(model, CONTRACT) for model in durations}
         self.now = 0
 
     def open_session(self, model, threads, *, exact=True, providers):

@@ -23,8 +23,8 @@ def scores(images, weights):
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
 @pytest.mark.parametrize("batch", [None, 1, 7, 40])
 def test_equals_numpy_for_every_batch(classifier, images, weights, batch, batch_size):
-    model, contract = classifier(weights, batch)
-    predictions = predict(model, contract, images, batch_size=batch_size, threads=1)
+    model, input_spec = classifier(weights, batch)
+    predictions = predict(model, input_spec, images, batch_size=batch_size, threads=1)
     assert predictions.labels.dtype == np.int64
     np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
 
@@ -33,9 +33,9 @@ def test_equals_numpy_for_every_batch(classifier, images, weights, batch, batch_
 @pytest.mark.parametrize("batch", [None, 7])
 def test_batches_side_by_side_answer_in_the_order_of_the_images(classifier, images, weights, batch, threads):
     many = np.concatenate([np.roll(images, shift, axis=0) for shift in range(20)])
-    model, contract = classifier(weights[:, [0, 0, 1, 2]], batch)
-    alone = predict(model, contract, many, **RUN)
-    together = predict(model, contract, many, batch_size=5, threads=threads)
+    model, input_spec = classifier(weights[:, [0, 0, 1, 2]], batch)
+    alone = predict(model, input_spec, many, **RUN)
+    together = predict(model, input_spec, many, batch_size=5, threads=threads)
     np.testing.assert_array_equal(together.labels, alone.labels)
     assert together.ties == alone.ties > 0
 
@@ -49,17 +49,17 @@ def test_the_first_image_that_fails_is_named_whichever_batch_ends_first(classifi
 
 
 def test_equals_numpy_in_nchw_with_normalisation(classifier, images, weights):
-    model, contract = classifier(weights, layout=Layout.NCHW, mean=(1.0, 2.0, 4.0), std=(1.0, 2.0, 0.5))
+    model, input_spec = classifier(weights, layout=Layout.NCHW, mean=(1.0, 2.0, 4.0), std=(1.0, 2.0, 0.5))
     normalised = (images - np.array([1.0, 2.0, 4.0])) / np.array([1.0, 2.0, 0.5])
     expected = scores(normalised.transpose(0, 3, 1, 2), weights).argmax(1)
-    np.testing.assert_array_equal(predict(model, contract, images, **RUN).labels, expected)
+    np.testing.assert_array_equal(predict(model, input_spec, images, **RUN).labels, expected)
 
 
 @pytest.mark.parametrize("batch", [None, 7])
 def test_ties_are_counted_once_per_image_and_go_to_the_first_class(classifier, images, weights, batch):
     twins = weights[:, [0, 0, 0, 1]]  # classes 0, 1 and 2 always agree
-    model, contract = classifier(twins, batch)
-    predictions = predict(model, contract, images, **RUN)
+    model, input_spec = classifier(twins, batch)
+    predictions = predict(model, input_spec, images, **RUN)
     expected = scores(images, twins)
     assert 0 < predictions.ties < len(images)
     assert predictions.ties == int((expected[:, 0] >= expected[:, 3]).sum())
@@ -92,18 +92,18 @@ def test_another_number_of_classes_is_refused(classifier, images, weights):
 
 @pytest.mark.parametrize("model", [b"", b"not a model"])
 def test_a_model_that_cannot_be_loaded_is_a_user_error(classifier, images, weights, model, capfd):
-    _, contract = classifier(weights)
+    _, input_spec = classifier(weights)
     with pytest.raises(ExperimentError, match=r"cannot load the model: .*ONNXRuntimeError") as caught:
-        predict(model, contract, images, **RUN)
+        predict(model, input_spec, images, **RUN)
     assert "\n" not in caught.value.problem
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_that_cannot_run_on_the_batch_is_a_user_error(classifier, images, weights, capfd):
     model, _ = classifier(weights, batch=1)
-    _, contract = classifier(weights, batch=None)
+    _, input_spec = classifier(weights, batch=None)
     with pytest.raises(ExperimentError, match=r"batch of shape \[5, 2, 2, 3\].*\n.*batch_size=1"):
-        predict(model, contract, images, **RUN)
+        predict(model, input_spec, images, **RUN)
     assert capfd.readouterr() == ("", "")
 
 
@@ -121,9 +121,9 @@ def computed(monkeypatch):
 
 
 def test_the_second_call_is_answered_by_the_cache(classifier, images, weights, computed, tmp_path):
-    model, contract = classifier(weights[:, [0, 0, 1]])
-    first, seconds = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
-    second, no_seconds = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    model, input_spec = classifier(weights[:, [0, 0, 1]])
+    first, seconds = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
+    second, no_seconds = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
     assert len(computed) == 1
     assert seconds > 0
     assert no_seconds == 0.0
@@ -184,12 +184,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_an_unusable_entry_is_computed_anew_and_replaced(classifier, images, weights, computed, tmp_path, damage):
-    model, contract = classifier(weights)
-    expected, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    model, input_spec = classifier(weights)
+    expected, _ = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
     (entry,) = (tmp_path / "predictions").glob("*.npz")
     DAMAGE[damage](entry)
     for _ in range(2):
-        predictions, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+        predictions, _ = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
         np.testing.assert_array_equal(predictions.labels, expected.labels)
         assert predictions.ties == expected.ties
     assert len(computed) == 2  # the first time and after the damage
@@ -199,11 +199,11 @@ def test_an_entry_of_another_model_under_this_name_is_not_believed(classifier, i
     other = classifier(-weights)
     cached_predictions(*other, images, **RUN, cache=tmp_path)
     (foreign,) = (tmp_path / "predictions").glob("*.npz")
-    model, contract = classifier(weights)
-    cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    model, input_spec = classifier(weights)
+    cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
     (entry,) = set((tmp_path / "predictions").glob("*.npz")) - {foreign}
     shutil.copy(foreign, entry)
-    predictions, _ = cached_predictions(model, contract, images, **RUN, cache=tmp_path)
+    predictions, _ = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
     np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
 
 
@@ -219,12 +219,12 @@ def labeller(classifier):
     """weights -> the classifier with an ArgMax behind it: its answer is int64 [N]."""
 
     def make(weights, batch=None):
-        serialized, contract = classifier(weights, batch)
+        serialized, input_spec = classifier(weights, batch)
         model = onnx.load_from_string(serialized)
         model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=-1, keepdims=0))
         output = helper.make_tensor_value_info("label", onnx.TensorProto.INT64, [batch or "batch"])
         model.graph.output[0].CopyFrom(output)
-        return model.SerializeToString(), contract
+        return model.SerializeToString(), input_spec
 
     return make
 
@@ -239,10 +239,10 @@ def test_a_label_is_an_answer_without_ties(labeller, classifier, images, weights
 
 def test_scores_in_int64_are_no_labels(classifier, images, weights):
     """[N, classes] is what it is, whatever its type."""
-    serialized, contract = classifier(weights)
+    serialized, input_spec = classifier(weights)
     model = onnx.load_from_string(serialized)
     model.graph.node.append(helper.make_node("Cast", ["scores"], ["whole"], to=onnx.TensorProto.INT64))
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("whole", onnx.TensorProto.INT64, ["batch", 4]))
-    predictions = predict(model.SerializeToString(), contract, images, **RUN)
+    predictions = predict(model.SerializeToString(), input_spec, images, **RUN)
     np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
     assert predictions.ties == 0

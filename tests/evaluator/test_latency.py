@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.latency import BLOCK, LONG_CALL_NS, MIN_BLOCKS, Ratio, Subject, measure, speedup
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.evaluator.latency import BLOCK, LONG_CALL_NS, MIN_BLOCKS, BenchmarkModel, Ratio, measure, speedup
+from resnet8_quant.inputs.input_spec import InputSpec
 
 
-def fed(subject: Subject, **contract: object) -> Subject:
-    """The subject with another contract."""
-    return replace(subject, contract=replace(subject.contract, **contract))
+def fed(subject: BenchmarkModel, **input_spec: object) -> BenchmarkModel:
+    """The subject with another input_spec."""
+    return replace(subject, input_spec=replace(subject.input_spec, **input_spec))
 
 
 def test_zero_runs_or_no_models_measure_nothing(images, simulate):
@@ -101,7 +101,7 @@ def test_sessions_are_opened_as_asked(images, simulate):
     assert simulation.opened == [(0, ("CPUExecutionProvider",)), (3, ("X", "Y"))]
 
 
-def matmuls(repeats: int, width: int, raw: bool) -> Subject:
+def matmuls(repeats: int, width: int, raw: bool) -> BenchmarkModel:
     """The flattened image times a [12, width] matrix, then ``repeats`` times a [width, width] matrix."""
     rng = np.random.default_rng(0)
     element = TensorProto.UINT8 if raw else TensorProto.FLOAT
@@ -123,8 +123,8 @@ def matmuls(repeats: int, width: int, raw: bool) -> Subject:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model)
-    return Subject(
-        model.SerializeToString(), InputContract("image", Layout.NHWC, (2, 2, 3), None, classes=width, raw=raw)
+    return BenchmarkModel(
+        model.SerializeToString(), InputSpec("image", Layout.NHWC, (2, 2, 3), None, classes=width, raw=raw)
     )
 
 
@@ -149,7 +149,7 @@ def test_a_batch_on_all_cores(images):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_garbage_collection_is_left_as_it_was(classifier, images, weights, enabled):
-    models = {"a": Subject(*classifier(weights))}
+    models = {"a": BenchmarkModel(*classifier(weights))}
     try:
         (gc.enable if enabled else gc.disable)()
         measure(models, images, runs=1, warmup=0, threads=1)
@@ -159,11 +159,11 @@ def test_garbage_collection_is_left_as_it_was(classifier, images, weights, enabl
 
 
 def test_a_model_that_cannot_run_is_a_user_error(classifier, images, weights):
-    model, contract = classifier(weights, batch=2)
+    model, input_spec = classifier(weights, batch=2)
     with pytest.raises(ExperimentError, match="cannot run the model"):
-        measure({"a": Subject(model, classifier(weights)[1])}, images, runs=1, warmup=0, threads=1)
+        measure({"a": BenchmarkModel(model, classifier(weights)[1])}, images, runs=1, warmup=0, threads=1)
     with pytest.raises(ExperimentError, match="cannot load the model"):
-        measure({"a": Subject(b"no model", contract)}, images, runs=1, warmup=0, threads=1)
-    floats = Subject(model, InputContract("image", Layout.NHWC, (2, 2, 3), 2, classes=4, raw=True))  # fed with bytes
+        measure({"a": BenchmarkModel(b"no model", input_spec)}, images, runs=1, warmup=0, threads=1)
+    floats = BenchmarkModel(model, InputSpec("image", Layout.NHWC, (2, 2, 3), 2, classes=4, raw=True))  # fed with bytes
     with pytest.raises(ExperimentError, match="cannot run the model"):
         measure({"a": floats}, images, runs=1, warmup=0, threads=1)

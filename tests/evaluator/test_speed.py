@@ -9,14 +9,14 @@ from resnet8_quant.graphs.session import CPU
 from resnet8_quant.results import COLUMNS
 
 SINGLE = {
-    *("latency_us_median", "latency_us_ci_low", "latency_us_ci_high", "latency_us_p95", "latency_spread"),
-    *("float_latency_us_median", "float_latency_us_p95", "float_latency_spread"),
+    *("latency_us_median", "latency_us_ci_low", "latency_us_ci_high", "latency_us_p95", "latency_iqr_ratio"),
+    *("float_latency_us_median", "float_latency_us_p95", "float_latency_iqr_ratio"),
     *("latency_runs", "latency_batch", "latency_threads"),
-    *("machine_load", "machine_others", "machine_busy", "latency_seconds"),
+    *("machine_load", "other_processes_share", "machine_busy", "latency_seconds"),
 }
 ENDS = ("", "_ci_low", "_ci_high")
 RATIO = {f"speedup{end}" for end in ENDS}
-ALL_THREADS = {"all_threads", "all_threads_latency_us_median"}
+ALL_THREADS = {"threads_available", "all_threads_latency_us_median"}
 ALL_THREADS_RATIO = {f"all_threads_speedup{end}" for end in ENDS}
 THROUGHPUT = {"throughput_batch", "images_per_second", "float_images_per_second"}
 THROUGHPUT_RATIO = {f"throughput_speedup{end}" for end in ENDS}
@@ -79,7 +79,7 @@ def test_what_the_columns_hold(simulate, quiet, images):
     assert (columns["latency_us_ci_low"], columns["latency_us_ci_high"], columns["latency_us_p95"]) == (80, 80, 80)
     assert [columns[name] for name in ("speedup", "speedup_ci_low", "speedup_ci_high")] == [2.5] * 3
     assert (columns["latency_runs"], columns["latency_batch"], columns["latency_threads"]) == (100, 1, 3)
-    assert (columns["all_threads"], columns["all_threads_latency_us_median"]) == (6, 80)
+    assert (columns["threads_available"], columns["all_threads_latency_us_median"]) == (6, 80)
     assert {columns[name] for name in ALL_THREADS_RATIO | THROUGHPUT_RATIO} == {2.5}
     assert columns["throughput_batch"] == 4
     assert (columns["images_per_second"], columns["float_images_per_second"]) == (50_000, 20_000)
@@ -119,7 +119,7 @@ def test_a_machine_is_called_busy(simulate, quiet, monkeypatch, images, others, 
     monkeypatch.setattr(Quiet, "others", others)
     columns = measured(simulate(f=[100], q=times), images, LatencyConfig(runs=60, warmup=2, throughput_batch=0))
     assert columns["machine_busy"] is busy
-    assert columns["machine_others"] == others
+    assert columns["other_processes_share"] == others
 
 
 def test_the_seed_is_the_bootstraps(simulate, quiet, images):

@@ -71,7 +71,7 @@ def test_compare_by_hand():
     assert (comparison.accuracy_ci_low, comparison.accuracy_ci_high) == wilson_interval(4, 6)
     assert (comparison.flips_to_wrong, comparison.flips_to_right, comparison.changed_predictions) == (1, 2, 4)
     assert comparison.mcnemar_p == 1.0
-    assert (comparison.ties, comparison.float_ties) == (2, 1)
+    assert (comparison.quant_ties, comparison.float_ties) == (2, 1)
     assert comparison.per_class == (
         ClassRow("cat", 3, 2 / 3, 2 / 3, 0.0),
         ClassRow("dog", 2, 1 / 2, 1 / 2, 0.0),

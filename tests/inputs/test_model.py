@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.contract import InputContract
 from resnet8_quant.inputs.fold import fold
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import load_model
 
 SHAPE = (4, 4, 3)
@@ -116,12 +116,12 @@ def test_too_few_outputs(classifier, tmp_path):
 
 @pytest.mark.parametrize(("dims", "layout"), [([4, 4, 3], Layout.NHWC), ([3, 4, 4], Layout.NCHW)])
 def test_layout_is_inferred(classifier, tmp_path, dims, layout):
-    contract = load(classifier(["batch", *dims]), tmp_path).contract
-    assert (contract.name, contract.layout, contract.shape) == ("image0", layout, SHAPE)
-    assert (contract.batch, contract.classes) == (None, CLASSES)
+    input_spec = load(classifier(["batch", *dims]), tmp_path).input_spec
+    assert (input_spec.name, input_spec.layout, input_spec.shape) == ("image0", layout, SHAPE)
+    assert (input_spec.batch, input_spec.classes) == (None, CLASSES)
     images = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
     expected = images if layout is Layout.NHWC else np.moveaxis(images, 3, 1)
-    np.testing.assert_array_equal(contract.prepare(images), expected)
+    np.testing.assert_array_equal(input_spec.prepare(images), expected)
 
 
 def test_stated_layout_that_does_not_fit(classifier, tmp_path):
@@ -135,12 +135,12 @@ def test_ambiguous_layout_must_be_stated(classifier, tmp_path):
         load(path, tmp_path, (3, 3, 3))
     assert "model.layout=NHWC" in caught.value.remedy
     for layout in (Layout.NHWC, Layout.NCHW):
-        assert load(path, tmp_path, (3, 3, 3), layout=layout).contract.layout is layout
+        assert load(path, tmp_path, (3, 3, 3), layout=layout).input_spec.layout is layout
 
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_fixed_batch_is_recorded(classifier, tmp_path, batch):
-    assert load(classifier([batch, 4, 4, 3]), tmp_path).contract.batch == batch
+    assert load(classifier([batch, 4, 4, 3]), tmp_path).input_spec.batch == batch
 
 
 @pytest.mark.parametrize("field", ["mean", "std"])
@@ -148,13 +148,13 @@ def test_mean_and_std_have_a_value_per_channel(classifier, tmp_path, field):
     path = classifier(["batch", 4, 4, 3])
     with pytest.raises(ExperimentError, match=rf"`model\.{field}` has 2 values, the images have 3 channels"):
         load(path, tmp_path, **{field: [1.0, 2.0]})
-    contract = load(path, tmp_path, **{field: [1.0, 2.0, 4.0]}).contract
-    assert getattr(contract, field) == (1.0, 2.0, 4.0)
+    input_spec = load(path, tmp_path, **{field: [1.0, 2.0, 4.0]}).input_spec
+    assert getattr(input_spec, field) == (1.0, 2.0, 4.0)
 
 
 def test_a_changed_file_is_read_again(classifier, tmp_path):
-    assert load(classifier([1, 4, 4, 3]), tmp_path).contract.batch == 1
-    assert load(classifier(["batch", 4, 4, 3]), tmp_path).contract.batch is None
+    assert load(classifier([1, 4, 4, 3]), tmp_path).input_spec.batch == 1
+    assert load(classifier(["batch", 4, 4, 3]), tmp_path).input_spec.batch is None
 
 
 def test_proto_is_fresh(tmp_path):
@@ -194,7 +194,7 @@ def test_affine_operators_are_folded_into_conv(tmp_path, kind):
         (("", 21), ("ai.onnx.ml", 3)),
     )
     original = model.SerializeToString()
-    folded = fold(model, InputContract("image", Layout.NCHW, (4, 4, 3), None, 4, std=(255.0,) * 3))
+    folded = fold(model, InputSpec("image", Layout.NCHW, (4, 4, 3), None, 4, std=(255.0,) * 3))
     assert [node.op_type for node in folded.graph.node] == ["Conv"]
     assert [opset.domain for opset in folded.opset_import] == [""]
     image = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
@@ -213,8 +213,8 @@ def test_nothing_to_fold_is_left_alone(tmp_path):
         [("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])],
         {"w": array(4, 3, 3, 3)},
     )
-    contract = InputContract("image", Layout.NCHW, (4, 4, 3), None, 4)
-    assert fold(model, contract) is model
+    input_spec = InputSpec("image", Layout.NCHW, (4, 4, 3), None, 4)
+    assert fold(model, input_spec) is model
 
 
 @pytest.mark.parametrize("described", [True, False])

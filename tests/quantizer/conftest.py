@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Layout, Method, ModelConfig, NumberType
+from resnet8_quant.config import CalibrationConfig, DType, Layout, Method, ModelConfig
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -60,7 +60,7 @@ def configs():
 def tiny():
     """Nodes and weights -> a model from ``image`` [batch, 2, 6, 6] to ``scores`` [batch, 2, ?, ?]."""
 
-    def make(nodes, weights, batch=None, **contract):
+    def make(nodes, weights, batch=None, **input_spec):
         name = batch or "batch"
         graph = helper.make_graph(
             nodes,
@@ -72,7 +72,7 @@ def tiny():
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         onnx.checker.check_model(proto, full_check=True)
         serialized = proto.SerializeToString()
-        described = InputContract("image", Layout.NCHW, (6, 6, 2), batch, 2, **contract)
+        described = InputSpec("image", Layout.NCHW, (6, 6, 2), batch, 2, **input_spec)
         return FloatModel("tiny", serialized, described, sha256_bytes(serialized), "")
 
     return make
@@ -82,13 +82,13 @@ def tiny():
 def conv(tiny):
     """A convolution and a Relu; ``weight`` or ``bias`` to choose what comes out."""
 
-    def make(batch=None, weight=None, bias=(0.5, -0.5), **contract):
+    def make(batch=None, weight=None, bias=(0.5, -0.5), **input_spec):
         weight = np.random.default_rng(5).normal(size=(2, 2, 3, 3)) if weight is None else weight
         nodes = [
             helper.make_node("Conv", ["image", "w", "b"], ["hidden"]),
             helper.make_node("Relu", ["hidden"], ["scores"]),
         ]
-        return tiny(nodes, {"w": weight, "b": bias}, batch, **contract)
+        return tiny(nodes, {"w": weight, "b": bias}, batch, **input_spec)
 
     return make
 
@@ -115,8 +115,8 @@ def base():
     from small_net import IMAGES, quantized, small_net
 
     return {
-        kind: quantized(small_net(), IMAGES, kind, NumberType.int8 if kind is NumberType.uint8 else kind)
-        for kind in (NumberType.uint8, NumberType.int8)
+        kind: quantized(small_net(), IMAGES, kind, DType.int8 if kind is DType.uint8 else kind)
+        for kind in (DType.uint8, DType.int8)
     }
 
 

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Format, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
@@ -49,9 +49,9 @@ def with_few_bits(float_model, original, grids, bits, activation_bits):
         scale = (largest / (2 ** (bits - 1) - 1)).astype(np.float32)
         integers = np.rint(arrays[name] / scale.reshape(shape)).astype(np.int8)
         zero = np.zeros(scale.shape, np.int8)
-        weight = IntegerWeight(name, integers, scale, zero, axis, bits, NumberType[f"int{bits}"])
+        weight = IntegerWeight(name, integers, scale, zero, axis, bits, DType[f"int{bits}"])
         layers.append(LayerPlan(node.output[0], source, grids[source], weight, arrays[bias].astype(np.float64)))
-    return emit(original, Plan(tuple(layers), grids, NumberType.uint8))
+    return emit(original, Plan(tuple(layers), grids, DType.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def bundled(model, images):
     def make(**options):
         return quantize(model, images, QuantConfig(**options), CalibrationConfig(), threads=1)
 
-    u8s8 = make(activation_type=NumberType.uint8, per_channel=True)
+    u8s8 = make(activation_type=DType.uint8, per_channel=True)
     original = onnx.load_from_string(u8s8.serialized)
     grids = u8s8.calibration.grids
     return {
@@ -69,7 +69,7 @@ def bundled(model, images):
         "int8": original,
         "int8 symmetric": onnx.load_from_string(make(activation_symmetric=True).serialized),
         "QOperator": onnx.load_from_string(
-            make(activation_type=NumberType.uint8, per_channel=True, format=Format.QOperator).serialized
+            make(activation_type=DType.uint8, per_channel=True, format=Format.QOperator).serialized
         ),
         "w4": with_few_bits(model, original, grids, 4, 8),
         "w2": with_few_bits(model, original, grids, 2, 8),
@@ -79,7 +79,7 @@ def bundled(model, images):
 
 @pytest.fixture(scope="module")
 def feed(model):
-    return {model.contract.name: model.contract.prepare(load_sample().test.images[:50])}
+    return {model.input_spec.name: model.input_spec.prepare(load_sample().test.images[:50])}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from small_net import (
     with_integers,
 )
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.emit import emit
@@ -31,7 +31,7 @@ from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 def test_weights_compute_what_the_plan_says(base, bits, per_channel, symmetric):
-    kind = NumberType.uint8
+    kind = DType.uint8
     model, calibration = base[kind]
     plan = small_plan(calibration, kind, weight_bits=bits, per_channel=per_channel, symmetric=symmetric)
     emitted = emit(model, plan)
@@ -47,7 +47,7 @@ def test_weights_compute_what_the_plan_says(base, bits, per_channel, symmetric):
         np.testing.assert_array_equal(zero.astype(int), layer.weight.zero_point)
 
 
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_activations_compute_what_the_plan_says(base, kind, bits):
     model, calibration = base[kind]
@@ -61,7 +61,7 @@ def test_activations_compute_what_the_plan_says(base, kind, bits):
     assert (found["r1"].min(), found["r1"].max()) == (levels.lowest, levels.highest)
 
 
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_one_layer_reads_a_tensor_on_a_grid_of_its_own(base, kind, bits):
     """r1 keeps 8 bits for the Add; a finer, 8-bit grid for the Conv alone is possible too."""
@@ -81,8 +81,8 @@ def test_one_layer_reads_a_tensor_on_a_grid_of_its_own(base, kind, bits):
 
 
 def test_layers_share_a_chain_only_where_they_share_a_grid(base):
-    model, calibration = base[NumberType.uint8]
-    plan = small_plan(calibration, NumberType.uint8, narrow=4)
+    model, calibration = base[DType.uint8]
+    plan = small_plan(calibration, DType.uint8, narrow=4)
     operators = [node.op_type for node in emit(model, plan).graph.node]
     assert operators.count("QuantizeLinear") == len(PAIRS) + 1
     assert operators.count("Clip") == 1
@@ -98,8 +98,8 @@ PAIRS = ("image", "r1", "c2", "sum", "pool", "flat", "scores")
 
 
 def test_a_narrow_grid_saturates_however_far_a_value_is(base):
-    model, calibration = base[NumberType.int8]
-    plan = small_plan(calibration, NumberType.int8, tensor_bits=3)
+    model, calibration = base[DType.int8]
+    plan = small_plan(calibration, DType.int8, tensor_bits=3)
     traced, names = with_integers(emit(model, plan))
     image = np.zeros((1, 2, 8, 8), np.float32)
     grid = plan.tensors["image"]
@@ -127,7 +127,7 @@ def plan_of(model, calibration, kind, weight_of):
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 @pytest.mark.parametrize(
     ("activation", "symmetric"),
-    [(NumberType.uint8, False), (NumberType.int8, False), (NumberType.int8, True)],
+    [(DType.uint8, False), (DType.int8, False), (DType.int8, True)],
     ids=["uint8", "int8", "int8-symmetric"],
 )
 def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_channel, activation, symmetric):
@@ -138,14 +138,14 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_
     def weight(name, array, axis):
         scale, zero = stored[f"{name}_scale"], stored[f"{name}_zero_point"]
         values = stored[f"{name}_quantized"]
-        return IntegerWeight(name, values, scale, zero, axis if scale.ndim else None, 8, NumberType.int8)
+        return IntegerWeight(name, values, scale, zero, axis if scale.ndim else None, 8, DType.int8)
 
     before = original.SerializeToString(deterministic=True)
     plan = plan_of(model, calibration, activation, weight)
     emitted = emit(original, plan)
     assert original.SerializeToString(deterministic=True) == before
     assert emit(original, plan).SerializeToString(deterministic=True) == emitted.SerializeToString(deterministic=True)
-    feed = {model.contract.name: model.contract.prepare(load_sample().test.images[:100])}
+    feed = {model.input_spec.name: model.input_spec.prepare(load_sample().test.images[:100])}
     np.testing.assert_array_equal(run(emitted, feed, ALL)[0], run(original, feed, ALL)[0])
     assert kernel_report(emitted.SerializeToString(), 1) == kernel_report(before, 1)
     names = initializers(emitted).keys()
@@ -156,12 +156,12 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_bundled_model_with_few_bits_runs_and_is_smaller(model, bits):
     original, calibration = quantized(model, load_sample().train.images[:24], per_channel=True)
-    plan = plan_of(model, calibration, NumberType.uint8, lambda n, a, axis: nearest(n, a, bits, axis, True))
+    plan = plan_of(model, calibration, DType.uint8, lambda n, a, axis: nearest(n, a, bits, axis, True))
     emitted = emit(original, plan)
     opset = {2: 25, 4: 21}[bits]
     assert emitted.opset_import[0].version == opset
     data = load_sample().test
-    feed = {model.contract.name: model.contract.prepare(data.images[:200])}
+    feed = {model.input_spec.name: model.input_spec.prepare(data.images[:200])}
     for level in (OFF, ALL):
         scores = run(emitted, feed, level)[0]
         assert np.isfinite(scores).all()

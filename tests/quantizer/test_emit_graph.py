@@ -22,8 +22,8 @@ from small_net import (
     small_plan,
 )
 
-from resnet8_quant.config import Layout, NumberType
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.config import DType, Layout
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.emit import at_least_opset, emit
@@ -56,7 +56,7 @@ def test_opsets_in_between_are_bridged(base):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_an_old_model_gets_the_opset_that_its_types_need(bits, opset):
     model, calibration = quantized(small_net(opset), IMAGES)
-    plan = small_plan(calibration, NumberType.uint8, weight_bits=bits)
+    plan = small_plan(calibration, DType.uint8, weight_bits=bits)
     emitted = emit(model, plan)
     assert emitted.opset_import[0].version == {2: 25, 4: 21, 8: max(13, opset)}[bits]
     assert_simulated(emitted, plan)
@@ -79,8 +79,8 @@ def test_matmul_on_either_side():
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    contract = InputContract("image", Layout.NCHW, (8, 8, 2), None, 4)
-    original, calibration = quantized(FloatModel("p", proto.SerializeToString(), contract, "p", ""), IMAGES)
+    input_spec = InputSpec("image", Layout.NCHW, (8, 8, 2), None, 4)
+    original, calibration = quantized(FloatModel("p", proto.SerializeToString(), input_spec, "p", ""), IMAGES)
     grids = calibration.grids
     left = nearest("left", arrays["left"], 4, None, True)
     right = nearest("right", arrays["right"], 4, 1, True)
@@ -88,14 +88,14 @@ def test_matmul_on_either_side():
         LayerPlan("m1", "image", grids["image"], left, None),
         LayerPlan("scores", "m1", grids["m1"], right, None),
     )
-    emitted = emit(original, Plan(layers, grids, NumberType.uint8))
+    emitted = emit(original, Plan(layers, grids, DType.uint8))
     image, _ = rounded(FEED, grids["image"])
     middle, _ = rounded(left.dequantized().astype(float) @ image, grids["m1"])
     expected, _ = rounded(middle @ right.dequantized(), grids["scores"])
     for level in (OFF, ALL):
         np.testing.assert_allclose(run(emitted, {"image": FEED}, level)[0], expected, atol=1.01 * grids["scores"].scale)
     with pytest.raises(ValueError, match="takes no bias"):
-        emit(original, Plan((replace(layers[0], bias=np.zeros(5)), layers[1]), grids, NumberType.uint8))
+        emit(original, Plan((replace(layers[0], bias=np.zeros(5)), layers[1]), grids, DType.uint8))
 
 
 def change_layer(plan, index=0, **fields):
@@ -115,7 +115,7 @@ def without(plan, name):
 REFUSED = {
     "no such weight": (lambda plan: change_weight(plan, name="w9"), "has 0 users"),
     "another shape": (lambda plan: change_weight(plan, values=np.zeros((4, 2, 1, 1), np.int8)), "has the shape"),
-    "too wide": (lambda plan: change_weight(plan, container=NumberType.int4), "int4 has not"),
+    "too wide": (lambda plan: change_weight(plan, container=DType.int4), "int4 has not"),
     "scales": (lambda plan: change_weight(plan, scale=np.float32([1, 2])), "expected"),
     "no bias": (lambda plan: change_layer(plan, bias=None), "plan it too"),
     "bias shape": (lambda plan: change_layer(plan, bias=np.zeros(3)), "does not fit"),
@@ -134,24 +134,24 @@ REFUSED = {
 
 @pytest.mark.parametrize("why", REFUSED)
 def test_a_plan_that_does_not_fit_is_refused(base, why):
-    model, calibration = base[NumberType.uint8]
+    model, calibration = base[DType.uint8]
     change, message = REFUSED[why]
     with pytest.raises(ValueError, match=message):
-        emit(model, change(small_plan(calibration, NumberType.uint8)))
+        emit(model, change(small_plan(calibration, DType.uint8)))
 
 
 def test_a_weight_with_two_users_is_refused(base):
-    model, calibration = base[NumberType.uint8]
+    model, calibration = base[DType.uint8]
     shared = onnx.ModelProto()
     shared.CopyFrom(model)
     source = next(node.output[0] for node in shared.graph.node if node.input[0] == "w2_quantized")
     shared.graph.node.append(helper.make_node("Identity", [source], ["copy"]))
     with pytest.raises(ValueError, match="2 users"):
-        emit(shared, small_plan(calibration, NumberType.uint8))
+        emit(shared, small_plan(calibration, DType.uint8))
 
 
 def test_a_bias_beyond_32_bits_saturates(base):
-    model, calibration = base[NumberType.uint8]
-    plan = change_layer(small_plan(calibration, NumberType.uint8), bias=np.array([1e12, -1e12, 0, 1]))
+    model, calibration = base[DType.uint8]
+    plan = change_layer(small_plan(calibration, DType.uint8), bias=np.array([1e12, -1e12, 0, 1]))
     stored = numpy_helper.to_array(initializers(emit(model, plan))["b1_quantized"])
     assert stored[:3].tolist() == [2**31 - 1, -(2**31), 0]

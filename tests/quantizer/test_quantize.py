@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.checks import LEGAL
-from resnet8_quant.config import CalibrationConfig, Format, Layout, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
@@ -19,7 +19,7 @@ COMBINATIONS = [
     for form, table in LEGAL.items()
     for activation, weights in table.items()
     for weight in sorted(weights, key=lambda kind: kind.name)
-    if activation is not NumberType.float32
+    if activation is not DType.float32
 ]
 
 
@@ -32,7 +32,7 @@ def run(serialized, feed, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_AL
 
 
 def feed_of(model, images):
-    return {model.contract.name: model.contract.prepare(images.batch(0, len(images)))}
+    return {model.input_spec.name: model.input_spec.prepare(images.batch(0, len(images)))}
 
 
 def initializers(serialized):
@@ -62,7 +62,7 @@ def test_per_channel_is_reported(model, images, form):
 def test_16_bits_and_8_bits_keep_most_answers_of_float(model, images):
     feed = feed_of(model, images)
     expected = run(model.serialized, feed)
-    wide = QuantConfig(activation_type=NumberType.int16, weight_type=NumberType.int16)
+    wide = QuantConfig(activation_type=DType.int16, weight_type=DType.int16)
     for quant, tolerance in ((wide, 0.01), (QuantConfig(), 0.3)):
         found = run(quantize(model, images, quant, CalibrationConfig(), threads=1).serialized, feed)
         assert np.abs(found - expected).mean() < tolerance * expected.std()
@@ -97,11 +97,11 @@ def one_conv():
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    contract = InputContract("image", Layout.NCHW, (6, 6, 2), None, 4, (120.0, 130.0), (60.0, 70.0))
-    return FloatModel("conv", proto.SerializeToString(), contract, "", "")
+    input_spec = InputSpec("image", Layout.NCHW, (6, 6, 2), None, 4, (120.0, 130.0), (60.0, 70.0))
+    return FloatModel("conv", proto.SerializeToString(), input_spec, "", "")
 
 
-@pytest.mark.parametrize("activation", [NumberType.int8, NumberType.uint8, NumberType.uint16])
+@pytest.mark.parametrize("activation", [DType.int8, DType.uint8, DType.uint16])
 def test_one_conv_equals_numpy(small_images, activation):
     model = one_conv()
     quant = QuantConfig(activation_type=activation)
@@ -143,8 +143,8 @@ def test_nothing_to_quantize_is_refused(images):
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2, 2, 3])],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    contract = InputContract("image", Layout.NHWC, (2, 2, 3), None, 4, std=(255.0,) * 3)
-    model = FloatModel("exp", proto.SerializeToString(), contract, "", "")
+    input_spec = InputSpec("image", Layout.NHWC, (2, 2, 3), None, 4, std=(255.0,) * 3)
+    model = FloatModel("exp", proto.SerializeToString(), input_spec, "", "")
     small = CalibrationImages.of(images.images[:, :2, :2])
     with pytest.raises(ExperimentError, match="none of its 1 operators"):
         quantize(model, small, QuantConfig(), CalibrationConfig(), threads=1)
@@ -174,6 +174,6 @@ def test_onnxruntimes_table_of_operators_is_left_as_it_was(conv, small_images):
     quantize(conv(), small_images, QuantConfig(), CalibrationConfig(), threads=1)
     assert before == QDQRegistry
     with pytest.raises(KeyError):  # float32 is no quantized type
-        quantize(conv(), small_images, QuantConfig(weight_type=NumberType.float32), CalibrationConfig(), threads=1)
+        quantize(conv(), small_images, QuantConfig(weight_type=DType.float32), CalibrationConfig(), threads=1)
     assert before == QDQRegistry
     assert "AveragePool" in before

@@ -76,7 +76,7 @@ def test_twin_of_nothing_is_failed(name: object, tmp_path: Path) -> None:
 
 
 def _older(folder: Path) -> None:
-    columns = [name for name in results.COLUMNS if name not in ("ties", "float_ties")]
+    columns = [name for name in results.COLUMNS if name not in ("quant_ties", "float_ties")]
     values = ["1" if name == "schema_version" else "" for name in columns]
     (folder / "results.csv").write_text(",".join(columns) + "\n" + ",".join(values) + "\n")
 

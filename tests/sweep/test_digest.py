@@ -39,7 +39,7 @@ def _equal(first: str, second: str) -> bool:
     [
         ("quant=float", "quant=float calibration=entropy calibration.samples_per_class=7 seed=3"),
         ("quant=float", "quant=float quant.per_channel=true"),
-        ("quant=int8", "quant=int8 refine.damping=0.5 refine.images=7 allocate.held_out=3"),
+        ("quant=int8", "quant=int8 refine.damping=0.5 refine.images=7 allocate.validation_images=3"),
         ("latency.runs=0", "latency.runs=0 latency.warmup=3 latency.threads=2"),
         ("quant=int8 calibration.sampling=first", "quant=int8 calibration.sampling=first seed=7"),
         ("quant=int8", "quant=int8 resume=true cache_dir=elsewhere"),

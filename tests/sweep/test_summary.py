@@ -62,12 +62,12 @@ def test_order_baseline_then_accuracy_then_failed(tmp_path: Path, capsys: pytest
 
 def test_csv_has_every_column_with_its_value(tmp_path: Path) -> None:
     (tmp_path / "0_a").mkdir()
-    row = _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', ties=0)
+    row = _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', quant_ties=0)
     results.write(row, tmp_path / "0_a")
     assert summarize(tmp_path, tuple(COLUMNS), None) == 0
     with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
         (back,) = csv.DictReader(file)
-    assert (back["job"], back["folder"], back["accuracy"], back["ties"]) == ("0", "0_a", repr(0.1 + 0.2), "0")
+    assert (back["job"], back["folder"], back["accuracy"], back["quant_ties"]) == ("0", "0_a", repr(0.1 + 0.2), "0")
     assert (back["per_channel"], back["overrides"], back["error"]) == ("True", row.overrides, "")
     assert tuple(back)[2:] == results.COLUMNS
 
@@ -223,7 +223,7 @@ def _quantized(**changes: object) -> RunResult:
         "kernels": "integer",
         "latency_us_median": 100.0,
         "float_latency_us_median": 200.0,
-        "ties": 0,
+        "quant_ties": 0,
         "float_ties": 0,
     }
     return RunResult(**{**values, **changes})  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ def _quantized(**changes: object) -> RunResult:
 def test_no_advice_when_all_is_well() -> None:
     assert advise(_quantized()) == []
     assert advise(RunResult(status="failed", error="x")) == []
-    assert advise(_quantized(accuracy_delta=-0.05, latency_us_median=200.0, ties=1)) == []
+    assert advise(_quantized(accuracy_delta=-0.05, latency_us_median=200.0, quant_ties=1)) == []
 
 
 def test_collapse_is_a_warning() -> None:
@@ -276,7 +276,7 @@ def test_large_loss_is_a_warning(bits: int, refine: str, hint: str) -> None:
 
 
 def test_slow_int8_is_told_to_deploy() -> None:
-    slow = {"latency_us_median": 320.0, "compute_kernels": 10, "integer_kernels": 4, "format": "QDQ"}
+    slow = {"latency_us_median": 320.0, "conv_gemm_total": 10, "conv_gemm_integer": 4, "format": "QDQ"}
     (sentence,) = advise(_quantized(kernels="mixed", **slow))
     assert "int8 activations ran 1.6x slower" in sentence
     assert "10 Conv/Gemm, 4 of them integer" in sentence
@@ -291,9 +291,9 @@ def test_slow_int8_is_told_to_deploy() -> None:
 
 
 def test_ties_are_mentioned() -> None:
-    (sentence,) = advise(_quantized(ties=7))
+    (sentence,) = advise(_quantized(quant_ties=7))
     assert sentence.startswith("7 images tie")
-    assert advise(_quantized(ties=7, float_ties=7)) == []
+    assert advise(_quantized(quant_ties=7, float_ties=7)) == []
 
 
 @pytest.mark.parametrize("fault", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])

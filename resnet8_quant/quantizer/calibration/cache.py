@@ -66,12 +66,12 @@ def cached_observations(
 def _key(model: FloatModel, tensors: tuple[str, ...], images: CalibrationImages, bins: int | None) -> str:
     import onnxruntime
 
-    contract = model.contract
+    input_spec = model.input_spec
     facts = {
         "engine": ENGINE_VERSION,
         "model": model.digest,
         "images": images.digest,
-        "input": [contract.layout.value, contract.mean, contract.std, contract.batch],
+        "input": [input_spec.layout.value, input_spec.mean, input_spec.std, input_spec.batch],
         "tensors": tensors,
         "bins": bins,
         "onnxruntime": onnxruntime.__version__,

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
 from resnet8_quant.quantizer.calibration.observer import Histogram
 
 
@@ -34,7 +34,7 @@ class Levels:
         return self.highest - self.lowest + 1
 
     @classmethod
-    def of(cls, kind: NumberType, symmetric: bool) -> Levels:
+    def of(cls, kind: DType, symmetric: bool) -> Levels:
         """The levels that onnxruntime uses for a type: symmetric int8 leaves -128 out."""
         lowest, highest = get_qmin_qmax_for_qType(getattr(TensorProto, kind.name.upper()), symmetric=symmetric)
         return cls(int(lowest), int(highest), symmetric)

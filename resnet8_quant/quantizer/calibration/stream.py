@@ -52,7 +52,7 @@ def observe(
         ExperimentError: a value is NaN or infinite; the model cannot be run.
     """
     fast = _tap(model, tensors, "all")
-    size = model.contract.batch or _batch_size(fast, model, images)
+    size = model.input_spec.batch or _batch_size(fast, model, images)
     observers = [Observer(len(images), bins) for _ in tensors]
     threads = threads or usable_cores()
     if bins is not None:
@@ -60,7 +60,7 @@ def observe(
 
     def work(start: int) -> tuple[int, int, list[Batch]]:
         count = min(size, len(images) - start)
-        values = fast(model.contract.prepare(images.batch(start, size)))
+        values = fast(model.input_spec.prepare(images.batch(start, size)))
         rows = (value[:count] if value.ndim and len(value) == size else value[None] for value in values)
         return start, count, [Batch.of(row, bins is not None) for row in rows]
 
@@ -75,7 +75,7 @@ def observe(
                         "check the model and the input range that it expects (model.mean, model.std)",
                     ) from None
             advance(count)
-    extremes = _exact_extremes(model, tensors, images, observers, size if model.contract.batch else 1)
+    extremes = _exact_extremes(model, tensors, images, observers, size if model.input_spec.batch else 1)
     return {name: observer.finish(*pair) for name, observer, pair in zip(tensors, observers, extremes, strict=True)}
 
 
@@ -103,7 +103,7 @@ def _exact_extremes(
     lows, highs = np.full(len(tensors), np.inf, np.float32), np.full(len(tensors), -np.inf, np.float32)
     tap = _tap(model, tensors, "none")
     for image in wanted:
-        for i, values in enumerate(tap(model.contract.prepare(images.batch(image, 1).repeat(size, axis=0)))):
+        for i, values in enumerate(tap(model.input_spec.prepare(images.batch(image, 1).repeat(size, axis=0)))):
             lows[i], highs[i] = min(lows[i], values.min()), max(highs[i], values.max())
     return list(zip(lows, highs, strict=True))
 
@@ -129,7 +129,7 @@ def _tap(model: FloatModel, tensors: tuple[str, ...], level: Level) -> Tap:
     def tap(feed: np.ndarray) -> list[np.ndarray]:
         # an empty list would mean all outputs
         values = (
-            dict(zip(computed, session.run(computed, {model.contract.name: feed}), strict=True)) if computed else {}
+            dict(zip(computed, session.run(computed, {model.input_spec.name: feed}), strict=True)) if computed else {}
         )
         return [values.get(name, feed) for name in tensors]
 
@@ -138,5 +138,5 @@ def _tap(model: FloatModel, tensors: tuple[str, ...], level: Level) -> Tap:
 
 def _batch_size(tap: Tap, model: FloatModel, images: CalibrationImages) -> int:
     """How many images make ``BATCH_BYTES`` of activations."""
-    one = sum(value.nbytes for value in tap(model.contract.prepare(images.batch(0, 1))))
+    one = sum(value.nbytes for value in tap(model.input_spec.prepare(images.batch(0, 1))))
     return int(np.clip(BATCH_BYTES // max(1, one), 1, 256))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from resnet8_quant.config import CalibrationConfig, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, QuantConfig
 from resnet8_quant.quantizer.calibration.engine import Calibration
 from resnet8_quant.quantizer.calibration.error import error_range
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
@@ -98,7 +98,7 @@ class ActivationGrids:
         return Grid.of(np.float32(low), np.float32(high), levels)
 
 
-def narrow_levels(kind: NumberType, bits: int, symmetric: bool) -> Levels:
+def narrow_levels(kind: DType, bits: int, symmetric: bool) -> Levels:
     """The first ``2 ** bits`` integers of a type, around zero where it is signed."""
     if kind.name.startswith("u"):
         return Levels(0, 2**bits - 1, symmetric)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from resnet8_quant.config import NumberType, QuantConfig, RefineConfig, Target
+from resnet8_quant.config import DType, QuantConfig, RefineConfig, Target
 from resnet8_quant.quantizer.calibration.grid import Grid
 from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan
 from resnet8_quant.quantizer.refine.scales import WeightLevels, round_rows
@@ -119,7 +119,7 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return 0 if node.op_type == "Gemm" and transposed else 1
 
 
-def _container(bits: int, signed: bool) -> NumberType:
+def _container(bits: int, signed: bool) -> DType:
     """The narrowest ONNX type that holds so many bits."""
     width = next(width for width in (2, 4, 8, 16) if bits <= width)
-    return NumberType[f"{'' if signed else 'u'}int{width}"]
+    return DType[f"{'' if signed else 'u'}int{width}"]

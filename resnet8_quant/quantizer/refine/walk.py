@@ -136,16 +136,16 @@ def refine(
 def _batch(model: FloatModel, graph: onnx.GraphProto, count: int) -> int | None:
     """Images in a call: all at once where the graph computes with the shapes of its tensors."""
     shapes = [node.op_type for node in graph.node if node.op_type in ("Shape", "Size")]
-    if shapes and model.contract.batch is not None and model.contract.batch < count:
+    if shapes and model.input_spec.batch is not None and model.input_spec.batch < count:
         raise ExperimentError(
             f"`model`: it has a fixed batch and computes with shapes ({shapes[0]}), which cannot be refined",
             "export it with a free batch, or refine=none",
         )
-    return count if shapes else model.contract.batch
+    return count if shapes else model.input_spec.batch
 
 
 def spread_images(model: FloatModel, images: CalibrationImages, most: int) -> np.ndarray:
     """The model's input for up to ``most`` images, evenly spread; with a fixed batch, whole batches of them."""
-    count, batch = min(len(images), most), model.contract.batch or 1
+    count, batch = min(len(images), most), model.input_spec.batch or 1
     places = np.linspace(0, len(images) - 1, max(batch, count // batch * batch)).round().astype(np.int64)
-    return model.contract.prepare(images.images[images.chosen[places]])
+    return model.input_spec.prepare(images.images[images.chosen[places]])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import NumberType, QuantConfig
+from resnet8_quant.config import DType, QuantConfig
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.quantizer.calibration import cache as module
 from resnet8_quant.quantizer.calibration.cache import cached_observations
@@ -80,7 +80,7 @@ def test_methods_and_quant_types_share_an_entry(conv, small_images, configs, ass
     )
     assert not first.cached
     for config in configs.values():
-        for quant in (QuantConfig(activation_symmetric=True), QuantConfig(activation_type=NumberType.uint8)):
+        for quant in (QuantConfig(activation_symmetric=True), QuantConfig(activation_type=DType.uint8)):
             found = calibrate(conv(), small_images, quant, config, OPERATORS, threads=1, cache=tmp_path)
             assert found.cached
             assert_same(found.observations, first.observations)

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from resnet8_quant.config import CalibrationConfig, Format, Method, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, Method, QuantConfig
 from resnet8_quant.quantizer.calibration.engine import calibrate
 from resnet8_quant.quantizer.calibration.report import stored_grids
 from resnet8_quant.quantizer.calibration.tensors import calibrated_tensors
@@ -17,16 +17,16 @@ from resnet8_quant.quantizer.quantize import OPERATORS, QUANT_TYPES, quantize
 
 # name: (activation type, symmetric, format)
 TARGETS = {
-    "int8": (NumberType.int8, False, Format.QDQ),
-    "uint8": (NumberType.uint8, False, Format.QDQ),
-    "int16": (NumberType.int16, False, Format.QDQ),
-    "uint16": (NumberType.uint16, False, Format.QDQ),
-    "int8 symmetric": (NumberType.int8, True, Format.QDQ),
-    "uint8 symmetric": (NumberType.uint8, True, Format.QDQ),
-    "int16 symmetric": (NumberType.int16, True, Format.QDQ),
-    "int8 operators": (NumberType.int8, False, Format.QOperator),
-    "uint8 operators": (NumberType.uint8, False, Format.QOperator),
-    "int8 symmetric operators": (NumberType.int8, True, Format.QOperator),
+    "int8": (DType.int8, False, Format.QDQ),
+    "uint8": (DType.uint8, False, Format.QDQ),
+    "int16": (DType.int16, False, Format.QDQ),
+    "uint16": (DType.uint16, False, Format.QDQ),
+    "int8 symmetric": (DType.int8, True, Format.QDQ),
+    "uint8 symmetric": (DType.uint8, True, Format.QDQ),
+    "int16 symmetric": (DType.int16, True, Format.QDQ),
+    "int8 operators": (DType.int8, False, Format.QOperator),
+    "uint8 operators": (DType.uint8, False, Format.QOperator),
+    "int8 symmetric operators": (DType.int8, True, Format.QOperator),
 }
 
 
@@ -53,12 +53,12 @@ def decides(name):
 def test_minmax_equals_onnxruntime_bit_for_bit(model, images, cache, tmp_path, target):
     kind, symmetric, form = TARGETS[target]
     quant = QuantConfig(activation_type=kind, activation_symmetric=symmetric, format=form)
-    if kind is NumberType.uint8:
-        quant.weight_type = NumberType.uint8
+    if kind is DType.uint8:
+        quant.weight_type = DType.uint8
     ours = quantize(model, images, quant, CalibrationConfig(), threads=1, cache=cache)
     proto = model.proto()
     add_pre_process_metadata(proto)
-    feed = {model.contract.name: model.contract.prepare(images.batch(0, len(images)))}
+    feed = {model.input_spec.name: model.input_spec.prepare(images.batch(0, len(images)))}
     quantize_static(
         proto,
         tmp_path / "theirs.onnx",
@@ -66,7 +66,7 @@ def test_minmax_equals_onnxruntime_bit_for_bit(model, images, cache, tmp_path, t
         quant_format=QuantFormat[form.name],
         op_types_to_quantize=OPERATORS,
         activation_type=QUANT_TYPES[kind],
-        weight_type=QuantType.QUInt8 if kind is NumberType.uint8 else QuantType.QInt8,
+        weight_type=QuantType.QUInt8 if kind is DType.uint8 else QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={"ActivationSymmetric": symmetric},
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
 from resnet8_quant.quantizer.calibration.grid import (
     Grid,
     Levels,
@@ -26,13 +26,13 @@ def rounded(values, scale, zero_point, levels):
 @pytest.mark.parametrize(
     ("kind", "symmetric", "lowest", "highest"),
     [
-        (NumberType.int8, False, -128, 127),
-        (NumberType.int8, True, -127, 127),
-        (NumberType.uint8, False, 0, 255),
-        (NumberType.uint8, True, 0, 255),
-        (NumberType.int16, False, -32768, 32767),
-        (NumberType.int16, True, -32767, 32767),
-        (NumberType.uint16, False, 0, 65535),
+        (DType.int8, False, -128, 127),
+        (DType.int8, True, -127, 127),
+        (DType.uint8, False, 0, 255),
+        (DType.uint8, True, 0, 255),
+        (DType.int16, False, -32768, 32767),
+        (DType.int16, True, -32767, 32767),
+        (DType.uint16, False, 0, 65535),
     ],
 )
 def test_levels_of_a_type(kind, symmetric, lowest, highest):

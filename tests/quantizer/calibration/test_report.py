@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from resnet8_quant.config import CalibrationConfig, Format, Method, NumberType, QuantConfig, RefineConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, Method, QuantConfig, RefineConfig
 from resnet8_quant.quantizer.calibration.report import COLUMNS, stored_grids, write_histograms, write_ranges
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -113,7 +113,7 @@ def test_a_config_without_parameters_needs_no_histogram(model, images, cache):
 
 
 def test_a_refined_range_is_named_so(model, images, tmp_path):
-    quant = QuantConfig(activation_type=NumberType.uint8, per_channel=True, activation_bits=4, keep_first_last=8)
+    quant = QuantConfig(activation_type=DType.uint8, per_channel=True, activation_bits=4, keep_first_last=8)
     refined = RefineConfig("ranges", activation_ranges=True)
     result = quantize(model, images, quant, CalibrationConfig(), refined, threads=1)
     write_ranges(result.calibration, onnx.load_from_string(result.serialized), tmp_path / "ranges.csv")

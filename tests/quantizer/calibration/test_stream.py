@@ -35,7 +35,7 @@ def test_extremes_are_those_of_the_graph_as_written(model, images, bins):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = model.contract.prepare(images.batch(0, len(images)))
+    feed = model.input_spec.prepare(images.batch(0, len(images)))
     values = {**dict(zip(names, session.run(names, {"image": feed}), strict=True)), "image": feed}
     for name in TENSORS:
         assert (found[name].low, found[name].high) == (values[name].min(), values[name].max()), name

@@ -10,7 +10,7 @@ from small_net import rounded
 
 from resnet8_quant.config import Layout
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 
@@ -35,8 +35,8 @@ def net(nodes, batch=None, outputs=(("scores", (3,)),), opset=21, **arrays):
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.checker.check_model(proto, full_check=True)
     serialized = proto.SerializeToString()
-    contract = InputContract("image", Layout.NCHW, (6, 6, 2), batch, 3)
-    return FloatModel("net", serialized, contract, sha256_bytes(serialized), "")
+    input_spec = InputSpec("image", Layout.NCHW, (6, 6, 2), batch, 3)
+    return FloatModel("net", serialized, input_spec, sha256_bytes(serialized), "")
 
 
 def pictures(count=30):

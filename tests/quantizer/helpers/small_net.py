@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Layout, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -49,15 +49,15 @@ def small_net(opset=21):
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in ARRAYS.items()],
     )
     serialized = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    contract = InputContract("image", Layout.NCHW, (8, 8, 2), None, 3)
-    return FloatModel("small", serialized.SerializeToString(), contract, sha256_bytes(b"small"), "")
+    input_spec = InputSpec("image", Layout.NCHW, (8, 8, 2), None, 3)
+    return FloatModel("small", serialized.SerializeToString(), input_spec, sha256_bytes(b"small"), "")
 
 
 IMAGES = RNG.integers(0, 256, (16, 8, 8, 2), dtype=np.uint8)
 FEED = IMAGES.astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def quantized(model, images, activation=NumberType.uint8, weight=NumberType.int8, **options):
+def quantized(model, images, activation=DType.uint8, weight=DType.int8, **options):
     """What quantize_static makes: the model and the grids."""
     quant = QuantConfig(activation_type=activation, weight_type=weight, **options)
     found = quantize(model, CalibrationImages.of(images), quant, CalibrationConfig(), threads=1)
@@ -72,7 +72,7 @@ def levels_of(kind, bits, symmetric=False):
 def container_of(bits, symmetric):
     """The narrowest type; symmetric weights are signed."""
     width = next(width for width in (2, 4, 8) if width >= bits)
-    return NumberType[f"{'int' if symmetric else 'uint'}{width}"]
+    return DType[f"{'int' if symmetric else 'uint'}{width}"]
 
 
 def nearest(name, array, bits, axis, symmetric):
@@ -197,7 +197,7 @@ def assert_optimized_agrees(model, plan):
 
     Not so for int8 activations, of which ONNX Runtime makes few on x86.
     """
-    if plan.activation_type is NumberType.uint8:
+    if plan.activation_type is DType.uint8:
         report = kernel_report(model.SerializeToString(), 1)
         assert (report.kernels, report.total) == ("integer", 3)
     fast, exact = run(model, {"image": FEED}, ALL)[0], run(model, {"image": FEED})[0]

@@ -6,7 +6,7 @@ from nets import PICTURES, net, pictures
 from onnx import helper
 from small_net import OFF, rounded, run
 
-from resnet8_quant.config import CalibrationConfig, Method, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Method, QuantConfig
 from resnet8_quant.quantizer.calibration.engine import calibrate
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.quantize import OPERATORS
@@ -36,7 +36,7 @@ def made():
     graph = model.proto().graph
 
     def make(in_place=False, method=Method.minmax, **options):
-        quant = QuantConfig(**({"activation_type": NumberType.uint8, "per_channel": True} | options))
+        quant = QuantConfig(**({"activation_type": DType.uint8, "per_channel": True} | options))
         config = CalibrationConfig(method, percentile=99.0 if method is Method.percentile else None)
         key = quant.activation_type, quant.activation_symmetric, method
         if key not in found:
@@ -54,7 +54,7 @@ def values():
     proto = model.proto()
     names = [name for node in proto.graph.node for name in node.output]
     proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name != "scores")
-    feed = model.contract.prepare(PICTURES)
+    feed = model.input_spec.prepare(PICTURES)
     return dict(zip(names, run(proto, {"image": feed}, OFF, names), strict=True)) | {"image": feed}
 
 
@@ -98,19 +98,19 @@ def test_operators_that_move_values_keep_their_grid(made):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 def test_narrow_levels_are_in_the_type(bits, kind, symmetric):
     levels = narrow_levels(kind, bits, symmetric)
     assert levels.symmetric == symmetric
-    if kind is NumberType.uint8:
+    if kind is DType.uint8:
         assert (levels.lowest, levels.highest) == (0, 2**bits - 1)
     else:
         assert (levels.lowest, levels.highest) == (-(2 ** (bits - 1)) + symmetric, 2 ** (bits - 1) - 1)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 @pytest.mark.parametrize("method", [Method.minmax, Method.percentile, Method.mse])
 def test_narrow_grids_are_by_the_method_or_in_place(made, values, bits, kind, symmetric, method):
@@ -148,7 +148,7 @@ def test_a_grid_is_decided_once(made, values):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("kind", [NumberType.uint8, NumberType.int8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 def test_values_land_where_onnxruntime_puts_them(bits, kind, symmetric):
     """Q, Clip, DQ; the input is not changed."""

@@ -4,7 +4,7 @@ import pytest
 from nets import net
 from onnx import helper
 
-from resnet8_quant.config import NumberType, QuantConfig
+from resnet8_quant.config import DType, QuantConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits, layer_nodes
 
@@ -18,7 +18,7 @@ def graph(model):
 
 
 def widths(graph, **options):
-    options = {"activation_type": NumberType.uint8, "per_channel": True} | options
+    options = {"activation_type": DType.uint8, "per_channel": True} | options
     return layer_bits(graph, QuantConfig(**options))
 
 
@@ -27,7 +27,7 @@ def test_layers_of_the_bundled_model(graph):
     assert [next(iter(widths(graph))), list(widths(graph))[-1]] == ["conv", "dense"]
     assert set(widths(graph).values()) == {LayerBits(8, 8)}
     assert set(widths(graph, weight_bits=3, activation_bits=5).values()) == {LayerBits(3, 5)}
-    assert set(widths(graph, weight_type=NumberType.int4).values()) == {LayerBits(4, 8)}
+    assert set(widths(graph, weight_type=DType.int4).values()) == {LayerBits(4, 8)}
 
 
 def test_first_and_last_are_kept(graph):
@@ -41,9 +41,9 @@ def test_first_and_last_are_kept(graph):
 def test_keeping_never_narrows_nor_exceeds_the_type(graph):
     found = widths(graph, weight_bits=6, keep_first_last=4)
     assert set(found.values()) == {LayerBits(6, 8)}
-    found = widths(graph, weight_type=NumberType.int4, weight_bits=3, activation_bits=3, keep_first_last=8)
+    found = widths(graph, weight_type=DType.int4, weight_bits=3, activation_bits=3, keep_first_last=8)
     assert found["conv"] == LayerBits(4, 8)
-    found = widths(graph, activation_type=NumberType.int16, keep_first_last=8)
+    found = widths(graph, activation_type=DType.int16, keep_first_last=8)
     assert found["conv"] == LayerBits(8, 16)
 
 

@@ -54,7 +54,7 @@ def ranges(before, after):
 
 
 def assert_same_function(first, second):
-    feed = {"image": first.contract.prepare(PICTURES[:10])}
+    feed = {"image": first.input_spec.prepare(PICTURES[:10])}
     for a, b in zip(run(first.serialized, feed, OFF), run(second.serialized, feed, OFF), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
 
@@ -80,7 +80,7 @@ def test_one_scale_fits_better_afterwards():
     """What it is for: less is lost where a weight has one scale."""
 
     def lost(model):
-        feed = {"image": model.contract.prepare(PICTURES)}
+        feed = {"image": model.input_spec.prepare(PICTURES)}
         proto = model.proto()
         for tensor in proto.graph.initializer:
             if tensor.name.startswith("w_c"):
@@ -138,7 +138,7 @@ def test_a_bias_with_two_readers_stays():
     model = three()
     proto = model.proto()
     proto.graph.node[2].input[2] = "b_c1"
-    shared = type(model)(model.name, proto.SerializeToString(), model.contract, "shared", "")
+    shared = type(model)(model.name, proto.SerializeToString(), model.input_spec, "shared", "")
     assert_same_function(shared, equalized(shared))
 
 
@@ -151,6 +151,6 @@ def test_the_bundled_model_keeps_its_logits(model):
     outputs = {node.output[0] for node in proto.graph.node if set(node.input) & moved}
     assert outputs == {f"stack{stack}.conv{number}" for stack in (1, 2, 3) for number in (1, 2)}
     rng = np.random.default_rng(0)
-    feed = {model.contract.name: model.contract.prepare(rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))}
+    feed = {model.input_spec.name: model.input_spec.prepare(rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))}
     a, b = (run(m.serialized, feed, OFF)[0] for m in (model, done))
     np.testing.assert_allclose(b, a, atol=1e-4)

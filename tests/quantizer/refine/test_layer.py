@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from resnet8_quant.config import NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.plan import bias_integers
 from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
@@ -66,7 +66,7 @@ def error(case, plan, seed=0):
 
 @pytest.mark.parametrize("case", LAYERS)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("kind", [NumberType.int8, NumberType.uint8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
 def test_integers_are_in_the_shape_of_the_weight(case, per_channel, kind):
     node, shape, axis = LAYERS[case]
     _, constants, _, _ = layer(case)
@@ -75,7 +75,7 @@ def test_integers_are_in_the_shape_of_the_weight(case, per_channel, kind):
         plan = plan_of(case, RefineConfig(), bits, quant)
         weight = plan.weight
         assert (plan.output, plan.input, plan.input_grid, weight.name) == ("y", "x", GRID, "w")
-        assert (weight.bits, weight.container) == (bits, NumberType[f"{kind.name.removesuffix('8')}{width}"])
+        assert (weight.bits, weight.container) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
         assert weight.values.shape == shape
         assert weight.values.dtype == weight.zero_point.dtype == np.dtype(kind.name)
         assert weight.axis == (axis if per_channel else None)
@@ -91,12 +91,12 @@ def test_integers_are_in_the_shape_of_the_weight(case, per_channel, kind):
 
 
 @pytest.mark.parametrize("symmetric", [None, False, True])
-@pytest.mark.parametrize("kind", [NumberType.int8, NumberType.uint8], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
 def test_symmetry_is_that_of_the_type_unless_it_is_set(kind, symmetric):
     quant = QuantConfig(weight_type=kind, per_channel=True, weight_symmetric=symmetric)
     zero_points = plan_of("conv", RefineConfig(), 4, quant).weight.zero_point
-    middle = 0 if kind is NumberType.int8 else 8
-    expected = kind is NumberType.int8 if symmetric is None else symmetric
+    middle = 0 if kind is DType.int8 else 8
+    expected = kind is DType.int8 if symmetric is None else symmetric
     assert (zero_points == middle).all() == expected
 
 
@@ -204,7 +204,7 @@ def test_a_bias_fits_into_32_bits():
     bias = np.array([-0.3, 0.0], np.float32)
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"])
     grid = Grid(np.float32(2e-4), 0, Levels(0, 65535, False))
-    quant = QuantConfig(activation_type=NumberType.uint16, per_channel=True)
+    quant = QuantConfig(activation_type=DType.uint16, per_channel=True)
     plan = plan_layer(node, {"w": weight, "b": bias}, grid, 8, quant, RefineConfig(), None, None)
     scale = np.float32(grid.scale) * plan.weight.scale
     np.testing.assert_allclose(bias_integers(plan.bias, scale) * scale, bias, atol=1e-6)

@@ -26,16 +26,16 @@ def walked(model, feed, batch=None):
 @pytest.mark.parametrize("case", NETS)
 def test_nodes_give_what_the_model_gives(monkeypatch, case):
     model = NETS[case]()
-    feed = model.contract.prepare(PICTURES[:12])
+    feed = model.input_spec.prepare(PICTURES[:12])
     whole = onnx.ModelProto()
     whole.CopyFrom(model.proto())
     names = [name for node in whole.graph.node for name in node.output]
     whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "scores")
-    batch = model.contract.batch or 12
+    batch = model.input_spec.batch or 12
     parts = [run(whole, {"image": feed[i : i + batch]}, OFF, names) for i in range(0, 12, batch)]
     for chunk in (5, 250):
         monkeypatch.setattr(module, "CHUNK", chunk)
-        found, _ = walked(model, feed, model.contract.batch)
+        found, _ = walked(model, feed, model.input_spec.batch)
         for name, expected in zip(names, zip(*parts, strict=True), strict=True):
             np.testing.assert_allclose(found[name], np.concatenate(expected), rtol=1e-4, atol=1e-3, err_msg=name)
 
@@ -43,7 +43,7 @@ def test_nodes_give_what_the_model_gives(monkeypatch, case):
 def test_a_node_is_compiled_once_for_each_shape(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 5)
     model = NETS["two convolutions"]()
-    values, runner = walked(model, model.contract.prepare(PICTURES[:12]))  # chunks of 5, 5 and 2
+    values, runner = walked(model, model.input_spec.prepare(PICTURES[:12]))  # chunks of 5, 5 and 2
     assert len(runner.sessions) == 2  # those of the node before are let go
     first = model.proto().graph.node[0]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Layout, NumberType, QuantConfig, RefineConfig
+from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
-QUANT = QuantConfig(activation_type=NumberType.uint8, per_channel=True, weight_bits=4)
+QUANT = QuantConfig(activation_type=DType.uint8, per_channel=True, weight_bits=4)
 IMAGES = CalibrationImages.of(np.random.default_rng(0).integers(0, 256, (130, 4, 4, 3), dtype=np.uint8))
 
 
@@ -40,8 +40,8 @@ def net(batch=None):
         tensors,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    contract = InputContract("image", Layout.NCHW, (4, 4, 3), batch, 5)
-    return FloatModel("shapes", proto.SerializeToString(), contract, "", "")
+    input_spec = InputSpec("image", Layout.NCHW, (4, 4, 3), batch, 5)
+    return FloatModel("shapes", proto.SerializeToString(), input_spec, "", "")
 
 
 def test_more_images_than_a_chunk():

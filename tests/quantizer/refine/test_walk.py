@@ -9,7 +9,7 @@ from nets import NETS, PICTURES, assert_same_integers, net, pictures, quantized_
 from onnx import helper, numpy_helper
 from small_net import ALL, OFF, run, with_integers
 
-from resnet8_quant.config import CalibrationConfig, NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import CalibrationConfig, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.quantize import quantize
@@ -23,22 +23,22 @@ REFINEMENTS = {
     "gptq": GPTQ,
     "best": replace(GPTQ, weight_scale=WeightScale.rounded, rounding=Rounding.descent),
 }
-W4A4 = QuantConfig(activation_type=NumberType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
+W4A4 = QuantConfig(activation_type=DType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
 TYPES = {
     "uint8": {},
-    "int8": {"activation_type": NumberType.int8},
-    "int8 symmetric": {"activation_type": NumberType.int8, "activation_symmetric": True},
+    "int8": {"activation_type": DType.int8},
+    "int8 symmetric": {"activation_type": DType.int8, "activation_symmetric": True},
 }
 PLAIN = {"weight_bits": None, "activation_bits": None, "residual_bits": 8, "keep_first_last": None, "layers": {}}
 
 
 def feed_of(model, count=12):
-    return model.contract.prepare(PICTURES[:count])
+    return model.input_spec.prepare(PICTURES[:count])
 
 
-def outputs_in_batches(model, contract, feed, names):
+def outputs_in_batches(model, input_spec, feed, names):
     """ONNX Runtime without optimization, in batches where the model's is fixed."""
-    batch = contract.batch or len(feed)
+    batch = input_spec.batch or len(feed)
     parts = [run(model, {"image": feed[i : i + batch]}, outputs=names) for i in range(0, len(feed), batch)]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
@@ -79,7 +79,7 @@ def test_the_emitted_model_is_the_plan_simulated(refined, case, refinement, kind
     model, plan, emitted = refined(case, kind, refinement)
     traced, names = with_integers(emitted)
     feed = feed_of(model)
-    found = outputs_in_batches(traced, model.contract, feed, list(names.values()))
+    found = outputs_in_batches(traced, model.input_spec, feed, list(names.values()))
     expected = simulated(model, plan, feed, quantized_names(emitted))
     assert {"flat", "scores"} <= expected.keys()
     assert_same_integers(dict(zip(names, found, strict=True)), expected)
@@ -158,7 +158,7 @@ def test_few_calibration_images(refined, case, count):
 
 def test_images_are_spread_evenly():
     model, fixed = NETS["two convolutions"](), NETS["fixed batch"]()
-    everything = model.contract.prepare(PICTURES)
+    everything = model.input_spec.prepare(PICTURES)
     np.testing.assert_array_equal(spread_images(model, pictures(), 1000), everything)
     np.testing.assert_array_equal(spread_images(model, pictures(), 3), everything[[0, 14, 29]])
     assert [len(spread_images(fixed, pictures(), most)) for most in (1, 4, 7, 8, 1000)] == [4, 4, 4, 8, 28]

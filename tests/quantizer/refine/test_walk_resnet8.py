@@ -7,7 +7,7 @@ from nets import assert_same_integers, quantized_names, simulated
 from onnx import helper, numpy_helper
 from small_net import ALL, run, with_integers
 
-from resnet8_quant.config import CalibrationConfig, NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import CalibrationConfig, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.engine import calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -28,7 +28,7 @@ def few(count):
 @pytest.fixture(scope="module")
 def plain(model):
     """What quantize_static makes of the model, and its calibration on 200 images."""
-    quant = QuantConfig(activation_type=NumberType.uint8, per_channel=True)
+    quant = QuantConfig(activation_type=DType.uint8, per_channel=True)
     done = quantize(model, few(200), quant, CalibrationConfig(), threads=1)
     return onnx.load_from_string(done.serialized), done.calibration
 
@@ -41,7 +41,7 @@ def planned(model, plain):
     def make(width, refinement):
         if (width, refinement) not in made:
             quant = QuantConfig(
-                activation_type=NumberType.uint8, per_channel=True, weight_bits=4, keep_first_last=8, **WIDTHS[width]
+                activation_type=DType.uint8, per_channel=True, weight_bits=4, keep_first_last=8, **WIDTHS[width]
             )
             config = REFINEMENTS[refinement]
             plan = refine(model, few(200), quant, CalibrationConfig(), config, plain[1], threads=1)
@@ -54,7 +54,7 @@ def planned(model, plain):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 def test_plain_rounding_is_numpy(model, plain, bits, per_channel):
-    quant = QuantConfig(activation_type=NumberType.uint8, per_channel=per_channel, weight_bits=bits)
+    quant = QuantConfig(activation_type=DType.uint8, per_channel=per_channel, weight_bits=bits)
     plan = refine(model, few(100), quant, CalibrationConfig(), RefineConfig(), plain[1])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}
     nodes = {node.output[0]: node for node in model.proto().graph.node}
@@ -78,9 +78,9 @@ def test_plain_rounding_is_numpy(model, plain, bits, per_channel):
 @pytest.mark.parametrize("refinement", ["none", "gptq"])
 def test_the_emitted_model_is_the_plan_simulated(model, planned, width, refinement):
     plan, emitted = planned(width, refinement)
-    feed = model.contract.prepare(load_sample().test.images[:30])
+    feed = model.input_spec.prepare(load_sample().test.images[:30])
     traced, names = with_integers(emitted)
-    found = dict(zip(names, run(traced, {model.contract.name: feed}, outputs=list(names.values())), strict=True))
+    found = dict(zip(names, run(traced, {model.input_spec.name: feed}, outputs=list(names.values())), strict=True))
     expected = simulated(model, plan, feed, quantized_names(emitted))
     assert len(expected) >= 17
     assert_same_integers(found, expected)
@@ -89,7 +89,7 @@ def test_the_emitted_model_is_the_plan_simulated(model, planned, width, refineme
 @pytest.fixture(scope="module")
 def error(model, planned):
     """(width, refinement) -> mean squared error of the logits on the test images of the sample."""
-    feed = {model.contract.name: model.contract.prepare(load_sample().test.images)}
+    feed = {model.input_spec.name: model.input_spec.prepare(load_sample().test.images)}
 
     def logits(proto, name):
         copy = onnx.ModelProto()
@@ -118,7 +118,7 @@ def test_each_refinement_brings_the_logits_closer(error, width):
 
 def test_bias_correction_is_the_same_twice_and_with_two_threads(model):
     """GPTQ's sums are BLAS's, which has threads of its own; here it is ONNX Runtime's threads that count."""
-    quant = QuantConfig(activation_type=NumberType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
+    quant = QuantConfig(activation_type=DType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
     config = RefineConfig(bias=True, activation_ranges=True)
     found = calibrate(model, few(50), quant, CalibrationConfig(), OPERATORS, threads=1)
     plans = [refine(model, few(50), quant, CalibrationConfig(), config, found, threads=n) for n in (1, 1, 2)]

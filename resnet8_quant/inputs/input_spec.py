@@ -13,7 +13,7 @@ from resnet8_quant.config import Layout
 
 
 @dataclass(frozen=True)
-class InputContract:
+class InputSpec:
     """What a classifier expects at its input.
 
     Attributes:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import NumberType
+from resnet8_quant.config import DType
+from resnet8_quant.deploy.graph import Graph, attributes
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 BYTES: dict[int, type[np.int8] | type[np.uint8]] = {TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8}
@@ -27,7 +27,7 @@ SHIFT = 128
 CHANNEL_AXIS: dict[str, tuple[int, int | None]] = {"Conv": (1, 0), "ConvTranspose": (1, 1), "MatMul": (1, None)}
 
 
-def reencode(model: onnx.ModelProto, activations: NumberType) -> onnx.ModelProto:
+def reencode(model: onnx.ModelProto, activations: DType) -> onnx.ModelProto:
     """Move activations to ``activations`` and weights to int8; ``model`` is not changed.
 
     Args:

@@ -6,8 +6,8 @@ import pytest
 from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
 from onnx import numpy_helper
 
-from resnet8_quant.quantizer.deploy.graph import Graph, attributes
-from resnet8_quant.quantizer.deploy.reencode import reencode
+from resnet8_quant.deploy.graph import Graph, attributes
+from resnet8_quant.deploy.reencode import reencode
 
 CONVOLUTIONS = {
     "plain": ((16, 3, PAD), {}),
@@ -78,14 +78,14 @@ def simulated(graph, before, conv, after, image):
 def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
     model, graph, before, conv, after = only_convolution(*CONVOLUTIONS[name], types, per_channel)
     images = pictures(model)
-    feed = model.contract.prepare(images).transpose(0, 3, 1, 2)
+    feed = model.input_spec.prepare(images).transpose(0, 3, 1, 2)
     integers, expected = simulated(graph, before, conv, after, feed)
     assert len(np.unique(integers)) > 100
     serialized = graph.finish().SerializeToString()
     for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.contract)
+        deployed, _ = rewritten(serialized, target, model.input_spec)
         assert "QLinearConv" in operators(deployed)
-        np.testing.assert_array_equal(answers(deployed, model.contract, images), expected, target)
+        np.testing.assert_array_equal(answers(deployed, model.input_spec, images), expected, target)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
 def test_widened_where_it_pays(options, target, shapes):
     options = dict(options)
     model = build(((16, 3, PAD), (options.pop("second", 8), 3, PAD)), **options)
-    deployed = running(rewritten(plain(model, "u8s8", True), target, model.contract)[0])
+    deployed = running(rewritten(plain(model, "u8s8", True), target, model.input_spec)[0])
     arrays = {tensor.name: tensor for tensor in deployed.graph.initializer}
     found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
     assert [tuple(arrays[node.input[3]].dims) for node in found] == shapes
@@ -120,7 +120,7 @@ def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     serialized = plain(model, "uint8")
     graph = Graph(onnx.load_from_string(serialized))
     layers = [graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
-    deployed = running(rewritten(serialized, target, model.contract)[0])
+    deployed = running(rewritten(serialized, target, model.input_spec)[0])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in deployed.graph.initializer}
     found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
     assert [arrays[node.input[3]].shape for node in found] == [(64, 12, 3, 3), second, (64, 16, 3, 3)]

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.graphs.session import new_session
-from resnet8_quant.quantizer.deploy.graph import Graph
 
 DERIVED = re.compile("(_rows|_nhwc)_*$")  # how names of rearranged weights end
 PRODUCER = "resnet8-quant"

@@ -17,7 +17,7 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 
 
-def held_out_drop(
+def accuracy_drop(
     data: Dataset,
     model: FloatModel,
     images: CalibrationImages,
@@ -25,7 +25,7 @@ def held_out_drop(
     evaluation: EvaluationConfig,
     seed: int,
 ) -> Callable[[bytes], float]:
-    """A function from a serialized model to float accuracy minus its own, on held-out training images.
+    """A function from a serialized model to float accuracy minus its own, on training images of the validation split.
 
     Args:
         data: with the training images.
@@ -41,23 +41,24 @@ def held_out_drop(
     count = len(data.train.labels)
     used = images.chosen if images.images is data.train.images else np.empty(0, np.int64)
     free = np.setdiff1d(np.arange(count), used)
-    if len(free) < config.held_out:
+    if len(free) < config.validation_images:
         raise ExperimentError(
-            f"`allocate.held_out` is {config.held_out}, but {len(used)} of {count} training images calibrate",
-            f"allocate.held_out={len(free)}" if len(free) else "a smaller calibration.samples_per_class",
+            f"`allocate.validation_images` is {config.validation_images}, but {len(used)} of {count} training images "
+            "calibrate",
+            f"allocate.validation_images={len(free)}" if len(free) else "a smaller calibration.samples_per_class",
         )
-    chosen = np.sort(np.random.default_rng([seed, 1]).choice(free, config.held_out, replace=False))
+    chosen = np.sort(np.random.default_rng([seed, 1]).choice(free, config.validation_images, replace=False))
     pictures, labels = data.train.images[chosen], data.train.labels[chosen]
 
     def accuracy(serialized: bytes) -> float:
         found = predict(
             serialized,
-            model.contract,
+            model.input_spec,
             pictures,
             batch_size=evaluation.batch_size,
             threads=evaluation.threads,
             providers=evaluation.providers,
-            description="held-out images",
+            description="validation images",
         )
         return float(np.mean(found.labels == labels))
 

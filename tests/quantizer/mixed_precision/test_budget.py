@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.allocate.budget import Choice, allocate, smallest
+from resnet8_quant.quantizer.mixed_precision.budget import Choice, allocate, smallest
 
 
 def instance(seed):

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.quantizer.deploy.graph import Graph, attributes
+from resnet8_quant.deploy.graph import Graph, attributes
 
 
 @pytest.fixture

@@ -30,17 +30,17 @@ from onnx import TensorProto, helper, numpy_helper
 from resnet8_quant.config import (
     CalibrationConfig,
     DeployConfig,
-    NumberType,
+    DType,
     QuantConfig,
     RefineConfig,
     Rounding,
     Target,
     WeightScale,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.compact import compact
-from resnet8_quant.quantizer.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
 NARROW = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
@@ -52,7 +52,7 @@ WIDTHS = {
     "w4a4": {"weight_bits": 4, "activation_bits": 4},
     "w2a8": {"weight_bits": 2},
 }
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 DIGESTS = """
 import hashlib, sys
 from pathlib import Path
@@ -61,13 +61,13 @@ from deployed import NETS, TARGETS, build, rewritten
 model = build(**NETS["residual"])
 serialized = Path(sys.argv[2]).read_bytes()
 for target in TARGETS:
-    print(hashlib.sha256(rewritten(serialized, target, model.contract)[0]).hexdigest())
+    print(hashlib.sha256(rewritten(serialized, target, model.input_spec)[0]).hexdigest())
 """
 
 
 def test_without_a_target_nothing_is_rewritten():
     model = build(((4, 3, PAD),))
-    assert deploy(model.serialized, DeployConfig(), model.contract) == (model.serialized, model.contract)
+    assert deploy(model.serialized, DeployConfig(), model.input_spec) == (model.serialized, model.input_spec)
 
 
 def test_two_processes_give_the_same_bytes(tmp_path):
@@ -83,14 +83,14 @@ def test_two_processes_give_the_same_bytes(tmp_path):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
         )
         found.append(done.stdout.split())
-    here = [hashlib.sha256(rewritten(serialized, target, model.contract)[0]).hexdigest() for target in TARGETS]
+    here = [hashlib.sha256(rewritten(serialized, target, model.input_spec)[0]).hexdigest() for target in TARGETS]
     assert found == [here, here]
     assert len(set(here)) == len(TARGETS)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_names_are_the_models(resnet8, model, target):
-    deployed = onnx.load_from_string(rewritten(resnet8("int8", False), target, model.contract)[0])
+    deployed = onnx.load_from_string(rewritten(resnet8("int8", False), target, model.input_spec)[0])
     layers = [node.name for node in deployed.graph.node if node.op_type in ("QLinearConv", "QGemm")]
     assert layers == [node.name for node in model.proto().graph.node if node.op_type in ("Conv", "Gemm")]
     names = [name for node in deployed.graph.node for name in (node.name, *node.output)]
@@ -104,9 +104,9 @@ def test_names_are_the_models(resnet8, model, target):
 def test_a_deployed_model_answers_any_batch():
     model = build(**NETS["residual"])
     images = pictures(model)
-    deployed, contract = rewritten(plain(model, "int8"), "x86", model.contract)
-    whole = answers(deployed, contract, images)
-    single = np.concatenate([answers(deployed, contract, images[i : i + 1]) for i in range(len(images))])
+    deployed, input_spec = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    whole = answers(deployed, input_spec, images)
+    single = np.concatenate([answers(deployed, input_spec, images[i : i + 1]) for i in range(len(images))])
     np.testing.assert_array_equal(whole, single)
 
 
@@ -116,12 +116,12 @@ def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, typ
     images, serialized = sample[-200:], resnet8(types, per_channel)
     plainly = compact(onnx.load_from_string(serialized)).ByteSize()
     for target in TARGETS:
-        deployed, contract = rewritten(serialized, target, model.contract)
-        small, same = rewritten(serialized, target, model.contract, small=True)
+        deployed, input_spec = rewritten(serialized, target, model.input_spec)
+        small, same = rewritten(serialized, target, model.input_spec, small=True)
         assert len(small) < len(deployed)
         assert len(small) <= plainly or target == "x86_amx"  # which widens more layers
-        assert same == contract
-        np.testing.assert_array_equal(answers(small, contract, images), answers(deployed, contract, images))
+        assert same == input_spec
+        np.testing.assert_array_equal(answers(small, input_spec, images), answers(deployed, input_spec, images))
         assert operators(small) == operators(deployed)
 
 
@@ -130,9 +130,9 @@ def few_bits(model, sample):
     """Words of `WIDTHS` -> the bundled model in few bits, refined on 30 images."""
     found = {}
 
-    def make(name, activation=NumberType.uint8):
+    def make(name, activation=DType.uint8):
         if (name, activation) not in found:
-            quant = QuantConfig(name, activation, NumberType.int8, True, keep_first_last=8, **WIDTHS[name])
+            quant = QuantConfig(name, activation, DType.int8, True, keep_first_last=8, **WIDTHS[name])
             images = CalibrationImages.of(sample[:30])
             made = quantize(model, images, quant, CalibrationConfig(bins=None), GPTQ, threads=1)
             found[name, activation] = made.serialized
@@ -156,20 +156,20 @@ def stored_types(serialized):
 
 @pytest.mark.parametrize(
     ("name", "activation", "targets"),
-    [*((name, NumberType.uint8, ("x86", "x86_amx")) for name in WIDTHS), ("w4a8", NumberType.int8, ("arm",))],
+    [*((name, DType.uint8, ("x86", "x86_amx")) for name in WIDTHS), ("w4a8", DType.int8, ("arm",))],
 )
 def test_few_bits(few_bits, model, sample, name, activation, targets):
     images = sample[-100:]
     serialized = few_bits(name, activation)
     cut, *grid = cut_at_logits(serialized)
-    expected = integers(answers(in_whole_bytes(cut), model.contract, images), *grid)
+    expected = integers(answers(in_whole_bytes(cut), model.input_spec, images), *grid)
     narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in NARROW}
     assert sum(narrow.values()) == 8  # all but the first and the last layer
     for target in targets:
-        deployed, _ = rewritten(cut, target, model.contract)
-        np.testing.assert_array_equal(integers(answers(deployed, model.contract, images), *grid), expected, target)
-        whole, _ = rewritten(serialized, target, model.contract)
-        small, _ = rewritten(serialized, target, model.contract, small=True)
+        deployed, _ = rewritten(cut, target, model.input_spec)
+        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
+        whole, _ = rewritten(serialized, target, model.input_spec)
+        small, _ = rewritten(serialized, target, model.input_spec, small=True)
         assert len(small) < len(whole)
         for made, limit in ((whole, len(serialized)), (small, compact(onnx.load_from_string(serialized)).ByteSize())):
             assert len(made) <= limit or target == "x86_amx"
@@ -180,7 +180,7 @@ def test_few_bits(few_bits, model, sample, name, activation, targets):
             if target != "x86_amx":  # its products take weights that are moved by one
                 assert {kind: count for kind, count in stored_types(made).items() if kind in NARROW} == narrow
         np.testing.assert_array_equal(
-            answers(small, model.contract, images), answers(whole, model.contract, images), target
+            answers(small, model.input_spec, images), answers(whole, model.input_spec, images), target
         )
 
 
@@ -232,8 +232,8 @@ def test_only_an_addition_that_nearly_ties_depends_on_the_type(scales, zero_poin
 def test_few_bits_in_another_type_are_steps_off_at_most(few_bits, model, sample):
     images = sample[-100:]
     cut, *grid = cut_at_logits(few_bits("w4a8"))
-    expected = integers(answers(in_whole_bytes(cut), model.contract, images), *grid)
-    deployed, _ = rewritten(cut, "arm", model.contract)
-    steps = np.abs(integers(answers(deployed, model.contract, images), *grid) - expected)
+    expected = integers(answers(in_whole_bytes(cut), model.input_spec, images), *grid)
+    deployed, _ = rewritten(cut, "arm", model.input_spec)
+    steps = np.abs(integers(answers(deployed, model.input_spec, images), *grid) - expected)
     assert steps.max() <= 3
     assert steps.mean() < 0.5

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.allocate.budget import Choice, allocate, smallest
+from resnet8_quant.quantizer.mixed_precision.budget import Choice, allocate, smallest
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def shrink(
 
     Args:
         make: from widths to a model.
-        drop: a model's loss of accuracy on held-out images.
+        drop: a model's loss of accuracy on validation images.
         choices: {layer: widths with their errors and bytes}.
         most: the largest loss that is accepted, a ratio.
 
@@ -85,8 +85,9 @@ def shrink(
     best, lost = make(widths), 0.0
     if (lost := drop(best)) > most:
         raise ExperimentError(
-            f"`allocate.max_drop` is {most:g}; with the widest of allocate.choices the held-out images lose {lost:.4f}",
-            f"allocate.max_drop={lost + 0.001:.3f}, wider allocate.choices, or refine=best",
+            f"`allocate.max_accuracy_drop` is {most:g}; with the widest of allocate.choices the validation images lose "
+            f"{lost:.4f}",
+            f"allocate.max_accuracy_drop={lost + 0.001:.3f}, wider allocate.choices, or refine=best",
         )
     tried = [widths]
     while high - low > STEP * high:
@@ -97,7 +98,7 @@ def shrink(
         tried.append(narrower)
         model = make(narrower)
         lost = drop(model)
-        log.info("weights of at most %d bytes lose %.2f points on the held-out images", middle, 100 * lost)
+        log.info("weights of at most %d bytes lose %.2f points on the validation images", middle, 100 * lost)
         if lost <= most:
             best, widths, high = model, narrower, middle
         else:

@@ -11,25 +11,25 @@ from resnet8_quant.config import (
     CalibrationConfig,
     DeployConfig,
     DeployOutput,
+    DType,
     Layout,
-    NumberType,
     QuantConfig,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.session import open_session, run_batch
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.contents import read_contents
-from resnet8_quant.quantizer.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
-X86 = DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True)
-PRODUCTS = DeployConfig("x86_amx", NumberType.uint8, wide_input=True, products=True)
-U8S8 = QuantConfig("u8s8", NumberType.uint8, NumberType.int8, per_channel=True)
-CONTRACT = InputContract("x", Layout.NHWC, (8, 8, 3), None, 5)
+X86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True)
+PRODUCTS = DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True)
+U8S8 = QuantConfig("u8s8", DType.uint8, DType.int8, per_channel=True)
+CONTRACT = InputSpec("x", Layout.NHWC, (8, 8, 3), None, 5)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,16 @@ def unnamed(*ends: tuple[str, dict[str, object]], opset: int = 17) -> FloatModel
     return FloatModel("unnamed", data, CONTRACT, sha256_bytes(data), "made up")
 
 
-def answers(model: bytes, contract: InputContract, images: CalibrationImages) -> np.ndarray:
-    return run_batch(open_session(model, 1), contract.name, contract.prepare(images.images))
+def answers(model: bytes, input_spec: InputSpec, images: CalibrationImages) -> np.ndarray:
+    return run_batch(open_session(model, 1), input_spec.name, input_spec.prepare(images.images))
 
 
 @pytest.mark.parametrize("target", [X86, PRODUCTS])
 @pytest.mark.parametrize("opset", [11, 12, 13, 17])
 def test_nodes_without_names_and_old_operator_sets(images, target, opset) -> None:
     plain = quantize(unnamed(opset=opset), images, U8S8, CalibrationConfig()).serialized
-    deployed, contract = deploy(plain, target, CONTRACT)
-    np.testing.assert_array_equal(answers(deployed, contract, images), answers(plain, CONTRACT, images))
+    deployed, input_spec = deploy(plain, target, CONTRACT)
+    np.testing.assert_array_equal(answers(deployed, input_spec, images), answers(plain, CONTRACT, images))
     assert kernel_report(deployed, 1).kernels == "integer"
 
 
@@ -91,7 +91,7 @@ def test_nodes_without_names_and_old_operator_sets(images, target, opset) -> Non
 def test_an_end_that_is_not_logits_is_refused(images, ends, wanted) -> None:
     plain = quantize(unnamed(*ends), images, U8S8, CalibrationConfig()).serialized
     with pytest.raises(ExperimentError, match=rf"`deploy.output` is {wanted.name}, but the model ends in"):
-        deploy(plain, DeployConfig("x86", NumberType.uint8, output=wanted), CONTRACT)
+        deploy(plain, DeployConfig("x86", DType.uint8, output=wanted), CONTRACT)
 
 
 def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> None:
@@ -105,17 +105,17 @@ def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> Non
             del node.input[2:]
             dropped += 1
     assert dropped > 3
-    deployed, contract = deploy(plain.SerializeToString(), X86, CONTRACT)
+    deployed, input_spec = deploy(plain.SerializeToString(), X86, CONTRACT)
     assert kernel_report(deployed, 1).kernels == "integer"
     np.testing.assert_array_equal(
-        answers(deployed, contract, images), answers(plain.SerializeToString(), CONTRACT, images)
+        answers(deployed, input_spec, images), answers(plain.SerializeToString(), CONTRACT, images)
     )
 
 
 def test_bytes_in_are_quantized_operators(images) -> None:
     plain = quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized
     floats, _ = deploy(plain, X86, CONTRACT)
-    taken = DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True, input=type(X86.input).uint8)
+    taken = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True, input=type(X86.input).uint8)
     contents = read_contents(onnx.load_from_string(deploy(plain, taken, CONTRACT)[0]))
     assert (contents.quantized_ops, contents.float_ops) == (
         read_contents(onnx.load_from_string(floats)).quantized_ops,

@@ -22,9 +22,9 @@ from deployed import (
 from onnx import TensorProto
 
 from resnet8_quant.config import CalibrationConfig, DeployInput, DeployOutput, Layout
+from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.deploy.graph import Graph
 from resnet8_quant.quantizer.quantize import quantize
 
 TWO_LAYERS = ((16, 3, PAD), (8, 3, PAD))
@@ -32,9 +32,9 @@ MEAN, STD = (120.5, 110.25, 99.0), (60.1, 50.3, 40.7)
 LAST = {"Gemm": {}, "transposed": {"last": "transposed"}, "MatMul": {"last": "MatMul"}, "no pool": NETS["no pool"]}
 
 
-def given(serialized, contract, images, target, wanted):
+def given(serialized, input_spec, images, target, wanted):
     """The answers of a deployed model."""
-    return answers(rewritten(serialized, target, contract, give=wanted)[0], contract, images)
+    return answers(rewritten(serialized, target, input_spec, give=wanted)[0], input_spec, images)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -45,12 +45,12 @@ def test_outputs_of_small_nets(last, target, softmax):
     images = pictures(model)
     serialized = plain(model, "int8")
     cut, scale, zero_point = cut_at_logits(serialized)
-    expected = integers(answers(cut, model.contract, images), scale, zero_point)
+    expected = integers(answers(cut, model.input_spec, images), scale, zero_point)
     same, logits, probabilities, label = (
-        given(serialized, model.contract, images, target, wanted)
+        given(serialized, model.input_spec, images, target, wanted)
         for wanted in (DeployOutput.same, DeployOutput.logits, DeployOutput.probabilities, DeployOutput.label)
     )
-    np.testing.assert_array_equal(same, answers(serialized, model.contract, images))
+    np.testing.assert_array_equal(same, answers(serialized, model.input_spec, images))
     np.testing.assert_array_equal(np.clip(np.rint(logits / np.float32(scale)) + zero_point, -128, 127), expected)
     exact = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
     np.testing.assert_allclose(probabilities, exact / exact.sum(1, keepdims=True), rtol=1e-5, atol=1e-7)
@@ -61,7 +61,7 @@ def test_outputs_of_small_nets(last, target, softmax):
 @pytest.mark.parametrize("wanted", DeployOutput)
 def test_the_output_is_described_as_it_is(wanted):
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.contract, give=wanted)
+    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.input_spec, give=wanted)
     (output,) = session(deployed).get_outputs()
     assert output.name == "probabilities"
     label = wanted is DeployOutput.label
@@ -82,10 +82,10 @@ def test_outputs_of_resnet8(resnet8, model, sample, types, per_channel):
     images = sample[-300:]
     serialized = resnet8(types, per_channel)
     cut, scale, zero_point = cut_at_logits(serialized)
-    plain_logits = integers(answers(cut, model.contract, images), scale, zero_point)
-    plain_label = answers(serialized, model.contract, images).argmax(1)
+    plain_logits = integers(answers(cut, model.input_spec, images), scale, zero_point)
+    plain_label = answers(serialized, model.input_spec, images).argmax(1)
     logits, probabilities, label = (
-        given(serialized, model.contract, images, "x86", wanted)
+        given(serialized, model.input_spec, images, "x86", wanted)
         for wanted in (DeployOutput.logits, DeployOutput.probabilities, DeployOutput.label)
     )
     limits = (-128, 127) if types == "int8" else (0, 255)
@@ -122,17 +122,17 @@ def test_bytes_give_what_floats_give(options, calibrated, target):
     shown = CalibrationImages.of(images if calibrated == "bright" else images // 3)
     serialized = quantize(model, shown, quant_config("int8"), CalibrationConfig(bins=None), threads=1).serialized
     for wanted in (DeployOutput.same, DeployOutput.logits):
-        floats, contract = rewritten(serialized, target, model.contract, give=wanted)
-        taken, raw = rewritten(serialized, target, model.contract, give=wanted, take=DeployInput.uint8)
-        assert (contract.raw, raw.raw) == (False, True)
+        floats, input_spec = rewritten(serialized, target, model.input_spec, give=wanted)
+        taken, raw = rewritten(serialized, target, model.input_spec, give=wanted, take=DeployInput.uint8)
+        assert (input_spec.raw, raw.raw) == (False, True)
         assert raw.prepare(images).dtype == np.uint8
         assert session(taken).get_inputs()[0].type == "tensor(uint8)"
-        np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, contract, images))
+        np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
 
 
 def test_bytes_that_are_the_integers_need_no_operator():
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.contract, take=DeployInput.uint8)
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec, take=DeployInput.uint8)
     assert not {"QuantizeLinear", "Cast", "Transpose"}.intersection(operators(deployed))
 
 
@@ -143,19 +143,19 @@ def test_bytes_are_no_int8():
     quant = quant_config("int8", activation_symmetric=True)
     shown = CalibrationImages.of(np.minimum(images, 127))
     serialized = quantize(model, shown, quant, CalibrationConfig(bins=None), threads=1).serialized
-    floats, contract = rewritten(serialized, "arm", model.contract)
-    taken, raw = rewritten(serialized, "arm", model.contract, take=DeployInput.uint8)
+    floats, input_spec = rewritten(serialized, "arm", model.input_spec)
+    taken, raw = rewritten(serialized, "arm", model.input_spec, take=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))
     (first,) = graph.readers("image")
     assert [graph.array(name).item() for name in first.input[1:3]] == [1, 0]
-    np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, contract, images))
+    np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
 
 
 def test_the_input_of_resnet8_as_bytes(resnet8, model, sample):
     images = sample[-50:]
-    floats, contract = rewritten(resnet8("int8", False), "x86", model.contract)
-    taken, raw = rewritten(resnet8("int8", False), "x86", model.contract, take=DeployInput.uint8)
-    np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, contract, images))
+    floats, input_spec = rewritten(resnet8("int8", False), "x86", model.input_spec)
+    taken, raw = rewritten(resnet8("int8", False), "x86", model.input_spec, take=DeployInput.uint8)
+    np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
     assert onnx.load_from_string(taken).graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
 
 
@@ -163,11 +163,11 @@ def test_the_input_of_resnet8_as_bytes(resnet8, model, sample):
 def test_rows_are_moved_instead_of_pixels(name):
     """That the integers stay the same is shown in test_exactness."""
     model = build(**NETS[name])
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.contract)
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
     assert "Transpose" not in operators(deployed)
 
 
 def test_a_matrix_that_cannot_be_moved_leaves_the_pixels_to_be():
     model = build(**NETS["MatMul, no pool"])  # no QGemm
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.contract)
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
     assert "Transpose" in operators(deployed)

@@ -9,13 +9,13 @@ from nets import NETS, PICTURES, net, pictures
 from onnx import helper, numpy_helper
 from small_net import run
 
-from resnet8_quant.config import NumberType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.allocate.budget import Choice
-from resnet8_quant.quantizer.allocate.sensitivity import allowed, sensitivities
+from resnet8_quant.quantizer.mixed_precision.budget import Choice
+from resnet8_quant.quantizer.mixed_precision.sensitivity import allowed, sensitivities
 from resnet8_quant.quantizer.refine.bits import LayerBits
 
-QUANT = QuantConfig(activation_type=NumberType.uint8, per_channel=True)
+QUANT = QuantConfig(activation_type=DType.uint8, per_channel=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_bytes_are_those_of_the_packed_integers(model, bundled):
 def test_the_error_is_that_of_one_rounded_weight(case):
     """The scores of the float model with one weight changed by NumPy."""
     model = NETS[case]()
-    feed = model.contract.prepare(PICTURES)
-    batch = model.contract.batch or len(feed)
+    feed = model.input_spec.prepare(PICTURES)
+    batch = model.input_spec.batch or len(feed)
     feed = feed[: len(feed) // batch * batch]
 
     def scores(proto):
@@ -67,7 +67,7 @@ def test_the_error_is_that_of_one_rounded_weight(case):
             tensor.CopyFrom(numpy_helper.from_array(rounded.astype(np.float32), tensor.name))
             error = ((scores(proto) - expected) ** 2).mean()
             # with a fixed batch the images are a slightly different choice
-            tolerance = 0.5 if model.contract.batch else 1e-3
+            tolerance = 0.5 if model.input_spec.batch else 1e-3
             assert found[node.output[0]][0].error == pytest.approx(error, rel=tolerance)
 
 

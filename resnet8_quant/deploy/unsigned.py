@@ -5,8 +5,8 @@ In: a fused `Graph`. Out: the same graph, exact on every CPU. See graphs/saturat
 
 from __future__ import annotations
 
+from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.graphs.saturation import INTEGER_OPERATORS, saturating_nodes, to_unsigned
-from resnet8_quant.quantizer.deploy.graph import Graph
 
 
 def use_unsigned_weights(graph: Graph) -> list[str]:

@@ -22,31 +22,31 @@ from resnet8_quant.config import (
     DeployConfig,
     DeployInput,
     DeployOutput,
+    DType,
     Layout,
-    NumberType,
     QuantConfig,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.session import PRECISE, kernels_saturate, new_session, open_session
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
 EXACT = {
-    "x86": DeployConfig("x86", NumberType.uint8, avoid_saturation=True, wide_input=True),
-    "arm": DeployConfig("arm", NumberType.int8),
+    "x86": DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True),
+    "arm": DeployConfig("arm", DType.int8),
 }
 VNNI = {
-    "x86_vnni": DeployConfig("x86_vnni", NumberType.uint8, wide_input=True),
-    "x86_amx": DeployConfig("x86_amx", NumberType.uint8, wide_input=True, products=True),
+    "x86_vnni": DeployConfig("x86_vnni", DType.uint8, wide_input=True),
+    "x86_amx": DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True),
 }
 TARGETS = EXACT if kernels_saturate() else EXACT | VNNI  # what this CPU computes exactly
 TYPES = {
-    "int8": (NumberType.int8, NumberType.int8),
-    "uint8": (NumberType.uint8, NumberType.uint8),
-    "u8s8": (NumberType.uint8, NumberType.int8),
+    "int8": (DType.int8, DType.int8),
+    "uint8": (DType.uint8, DType.uint8),
+    "u8s8": (DType.uint8, DType.int8),
 }
 LAYERS = ("Conv", "Gemm", "MatMul")
 FLOAT_OPERATORS = {"Conv", "FusedConv", "Add", "AveragePool", "GlobalAveragePool", "Gemm", "FusedGemm", "MatMul"}
@@ -74,12 +74,12 @@ def has_int8_activations(serialized):
     return any(types.get(n.input[2]) == TensorProto.INT8 for n in graph.node if n.op_type == "QuantizeLinear")
 
 
-def answers(model, contract, images, **options):
+def answers(model, input_spec, images, **options):
     """The first output for uint8 images."""
     opened = session(model, **options)
-    size = contract.batch or len(images)
-    batches = [contract.prepare(images[start : start + size]) for start in range(0, len(images), size)]
-    return np.concatenate([opened.run(None, {contract.name: batch})[0] for batch in batches])
+    size = input_spec.batch or len(images)
+    batches = [input_spec.prepare(images[start : start + size]) for start in range(0, len(images), size)]
+    return np.concatenate([opened.run(None, {input_spec.name: batch})[0] for batch in batches])
 
 
 def cut_at_logits(serialized):
@@ -129,7 +129,7 @@ def build(
     residual=False,
     activation="Relu",
     classes=5,
-    **contract,
+    **input_spec,
 ):
     """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, Softmax.
 
@@ -201,7 +201,7 @@ def build(
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(proto, full_check=True)
     serialized = proto.SerializeToString()
-    described = InputContract("image", layout, (height, width, channels), batch, classes, **contract)
+    described = InputSpec("image", layout, (height, width, channels), batch, classes, **input_spec)
     return FloatModel("net", serialized, described, sha256_bytes(serialized), "")
 
 
@@ -211,7 +211,7 @@ def _tensors(weights):
 
 def pictures(model, count=24):
     """Images for a model of `build`."""
-    return np.random.default_rng(3).integers(0, 256, (count, *model.contract.shape), dtype=np.uint8)
+    return np.random.default_rng(3).integers(0, 256, (count, *model.input_spec.shape), dtype=np.uint8)
 
 
 @functools.cache
@@ -251,11 +251,11 @@ def running(serialized):
         return onnx.load(path)
 
 
-def rewritten(serialized, target, contract, *, give=DeployOutput.same, take=DeployInput.float32, **options):
+def rewritten(serialized, target, input_spec, *, give=DeployOutput.same, take=DeployInput.float32, **options):
     """``deploy`` for one of TARGETS; skips the test for one that this CPU would compute wrong."""
     if target not in TARGETS:
         pytest.skip(f"deploy={target} needs kernels that do not saturate, which this CPU lacks (probe)")
-    return deploy(serialized, replace(TARGETS[target], output=give, input=take), contract, **options)
+    return deploy(serialized, replace(TARGETS[target], output=give, input=take), input_spec, **options)
 
 
 PAD = (("pads", (1, 1, 1, 1)),)

@@ -10,9 +10,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from resnet8_quant.config import DeployOutput, Layout
+from resnet8_quant.deploy.graph import Graph, attributes
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.contract import InputContract
-from resnet8_quant.quantizer.deploy.graph import Graph, attributes
+from resnet8_quant.inputs.input_spec import InputSpec
 
 TO_NCHW = [0, 3, 1, 2]
 MATRIX, MATRIX_OUTPUT_SCALE = 3, 7  # inputs of QGemm
@@ -55,7 +55,7 @@ def _move_rows(graph: Graph, product: NodeProto, channels: int, height: int, wid
     product.input[MATRIX] = graph.put(f"{name}_nhwc", moved.T if transposed else moved)
 
 
-def take_bytes(graph: Graph, contract: InputContract) -> None:
+def take_bytes(graph: Graph, input_spec: InputSpec) -> None:
     """Let the graph's input be the images' bytes; mean and standard deviation become part of it where they are set.
 
     Where the first QuantizeLinear has scale 1 and zero point 0 it changes nothing and goes.
@@ -64,7 +64,7 @@ def take_bytes(graph: Graph, contract: InputContract) -> None:
     name = value.name
     value.type.tensor_type.elem_type = TensorProto.UINT8
     readers = graph.readers(name)
-    plain = contract.mean is None and contract.std is None
+    plain = input_spec.mean is None and input_spec.std is None
     kept = []
     for node in readers:
         if plain and node.op_type == "QuantizeLinear" and _is_identity(graph, node):
@@ -75,10 +75,10 @@ def take_bytes(graph: Graph, contract: InputContract) -> None:
         return
     new = graph.fresh(f"{name}_float")
     nodes = [helper.make_node("Cast", [name], [new], name=new, to=TensorProto.FLOAT)]
-    for kind, numbers in (("Sub", contract.mean), ("Div", contract.std)):
+    for kind, numbers in (("Sub", input_spec.mean), ("Div", input_spec.std)):
         if numbers is not None:
             constant = np.asarray(numbers, np.float32)
-            if contract.layout is Layout.NCHW:
+            if input_spec.layout is Layout.NCHW:
                 constant = constant.reshape(-1, 1, 1)
             new, operand = graph.fresh(f"{name}_{kind.lower()}"), graph.put(f"{name}_{kind.lower()}_by", constant)
             nodes.append(helper.make_node(kind, [nodes[-1].output[0], operand], [new], name=new))

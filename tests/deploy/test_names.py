@@ -52,13 +52,13 @@ def models():
 def test_an_end_may_have_any_name(models, bits, end):
     model, serialized = models[bits]
     options = {"give": DeployOutput.logits, "take": DeployInput.uint8}
-    deployed, contract = rewritten(serialized, "x86_amx", model.contract, **options)
-    expected = answers(deployed, contract, pictures(model))
+    deployed, input_spec = rewritten(serialized, "x86_amx", model.input_spec, **options)
+    expected = answers(deployed, input_spec, pictures(model))
     made = sorted(names(deployed) - names(serialized))
     assert any(name.endswith("_moved") for name in made) == (bits == 4)
     assert any(name.endswith("_nhwc_stored") for name in made) == (bits == 4)
     for name in made:
-        described = replace(model.contract, name=name) if end == "image" else model.contract
-        other, contract = rewritten(renamed(serialized, end, name), "x86_amx", described, **options)
-        np.testing.assert_array_equal(answers(other, contract, pictures(model)), expected, name)
+        described = replace(model.input_spec, name=name) if end == "image" else model.input_spec
+        other, input_spec = rewritten(renamed(serialized, end, name), "x86_amx", described, **options)
+        np.testing.assert_array_equal(answers(other, input_spec, pictures(model)), expected, name)
         assert types(other) == types(deployed), name  # weights in few bits stay so

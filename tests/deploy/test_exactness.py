@@ -32,12 +32,12 @@ def test_small_nets(name, types, per_channel):
     model = build(**NETS[name])
     images = pictures(model)
     serialized, *grid = cut_at_logits(plain(model, types, per_channel))
-    expected = integers(answers(serialized, model.contract, images), *grid)
+    expected = integers(answers(serialized, model.input_spec, images), *grid)
     assert len(np.unique(expected)) > 8
     for target in TARGETS:
-        deployed, contract = rewritten(serialized, target, model.contract)
-        assert contract == model.contract
-        np.testing.assert_array_equal(integers(answers(deployed, contract, images), *grid), expected, err_msg=target)
+        deployed, input_spec = rewritten(serialized, target, model.input_spec)
+        assert input_spec == model.input_spec
+        np.testing.assert_array_equal(integers(answers(deployed, input_spec, images), *grid), expected, err_msg=target)
         report = kernel_report(deployed, 1)
         assert report.kernels == "integer", (target, report)
         assert not float_operators(report.ops), (target, report)
@@ -50,10 +50,10 @@ def test_activations_of_few_bits(types, bits):
     images = pictures(model)
     serialized, *grid = cut_at_logits(plain(model, types, True, activation_bits=bits))
     assert operators(serialized).count("Clip") >= 2
-    expected = integers(answers(serialized, model.contract, images), *grid)
+    expected = integers(answers(serialized, model.input_spec, images), *grid)
     for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.contract)
-        np.testing.assert_array_equal(integers(answers(deployed, model.contract, images), *grid), expected, target)
+        deployed, _ = rewritten(serialized, target, model.input_spec)
+        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -61,25 +61,25 @@ def test_activations_of_few_bits(types, bits):
 def test_resnet8(resnet8, model, sample, types, per_channel):
     images = sample[-SOME:]
     serialized, *grid = cut_at_logits(resnet8(types, per_channel))
-    expected = integers(answers(serialized, model.contract, images), *grid)
+    expected = integers(answers(serialized, model.input_spec, images), *grid)
     assert len(np.unique(expected)) > 100
     for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.contract)
-        np.testing.assert_array_equal(integers(answers(deployed, model.contract, images), *grid), expected, target)
+        deployed, _ = rewritten(serialized, target, model.input_spec)
+        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
 
 
 @pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("int8", True)])
 def test_top_1_of_all_images(resnet8, model, sample, types, per_channel):
     serialized = resnet8(types, per_channel)
-    deployed, _ = rewritten(serialized, "x86", model.contract)
-    own = answers(serialized, model.contract, sample, allow_int8=False)  # int8: some Conv in float
-    changed = answers(deployed, model.contract, sample).argmax(1) != own.argmax(1)
+    deployed, _ = rewritten(serialized, "x86", model.input_spec)
+    own = answers(serialized, model.input_spec, sample, allow_int8=False)  # int8: some Conv in float
+    changed = answers(deployed, model.input_spec, sample).argmax(1) != own.argmax(1)
     assert changed.mean() <= 0.001
     # each is an image where the plain model's float Conv rounded otherwise than integers do
     cut, *grid = cut_at_logits(serialized)
     images = sample[changed]
     if len(images):
-        exact, rounded = (answers(cut, model.contract, images, allow_int8=allow) for allow in (True, False))
+        exact, rounded = (answers(cut, model.input_spec, images, allow_int8=allow) for allow in (True, False))
         assert (integers(exact, *grid) != integers(rounded, *grid)).any(1).all()
 
 
@@ -88,7 +88,7 @@ def test_top_1_of_all_images(resnet8, model, sample, types, per_channel):
 def test_all_of_resnet8_in_integers_and_in_a_file_no_larger(resnet8, model, types, per_channel):
     serialized = resnet8(types, per_channel)
     for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.contract)
+        deployed, _ = rewritten(serialized, target, model.input_spec)
         report = kernel_report(deployed, 1)
         assert (report.kernels, report.integer, report.total) == ("integer", 10, 10), target
         assert not float_operators(report.ops), target
@@ -100,7 +100,7 @@ def test_all_of_resnet8_in_integers_and_in_a_file_no_larger(resnet8, model, type
 
 
 def test_a_deployed_file_is_what_runs(resnet8, model):
-    deployed, _ = rewritten(resnet8("int8", False), "x86", model.contract)
+    deployed, _ = rewritten(resnet8("int8", False), "x86", model.input_spec)
     stored = operators(deployed)
     running = kernel_report(deployed, 1).ops
     assert Counter(stored) == {name.removeprefix("com.microsoft."): count for name, count in running.items()}

@@ -18,9 +18,9 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.session import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
-from resnet8_quant.quantizer.allocate.budget import Choice
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.mixed_precision.budget import Choice
 from resnet8_quant.quantizer.plan import LayerPlan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_nodes
 from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
@@ -51,12 +51,12 @@ def sensitivities(
     proto = model.proto()
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     nodes = layer_nodes(proto.graph)
-    batch = model.contract.batch or BATCH
+    batch = model.input_spec.batch or BATCH
     feed = spread_images(model, images, IMAGES)
-    reads = sorted({node.input[0] for node in nodes} - {model.contract.name})
+    reads = sorted({node.input[0] for node in nodes} - {model.input_spec.name})
     logits = _logits(proto.graph)
-    seen = _run(proto, [logits, *reads], model.contract.name, feed, batch)
-    seen[model.contract.name] = feed
+    seen = _run(proto, [logits, *reads], model.input_spec.name, feed, batch)
+    seen[model.input_spec.name] = feed
     found: dict[str, list[Choice]] = {}
     with progress("sensitivity", len(nodes), "layers") as advance:
         for node in nodes:
@@ -64,7 +64,7 @@ def sensitivities(
             for width in widths:
                 values = seen[node.input[0]]
                 plan = plan_layer(node, constants, NO_GRID, width, quant, quick, values, values)
-                outputs = _run(_with(proto, node, plan, constants), [logits], model.contract.name, feed, batch)
+                outputs = _run(_with(proto, node, plan, constants), [logits], model.input_spec.name, feed, batch)
                 error = float(np.mean((outputs[logits].astype(np.float64) - seen[logits]) ** 2))
                 options.append(Choice(width, error, payload_of(plan)))
             found[node.output[0]] = options

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from resnet8_quant.deploy.graph import Graph, attributes
 from resnet8_quant.graphs.saturation import pair_saturates
-from resnet8_quant.quantizer.deploy.graph import Graph, attributes
 
 STEP = 64  # output channels of one step of the kernels with 512-bit registers
 GRANULE = 4  # input channels that one instruction multiplies and adds

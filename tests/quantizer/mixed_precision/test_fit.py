@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from resnet8_quant.config import AllocateConfig, CalibrationConfig, NumberType, QuantConfig, RefineConfig
+from resnet8_quant.config import AllocateConfig, CalibrationConfig, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.allocate import fit as module
-from resnet8_quant.quantizer.allocate.budget import Choice
-from resnet8_quant.quantizer.allocate.fit import fit
+from resnet8_quant.quantizer.mixed_precision import fit as module
+from resnet8_quant.quantizer.mixed_precision.budget import Choice
+from resnet8_quant.quantizer.mixed_precision.fit import fit
 from resnet8_quant.quantizer.quantize import quantize
 
 CHOICES = {
@@ -70,7 +70,7 @@ def test_a_budget_below_the_smallest_file_names_it():
     assert "quant.compact=true" in caught.value.remedy
 
 
-QUANT = QuantConfig(activation_type=NumberType.uint8, per_channel=True, keep_first_last=8, compact=True)
+QUANT = QuantConfig(activation_type=DType.uint8, per_channel=True, keep_first_last=8, compact=True)
 
 
 def bundled(model, images, budget, quant=QUANT, choices=(2, 4, 8)):

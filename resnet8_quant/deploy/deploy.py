@@ -1,6 +1,6 @@
 """The way from a Q/DQ model to a deployed one: re-encode, fuse, make lean.
 
-In: ONNX bytes, the `deploy` part of the config, the input contract. Out: ONNX bytes and the contract of the new model.
+In: ONNX bytes, the `deploy` part of the config, the input spec. Out: ONNX bytes and the input_spec of the new model.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import numpy as np
 import onnx
 
 from resnet8_quant.config import DeployConfig, DeployInput
+from resnet8_quant.deploy.fuse import fuse, pack, shapes_of
+from resnet8_quant.deploy.graph import Graph
+from resnet8_quant.deploy.lean import drop_layout, give, take_bytes
+from resnet8_quant.deploy.reencode import reencode
+from resnet8_quant.deploy.unsigned import use_unsigned_weights
+from resnet8_quant.deploy.widen import convolutions, use_products, widen_input
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.saturation import saturating_nodes
 from resnet8_quant.graphs.session import kernels_saturate
-from resnet8_quant.inputs.contract import InputContract
+from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.quantizer.compact import compact
-from resnet8_quant.quantizer.deploy.fuse import fuse, pack, shapes_of
-from resnet8_quant.quantizer.deploy.graph import Graph
-from resnet8_quant.quantizer.deploy.lean import drop_layout, give, take_bytes
-from resnet8_quant.quantizer.deploy.reencode import reencode
-from resnet8_quant.quantizer.deploy.unsigned import use_unsigned_weights
-from resnet8_quant.quantizer.deploy.widen import convolutions, use_products, widen_input
 
 log = logging.getLogger(__name__)
 
 
 def deploy(
-    model: bytes, config: DeployConfig, contract: InputContract, *, small: bool = False
-) -> tuple[bytes, InputContract]:
+    model: bytes, config: DeployConfig, input_spec: InputSpec, *, small: bool = False
+) -> tuple[bytes, InputSpec]:
     """Rewrite a quantized model for a target.
 
     Args:
         model: Q/DQ.
         config: the target; ``activation_type`` None: ``model`` is returned as it is.
-        contract: of the model's input.
+        input_spec: of the model's input.
         small: drop names, as ``quant.compact`` asks.
 
     Returns:
@@ -46,10 +46,10 @@ def deploy(
             CPUs with VNNI and this one's kernels saturate.
     """
     if config.activation_type is None:
-        return model, contract
+        return model, input_spec
     fused, narrow = fuse(reencode(onnx.load_from_string(model), config.activation_type))
     graph = Graph(fused)
-    shapes = _nhwc_shapes(graph, contract)
+    shapes = _nhwc_shapes(graph, input_spec)
     drop_layout(graph, shapes)
     if config.avoid_saturation:
         unsigned = use_unsigned_weights(graph)
@@ -66,15 +66,15 @@ def deploy(
             log.info("deploy: %s is computed as a product of matrices", node.name)
     give(graph, config.output)
     if config.input is DeployInput.uint8:
-        take_bytes(graph, contract)
-        contract = dataclasses.replace(contract, raw=True)
+        take_bytes(graph, input_spec)
+        input_spec = dataclasses.replace(input_spec, raw=True)
     pack(graph, narrow)
     deployed = graph.finish()
     _check_saturation(deployed, config)
     onnx.checker.check_model(deployed)
     if small:
         deployed = compact(deployed)
-    return bytes(deployed.SerializeToString(deterministic=True)), contract
+    return bytes(deployed.SerializeToString(deterministic=True)), input_spec
 
 
 def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
@@ -90,10 +90,10 @@ def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
         )
 
 
-def _nhwc_shapes(graph: Graph, contract: InputContract) -> dict[str, tuple[int, ...]]:
+def _nhwc_shapes(graph: Graph, input_spec: InputSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of what the convolutions and the changes of layout read, for one image."""
     names = [
         node.input[0] for node in (*convolutions(graph), *graph.nodes) if node.op_type in ("QLinearConv", "Transpose")
     ]
-    image = np.zeros((contract.batch or 1, *contract.shape), np.uint8)
-    return shapes_of(graph.finish(), list(dict.fromkeys(names)), contract.prepare(image))
+    image = np.zeros((input_spec.batch or 1, *input_spec.shape), np.uint8)
+    return shapes_of(graph.finish(), list(dict.fromkeys(names)), input_spec.prepare(image))

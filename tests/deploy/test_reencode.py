@@ -6,11 +6,11 @@ import pytest
 from deployed import NETS, PAD, TARGETS, TWO, answers, build, pictures, plain, quant_config, rewritten
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Format, NumberType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
+from resnet8_quant.deploy.graph import Graph
+from resnet8_quant.deploy.reencode import reencode
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.deploy.graph import Graph
-from resnet8_quant.quantizer.deploy.reencode import reencode
 from resnet8_quant.quantizer.quantize import quantize
 
 NET = {"convolutions": ((16, 3, PAD), (16, 3, PAD))}
@@ -25,7 +25,7 @@ def types_of(proto):
     return activations, {graph.tensors[name].data_type for name in weights}
 
 
-@pytest.mark.parametrize("target", [NumberType.uint8, NumberType.int8])
+@pytest.mark.parametrize("target", [DType.uint8, DType.int8])
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_types_are_those_of_the_target(types, target):
     moved = reencode(onnx.load_from_string(plain(build(**NET), types)), target)
@@ -37,8 +37,8 @@ def test_types_are_those_of_the_target(types, target):
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_there_and_back_again(types):
     """uint8 -> int8 -> uint8 activations: the numbers are the first ones."""
-    there = reencode(onnx.load_from_string(plain(build(**NET), types)), NumberType.int8)
-    back = reencode(reencode(there, NumberType.uint8), NumberType.int8)
+    there = reencode(onnx.load_from_string(plain(build(**NET), types)), DType.int8)
+    back = reencode(reencode(there, DType.uint8), DType.int8)
     for first, second in zip(there.graph.node, back.graph.node, strict=True):
         assert first.op_type == second.op_type
         for one, other in zip(first.input, second.input, strict=True):
@@ -71,9 +71,9 @@ def test_a_zero_point_that_is_not_written_is_0(target):
     model = build(**NET)
     images = pictures(model)
     serialized = without_zero_points(plain(model, "u8s8"))
-    deployed, _ = rewritten(serialized, target, model.contract)
+    deployed, _ = rewritten(serialized, target, model.input_spec)
     np.testing.assert_array_equal(
-        answers(deployed, model.contract, images), answers(plain(model, "u8s8"), model.contract, images)
+        answers(deployed, model.input_spec, images), answers(plain(model, "u8s8"), model.input_spec, images)
     )
 
 
@@ -87,9 +87,9 @@ def test_a_weight_that_two_layers_share(types, target):
     second.input[0] = first.input[0]
     images = pictures(model)
     serialized = graph.finish().SerializeToString()
-    deployed, _ = rewritten(serialized, target, model.contract)
+    deployed, _ = rewritten(serialized, target, model.input_spec)
     np.testing.assert_array_equal(
-        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+        answers(deployed, model.input_spec, images), answers(serialized, model.input_spec, images)
     )
 
 
@@ -99,7 +99,7 @@ def float_model():
 
 def deployed_already():
     model = build(**NET)
-    return rewritten(plain(model, "int8"), "x86", model.contract)[0]
+    return rewritten(plain(model, "int8"), "x86", model.input_spec)[0]
 
 
 def integer_operators():
@@ -110,7 +110,7 @@ def integer_operators():
 
 def wide_activations():
     model = build(**NET)
-    quant = QuantConfig("a16w8", NumberType.uint16, NumberType.int8)
+    quant = QuantConfig("a16w8", DType.uint16, DType.int8)
     images = CalibrationImages.of(pictures(model))
     return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
 
@@ -184,7 +184,7 @@ def test_refused(case):
     make, words, remedy = REFUSED[case]
     serialized = make()
     with pytest.raises(ExperimentError) as caught:
-        rewritten(serialized, "x86", build(**NET).contract)
+        rewritten(serialized, "x86", build(**NET).input_spec)
     assert caught.value.problem.startswith("`deploy`: ")
     for word in words:
         assert word in caught.value.problem
@@ -196,9 +196,9 @@ def test_one_scale_fits_any_axis():
     model = build(((16, 3, PAD), (1, 3, (*PAD, TWO))), classes=1)
     images = pictures(model)
     serialized = plain(model, "u8s8", True)
-    deployed, _ = rewritten(serialized, "x86", model.contract)
+    deployed, _ = rewritten(serialized, "x86", model.input_spec)
     np.testing.assert_array_equal(
-        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+        answers(deployed, model.input_spec, images), answers(serialized, model.input_spec, images)
     )
 
 
@@ -206,16 +206,16 @@ def test_integers_that_do_not_move_may_be_read():
     model = build(**NET)
     serialized = between("MaxPool", "u8s8", kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1])
     images = pictures(model)
-    deployed, _ = rewritten(serialized, "x86", model.contract)
+    deployed, _ = rewritten(serialized, "x86", model.input_spec)
     np.testing.assert_array_equal(
-        answers(deployed, model.contract, images), answers(serialized, model.contract, images)
+        answers(deployed, model.input_spec, images), answers(serialized, model.input_spec, images)
     )
 
 
 def test_the_operators_around_stay():
     model = build(**NETS["residual"])
     before = onnx.load_from_string(plain(model, "uint8"))
-    after = reencode(before, NumberType.int8)
+    after = reencode(before, DType.int8)
     assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]
     scales = [
         {t.name: numpy_helper.to_array(t).tolist() for t in p.graph.initializer if t.data_type == 1}

@@ -6,7 +6,7 @@ import pytest
 from deployed import NETS, PAD, TARGETS, answers, build, cut_at_logits, integers, operators, pictures, plain, rewritten
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.quantizer.deploy.fuse import fuse, shapes_of
+from resnet8_quant.deploy.fuse import fuse, shapes_of
 
 
 def test_no_blocked_layout_is_stored():
@@ -15,7 +15,7 @@ def test_no_blocked_layout_is_stored():
     fused, _ = fuse(model.proto())
     assert {node.domain for node in fused.graph.node} <= {"", "com.microsoft"}
     assert {entry.domain for entry in fused.opset_import} <= {"", "com.microsoft"}
-    found, expected = (answers(proto, model.contract, pictures(model)) for proto in (fused, model.serialized))
+    found, expected = (answers(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -25,10 +25,10 @@ def test_an_operator_that_stays_float(target):
     model = build(((16, 3, PAD), (8, 3, PAD)), activation="Elu")
     cut, *grid = cut_at_logits(plain(model, "int8"))
     images = pictures(model)
-    deployed, _ = rewritten(cut, target, model.contract)
+    deployed, _ = rewritten(cut, target, model.input_spec)
     assert operators(deployed).count("Elu") == 2
     assert operators(deployed).count("QLinearConv") == 2
-    found, expected = (integers(answers(made, model.contract, images), *grid) for made in (deployed, cut))
+    found, expected = (integers(answers(made, model.input_spec, images), *grid) for made in (deployed, cut))
     np.testing.assert_array_equal(found, expected)
 
 

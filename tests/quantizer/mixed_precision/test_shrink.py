@@ -1,4 +1,4 @@
-"""allocate=accuracy: the smallest model within a loss, by bisection; held-out images are never those that calibrate."""
+"""allocate=accuracy: the smallest model within a loss, by bisection; no validation image calibrates."""
 
 import itertools
 import json
@@ -8,13 +8,13 @@ import pytest
 
 from resnet8_quant.config import AllocateConfig, CalibrationConfig, DataConfig, DataKind, EvaluationConfig, ModelConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.held_out import held_out_drop
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.model import load_model
-from resnet8_quant.quantizer.allocate.budget import Choice
-from resnet8_quant.quantizer.allocate.fit import shrink
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.mixed_precision.budget import Choice
+from resnet8_quant.quantizer.mixed_precision.fit import shrink
 from resnet8_quant.quantizer.sampling import choose_images
+from resnet8_quant.validation_split import accuracy_drop
 
 WIDTHS = (2, 4, 8)
 SIZES = {"a": 1000, "b": 300, "c": 5000}
@@ -52,9 +52,9 @@ def test_within_the_loss_and_nearly_the_smallest(most):
 
 
 def test_a_loss_that_no_width_keeps_says_the_best():
-    with pytest.raises(ExperimentError, match=r"`allocate.max_drop` is 1e-06.*lose 0\.0001") as caught:
+    with pytest.raises(ExperimentError, match=r"`allocate.max_accuracy_drop` is 1e-06.*lose 0\.0001") as caught:
         shrink(made, drop, CHOICES, 1e-6)
-    assert "allocate.max_drop=0.001" in caught.value.remedy
+    assert "allocate.max_accuracy_drop=0.001" in caught.value.remedy
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,14 @@ def test_held_out_images_do_not_calibrate(parts, monkeypatch):
     images = chosen(data, 60)
     seen = []
 
-    def predict(serialized, contract, pictures, **_):
+    def predict(serialized, input_spec, pictures, **_):
         seen.append(pictures)
         return type("Found", (), {"labels": np.zeros(len(pictures))})
 
-    monkeypatch.setattr("resnet8_quant.held_out.predict", predict)
-    allocation = AllocateConfig("accuracy", max_drop=0.1, held_out=400)
+    monkeypatch.setattr("resnet8_quant.validation_split.predict", predict)
+    allocation = AllocateConfig("accuracy", max_accuracy_drop=0.1, validation_images=400)
     for _ in range(2):
-        assert held_out_drop(data, model, images, allocation, EvaluationConfig(), 7)(b"") == 0
+        assert accuracy_drop(data, model, images, allocation, EvaluationConfig(), 7)(b"") == 0
     used = {data.train.images[index].tobytes() for index in images.chosen}
     assert len(seen[0]) == 400
     assert not used & {picture.tobytes() for picture in seen[0]}
@@ -89,7 +89,7 @@ def test_held_out_images_do_not_calibrate(parts, monkeypatch):
 
 def test_the_float_model_loses_nothing_and_too_few_images_are_refused(parts):
     data, model = parts
-    allocation = AllocateConfig("accuracy", max_drop=0.1, held_out=100)
-    assert held_out_drop(data, model, chosen(data, 10), allocation, EvaluationConfig(), 7)(model.serialized) == 0
-    with pytest.raises(ExperimentError, match=r"`allocate.held_out` is 100, but 950 of 1000 training images"):
-        held_out_drop(data, model, chosen(data, 95), allocation, EvaluationConfig(), 7)
+    allocation = AllocateConfig("accuracy", max_accuracy_drop=0.1, validation_images=100)
+    assert accuracy_drop(data, model, chosen(data, 10), allocation, EvaluationConfig(), 7)(model.serialized) == 0
+    with pytest.raises(ExperimentError, match=r"`allocate.validation_images` is 100, but 950 of 1000 training images"):
+        accuracy_drop(data, model, chosen(data, 95), allocation, EvaluationConfig(), 7)
