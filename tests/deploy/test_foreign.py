@@ -11,10 +11,11 @@ from resnet8_quant.config import (
     CalibrationConfig,
     DeployConfig,
     DeployOutput,
-    Layout,
     DType,
+    Layout,
     QuantConfig,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
@@ -23,7 +24,6 @@ from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.contents import read_contents
-from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
 X86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True)

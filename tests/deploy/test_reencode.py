@@ -19,11 +19,11 @@ from deployed import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Format, DType, QuantConfig
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
 from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.deploy.reencode import reencode
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 NET = {"convolutions": ((16, 3, PAD), (16, 3, PAD))}

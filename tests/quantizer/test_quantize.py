@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.checks import LEGAL
-from resnet8_quant.config import CalibrationConfig, Format, Layout, DType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.session import new_session, open_session
 from resnet8_quant.inputs.input_spec import InputSpec

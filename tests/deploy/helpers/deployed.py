@@ -22,16 +22,16 @@ from resnet8_quant.config import (
     DeployConfig,
     DeployInput,
     DeployOutput,
-    Layout,
     DType,
+    Layout,
     QuantConfig,
 )
+from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.session import kernels_saturate, new_session, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.quantizer.quantize import quantize
 
 EXACT = {

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, Layout, DType, QuantConfig
+from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.session import new_session, open_session
