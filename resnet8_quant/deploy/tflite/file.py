@@ -1,0 +1,217 @@
+"""Write and read .tflite files with the object API of the schema that the runtimes' packages carry.
+
+In: a `TfliteModel`. Out: the bytes of a flatbuffer, and back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
+from resnet8_quant.errors import ExperimentError, missing_extra
+
+SCHEMAS = ("ai_edge_litert.schema_py_generated", "tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
+ALIGNMENT = 16
+# Operator -> the name of its options and the version that its int8 kernel wants.
+OPTIONS = {
+    "ADD": "AddOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "CONCATENATION": "ConcatenationOptions",
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "MEAN": "ReducerOptions",
+    "MUL": "MulOptions",
+    "PAD": "PadOptions",
+    "QUANTIZE": "QuantizeOptions",
+    "DEQUANTIZE": "DequantizeOptions",
+    "RESHAPE": "ReshapeOptions",
+    "SOFTMAX": "SoftmaxOptions",
+}
+VERSIONS = {
+    "ADD": 2, "AVERAGE_POOL_2D": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4,
+    "MAX_POOL_2D": 2, "MEAN": 2, "MUL": 2, "PAD": 2, "QUANTIZE": 2, "DEQUANTIZE": 2, "RESHAPE": 1, "SOFTMAX": 2,
+}
+
+
+def schema() -> Any:
+    """The module with the classes of the format.
+
+    Raises:
+        ExperimentError: neither runtime is installed.
+    """
+    for name in SCHEMAS:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise missing_extra("ai-edge-litert", "tflite")
+
+
+def write(model: TfliteModel) -> bytes:
+    """The bytes of the .tflite file; the same model gives the same bytes."""
+    import flatbuffers
+
+    fb = schema()
+    root = fb.ModelT()
+    root.version = 3
+    root.description = model.description
+    root.buffers = [fb.BufferT()]
+    root.operatorCodes = []
+    root.metadata = []
+
+    def buffer(data: bytes) -> int:
+        entry = fb.BufferT()
+        entry.data = np.frombuffer(data, np.uint8)
+        root.buffers.append(entry)
+        return len(root.buffers) - 1
+
+    graph = fb.SubGraphT()
+    graph.name = "main"
+    graph.inputs, graph.outputs = [model.input], [model.output]
+    graph.tensors = [_tensor(fb, tensor, buffer) for tensor in model.tensors]
+    kinds = list(dict.fromkeys(operator.kind for operator in model.operators))
+    for kind in kinds:
+        code = fb.OperatorCodeT()
+        code.builtinCode = getattr(fb.BuiltinOperator, kind)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = VERSIONS[kind]
+        root.operatorCodes.append(code)
+    graph.operators = [_operator(fb, operator, kinds) for operator in model.operators]
+    root.subgraphs = [graph]
+    for name, data in model.metadata.items():
+        entry = fb.MetadataT()
+        entry.name, entry.buffer = name, buffer(data)
+        root.metadata.append(entry)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(root.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _tensor(fb: Any, tensor: Tensor, buffer: Any) -> Any:
+    entry = fb.TensorT()
+    entry.name = tensor.name
+    entry.shape = list(tensor.shape)
+    entry.type = getattr(fb.TensorType, tensor.dtype.upper())
+    entry.buffer = 0
+    if tensor.data is not None:
+        data = pack_int4(tensor.data) if tensor.dtype == "int4" else np.ascontiguousarray(tensor.data)
+        entry.buffer = buffer(data.astype(data.dtype.newbyteorder("<")).tobytes())
+    if tensor.scale is not None:
+        quantization = fb.QuantizationParametersT()
+        quantization.scale = tensor.scale.astype(np.float32)
+        quantization.zeroPoint = np.full(len(tensor.scale), tensor.zero_point, np.int64)
+        quantization.quantizedDimension = tensor.axis or 0
+        entry.quantization = quantization
+    return entry
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """int8 codes of -8..7 -> uint8, two each, the first one in the low half."""
+    flat = values.reshape(-1).astype(np.uint8) & 0x0F
+    if len(flat) % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.asarray(flat[::2] | (flat[1::2] << 4), np.uint8)
+
+
+def _operator(fb: Any, operator: Operator, kinds: list[str]) -> Any:
+    entry = fb.OperatorT()
+    entry.opcodeIndex = kinds.index(operator.kind)
+    entry.inputs, entry.outputs = list(operator.inputs), list(operator.outputs)
+    name = OPTIONS[operator.kind]
+    entry.builtinOptionsType = getattr(fb.BuiltinOptions, name)
+    options = getattr(fb, name + "T")()
+    given: dict[str, Any] = operator.options
+    if "strides" in given:
+        options.strideH, options.strideW = given["strides"]
+    if "padding" in given:
+        options.padding = getattr(fb.Padding, given["padding"])
+    if "filter" in given:
+        options.filterHeight, options.filterWidth = given["filter"]
+    if "activation" in given:
+        options.fusedActivationFunction = getattr(fb.ActivationFunctionType, given["activation"])
+    if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        options.dilationHFactor = options.dilationWFactor = 1
+    if operator.kind == "DEPTHWISE_CONV_2D":
+        options.depthMultiplier = given.get("depth_multiplier", 1)
+    if "axis" in given:
+        options.axis = given["axis"]
+    if "keep_dims" in given:
+        options.keepDims = given["keep_dims"]
+    if "new_shape" in given:
+        options.newShape = given["new_shape"]
+    if operator.kind == "SOFTMAX":
+        options.beta = given.get("beta", 1.0)
+    entry.builtinOptions = options
+    return entry
+
+
+def read(data: bytes) -> TfliteModel:
+    """The model in a .tflite file of one graph with one input and one output.
+
+    Raises:
+        ExperimentError: it is no such file.
+    """
+    fb = schema()
+    try:
+        if data[4:8] != b"TFL3":
+            raise ValueError("it does not begin as a .tflite file does")
+        root = fb.ModelT.InitFromObj(fb.Model.GetRootAsModel(bytearray(data), 0))
+        (graph,) = root.subgraphs
+        (source,), (result,) = graph.inputs, graph.outputs
+        types = {value: name.lower() for name, value in vars(fb.TensorType).items() if not name.startswith("_")}
+        kinds = {value: name for name, value in vars(fb.BuiltinOperator).items() if not name.startswith("_")}
+        codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in root.operatorCodes]
+        tensors = [_read_tensor(tensor, types, root.buffers) for tensor in graph.tensors]
+        operators = [_read_operator(fb, operator, kinds[codes[operator.opcodeIndex]]) for operator in graph.operators]
+    except Exception as error:  # a damaged flatbuffer raises whatever NumPy and struct raise
+        raise ExperimentError(
+            f"the .tflite file cannot be read: {error}", "write it again: python run.py quant=int8 deploy=tflite"
+        ) from error
+    return TfliteModel(tensors, operators, int(source), int(result), (root.description or b"").decode())
+
+
+def _read_tensor(entry: Any, types: dict[int, str], buffers: Any) -> Tensor:
+    dtype, shape = types[entry.type], tuple(int(size) for size in entry.shape)
+    raw, data = buffers[entry.buffer].data, None
+    if raw is not None and len(raw):
+        stored = np.asarray(raw, np.uint8).tobytes()
+        if dtype == "int4":
+            halves = np.frombuffer(stored, np.uint8)
+            codes = np.stack([halves & 0x0F, halves >> 4], 1).reshape(-1)[: int(np.prod(shape))].astype(np.int8)
+            data = np.where(codes > 7, codes - 16, codes).astype(np.int8).reshape(shape)
+        else:
+            data = np.frombuffer(stored, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    quantization = entry.quantization
+    if quantization is None or quantization.scale is None or not len(quantization.scale):
+        return Tensor(entry.name.decode(), shape, dtype, data=data)
+    scale = np.asarray(quantization.scale, np.float32)
+    axis = int(quantization.quantizedDimension) if len(scale) > 1 else None
+    return Tensor(entry.name.decode(), shape, dtype, scale, int(quantization.zeroPoint[0]), axis, data)
+
+
+def _read_operator(fb: Any, entry: Any, kind: str) -> Operator:
+    options: dict[str, object] = {}
+    stored = entry.builtinOptions
+    names = {
+        "padding": {value: name for name, value in vars(fb.Padding).items()},
+        "fusedActivationFunction": {value: name for name, value in vars(fb.ActivationFunctionType).items()},
+    }
+    if hasattr(stored, "strideH"):
+        options["strides"] = (stored.strideH, stored.strideW)
+        options["padding"] = names["padding"][stored.padding]
+    if hasattr(stored, "filterHeight"):
+        options["filter"] = (stored.filterHeight, stored.filterWidth)
+    if hasattr(stored, "fusedActivationFunction"):
+        options["activation"] = names["fusedActivationFunction"][stored.fusedActivationFunction]
+    for name, ours in (("depthMultiplier", "depth_multiplier"), ("axis", "axis"), ("keepDims", "keep_dims"), ("beta", "beta")):
+        if hasattr(stored, name):
+            options[ours] = getattr(stored, name)
+    inputs = tuple(int(i) for i in entry.inputs)
+    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and len(inputs) == 2:
+        inputs += (-1,)
+    return Operator(kind, inputs, tuple(int(i) for i in entry.outputs), options)

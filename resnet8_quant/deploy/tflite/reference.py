@@ -1,0 +1,339 @@
+"""TensorFlow Lite's integer arithmetic in NumPy, bit for bit that of the reference kernels and of TensorFlow Lite Micro.
+
+In: a `TfliteModel` and int8 inputs. Out: int8 outputs, or every tensor. Each function names the kernel that it follows, in
+tensorflow/lite/kernels/internal/reference (R) or tensorflow/lite/micro/kernels (M).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
+
+INT32_MAX = 2**31 - 1
+ADD_SHIFT = 20  # M/add_common.cc
+
+
+def quantize_multiplier(value: float) -> tuple[int, int]:
+    """A positive real as ``multiplier * 2 ** (shift - 31)``, the multiplier in [2^30, 2^31).
+
+    kernels/internal/quantization_util.cc, QuantizeMultiplier.
+    """
+    if value == 0:
+        return 0, 0
+    fraction, shift = math.frexp(value)
+    multiplier = math.floor(fraction * 2**31 + 0.5)
+    if multiplier == 2**31:
+        multiplier, shift = multiplier // 2, shift + 1
+    return (0, 0) if shift < -31 else (multiplier, shift)
+
+
+def rounding_doubling_high_mul(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    """The high 32 bits of twice the product, rounded half away from zero (gemmlowp, SaturatingRoundingDoublingHighMul)."""
+    product = a.astype(np.int64) * b
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    # C++ division truncates towards zero; a shift would round down.
+    return np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
+
+
+def rounding_divide_by_pot(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+    """``x / 2 ** exponent``, rounded half away from zero (gemmlowp, RoundingDivideByPOT)."""
+    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> np.asarray(exponent, np.int64)) + ((x & mask) > threshold)
+
+
+def multiply_by_quantized_multiplier(x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int) -> np.ndarray:
+    """``x * multiplier * 2 ** (shift - 31)`` with two roundings (R/common.h, MultiplyByQuantizedMultiplier)."""
+    left, right = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
+    return rounding_divide_by_pot(rounding_doubling_high_mul(x.astype(np.int64) << left, multiplier), right)
+
+
+def run(model: TfliteModel, inputs: np.ndarray, every: bool = False) -> np.ndarray | dict[int, np.ndarray]:
+    """Compute a model.
+
+    Args:
+        model: of the operators in ``KERNELS``.
+        inputs: int8 [N, ...], as the input tensor wants them, for any N.
+        every: also the tensors in between.
+
+    Returns:
+        int8 [N, ...]; with ``every``: tensor index -> values.
+    """
+    values: dict[int, np.ndarray] = {model.input: inputs}
+    for operator in model.operators:
+        tensors = [model.tensors[i] if i >= 0 else None for i in operator.inputs]
+        arrays = [
+            None if tensor is None else values[i] if tensor.data is None else tensor.data
+            for i, tensor in zip(operator.inputs, tensors, strict=True)
+        ]
+        output = model.tensors[operator.outputs[0]]
+        values[operator.outputs[0]] = KERNELS[operator.kind](operator, tensors, arrays, output)
+    return values if every else values[model.output]
+
+
+def activation_limits(operator: Operator, output: Tensor) -> tuple[int, int]:
+    """The clamp of a fused activation (kernels/kernel_util.cc, CalculateActivationRangeQuantized)."""
+    kind = operator.options.get("activation", "NONE")
+    low, high = -128, 127
+    if kind in ("RELU", "RELU6"):
+        low = max(low, output.zero_point)
+    if kind == "RELU6":
+        high = min(high, output.zero_point + _round(6.0 / _scale(output)))
+    return low, high
+
+
+def _round(value: float) -> int:
+    """C's round: half away from zero."""
+    return math.floor(value + 0.5) if value >= 0 else math.ceil(value - 0.5)
+
+
+def _scale(tensor: Tensor) -> float:
+    assert tensor.scale is not None
+    return float(tensor.scale[0])
+
+
+def _clamp(x: np.ndarray, operator: Operator, output: Tensor) -> np.ndarray:
+    return np.clip(x + output.zero_point, *activation_limits(operator, output)).astype(np.int8)
+
+
+def _multipliers(source: Tensor, weights: Tensor, output: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Per output channel (kernels/kernel_util.cc, PopulateConvolutionQuantizationParams)."""
+    assert weights.scale is not None
+    pairs = [quantize_multiplier(_scale(source) * float(w) / _scale(output)) for w in weights.scale]
+    multiplier, shift = np.array(pairs, np.int64).T
+    return multiplier, shift
+
+
+def padding(size: int, kernel: int, stride: int, mode: str) -> tuple[int, int]:
+    """Zeros before and after (kernels/padding.h)."""
+    if mode == "VALID":
+        return 0, 0
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _windows(x: np.ndarray, kernel: tuple[int, int], operator: Operator, fill: int) -> np.ndarray:
+    """[N,H,W,C] -> every window, [N,OH,OW,C,KH,KW]."""
+    strides: Any = operator.options["strides"]
+    mode = str(operator.options["padding"])
+    pads = [padding(x.shape[1 + i], kernel[i], strides[i], mode) for i in (0, 1)]
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    return np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))[:, :: strides[0], :: strides[1]]
+
+
+def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/conv.h, ConvPerChannel: zero points out, 32-bit sums, bias, one multiplier for each channel."""
+    source, weights, _ = tensors
+    x, w, bias = arrays
+    patches = _windows(x.astype(np.int32) - source.zero_point, w.shape[1:3], operator, 0)
+    # float64 holds these sums exactly: products are below 2^15, a layer sums far fewer than 2^38 of them.
+    n, height, width = patches.shape[:3]
+    columns = patches.reshape(n * height * width, -1).astype(np.float64)
+    matrix = w.transpose(3, 1, 2, 0).reshape(-1, w.shape[0]).astype(np.float64)
+    sums = (columns @ matrix).astype(np.int64).reshape(n, height, width, -1)
+    if bias is not None:
+        sums = sums + bias
+    return _clamp(multiply_by_quantized_multiplier(sums, *_multipliers(source, weights, output)), operator, output)
+
+
+def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/depthwise_conv.h, DepthwiseConvPerChannel."""
+    source, weights, _ = tensors
+    x, w, bias = arrays
+    patches = _windows(x.astype(np.int32) - source.zero_point, w.shape[1:3], operator, 0)
+    multiplier: Any = operator.options.get("depth_multiplier", 1)
+    kernel = w[0].reshape(*w.shape[1:3], patches.shape[3], multiplier).astype(np.int64)
+    sums = np.einsum("nhwcij,ijcm->nhwcm", patches.astype(np.int64), kernel).reshape(*patches.shape[:3], -1)
+    if bias is not None:
+        sums = sums + bias
+    return _clamp(multiply_by_quantized_multiplier(sums, *_multipliers(source, weights, output)), operator, output)
+
+
+def _fully_connected(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/fully_connected.h; with one scale the product of the scales is rounded to float32 first
+    (kernels/kernel_util.cc, GetQuantizedConvolutionMultipler)."""
+    source, weights, _ = tensors
+    x, w, bias = arrays
+    sums = (x.reshape(-1, w.shape[1]).astype(np.int64) - source.zero_point) @ w.T.astype(np.int64)
+    if bias is not None:
+        sums = sums + bias
+    if len(weights.scale) == 1:
+        product = float(np.float32(source.scale[0]) * np.float32(weights.scale[0]))
+        multiplier, shift = (np.array([v]) for v in quantize_multiplier(product / _scale(output)))
+    else:
+        multiplier, shift = _multipliers(source, weights, output)
+    return _clamp(multiply_by_quantized_multiplier(sums, multiplier, shift), operator, output)
+
+
+def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/add.h: both inputs on a common scale with 20 bits more, then the output's."""
+    twice = 2 * max(_scale(tensor) for tensor in tensors)
+    total: Any = 0
+    for tensor, array in zip(tensors, arrays, strict=True):
+        shifted = (array.astype(np.int64) - tensor.zero_point) << ADD_SHIFT
+        total = total + multiply_by_quantized_multiplier(shifted, *quantize_multiplier(_scale(tensor) / twice))
+    multiplier, shift = quantize_multiplier(twice / ((1 << ADD_SHIFT) * _scale(output)))
+    return _clamp(multiply_by_quantized_multiplier(total, multiplier, shift), operator, output)
+
+
+def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/mul.h; the product of the input scales is rounded to float32 first (M/mul_common.cc)."""
+    first, second = (
+        array.astype(np.int64) - tensor.zero_point for array, tensor in zip(arrays, tensors, strict=True)
+    )
+    scale = float(np.float32(tensors[0].scale[0]) * np.float32(tensors[1].scale[0])) / _scale(output)
+    return _clamp(multiply_by_quantized_multiplier(first * second, *quantize_multiplier(scale)), operator, output)
+
+
+def _divide(total: np.ndarray, count: int) -> np.ndarray:
+    """Rounded half away from zero."""
+    rounded = (np.abs(total) + count // 2) // count
+    return np.where(total > 0, rounded, -rounded)
+
+
+def _average_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/pooling.h, AveragePool: the codes' mean over the window's pixels that are inside the image."""
+    kernel: Any = operator.options["filter"]
+    patches = _windows(arrays[0].astype(np.int64), kernel, operator, 0)
+    inside = _windows(np.ones_like(arrays[0][:1], np.int64), kernel, operator, 0).sum((-1, -2))
+    total = patches.sum((-1, -2))
+    rounded = (np.abs(total) + inside // 2) // inside
+    mean = np.where(total > 0, rounded, -rounded)
+    return np.clip(mean, *activation_limits(operator, output)).astype(np.int8)
+
+
+def _max_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/integer_ops/pooling.h, MaxPool."""
+    kernel: Any = operator.options["filter"]
+    largest = _windows(arrays[0], kernel, operator, -128).max((-1, -2))
+    return np.clip(largest, *activation_limits(operator, output)).astype(np.int8)
+
+
+def _mean(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/reduce.h, QuantizedMeanOrSum: the count is divided into the multiplier, with as many bits more as it has."""
+    axes: Any = tuple(arrays[1])
+    x = arrays[0].astype(np.int64) - tensors[0].zero_point
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    total = x.sum(axes, keepdims=bool(operator.options["keep_dims"]))
+    multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
+    bits = min(count.bit_length() - 1, 32, 31 + shift)
+    multiplier = (multiplier << bits) // count
+    return _clamp(multiply_by_quantized_multiplier(total, multiplier, shift - bits), operator, output)
+
+
+def _reshape(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """The values stay."""
+    return np.asarray(arrays[0]).reshape(len(arrays[0]), *output.shape[1:])
+
+
+def _pad(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """M/pad.cc: with the zero point."""
+    return np.pad(arrays[0], [tuple(pair) for pair in arrays[1]], constant_values=output.zero_point)
+
+
+def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/requantize.h: int8 to int8 on another scale."""
+    multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
+    x = arrays[0].astype(np.int64) - tensors[0].zero_point
+    return np.clip(multiply_by_quantized_multiplier(x, multiplier, shift) + output.zero_point, -128, 127).astype(np.int8)
+
+
+def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/concatenation.h: all on one scale."""
+    axis: Any = operator.options["axis"]
+    return np.concatenate(arrays, axis)
+
+
+# Softmax in fixed point (R/softmax.h with gemmlowp's fixedpoint.h). Differences to the largest logit have 5 integer bits,
+# sums of exponentials 12.
+DIFFERENCE_BITS, SUM_BITS = 5, 12
+
+
+def _exp_on_negative(x: np.ndarray) -> np.ndarray:
+    """exp of int32 with 5 integer bits, x <= 0; result with 0 integer bits (gemmlowp, exp_on_negative_values)."""
+    fraction_bits = 31 - DIFFERENCE_BITS
+    quarter = np.int64(1 << (fraction_bits - 2))
+    masked = (x & (quarter - 1)) - quarter
+    # exp on [-1/4, 0): a Taylor polynomial around -1/8, of inputs with 0 integer bits
+    a = masked << DIFFERENCE_BITS
+    term = np.int64(1895147668)  # exp(-1/8)
+    third = np.int64(715827883)  # 1/3
+    y = a + (1 << 28)
+    y2 = rounding_doubling_high_mul(y, y)
+    y3 = rounding_doubling_high_mul(y2, y)
+    y4 = rounding_doubling_high_mul(y2, y2)
+    y4_over_4 = rounding_divide_by_pot(y4, 2)
+    inner = rounding_divide_by_pot(rounding_doubling_high_mul(y4_over_4 + y3, third) + y2, 1)
+    result = term + rounding_doubling_high_mul(y + inner, term)
+    remainder = masked - x
+    # Each bit of the whole quarters multiplies by its own exp(-2^e).
+    for exponent, factor in zip(
+        range(-2, 5), (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242), strict=True
+    ):
+        bit = np.int64(1) << (fraction_bits + exponent)
+        result = np.where(remainder & bit, rounding_doubling_high_mul(result, factor), result)
+    return np.where(x == 0, INT32_MAX, result)
+
+
+def _one_over_one_plus(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + x) for x in [0, 1) with 0 integer bits, by Newton's method (gemmlowp, one_over_one_plus_x_for_x_in_0_1)."""
+    total = x.astype(np.int64) + INT32_MAX
+    half = np.where(total >= 0, total + 1, total - 1) // 2  # RoundingHalfSum
+    # 48/17 - 32/17 * half, with 2 integer bits
+    y = 1515870810 + rounding_doubling_high_mul(half, np.int64(-1010580540))
+    for _ in range(3):
+        product = rounding_doubling_high_mul(half, y)
+        y = y + _saturating_shift(rounding_doubling_high_mul(y, (1 << 29) - product), 2)
+    return _saturating_shift(y, 1)
+
+
+def _saturating_shift(x: np.ndarray, bits: int) -> np.ndarray:
+    return np.clip(x << bits, -(2**31), INT32_MAX)
+
+
+def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/softmax.h, Softmax for int8: on the last axis, output scale 1/256 and zero point -128."""
+    beta: Any = operator.options.get("beta", 1.0)
+    real = min(float(beta) * _scale(tensors[0]) * (1 << (31 - DIFFERENCE_BITS)), float(INT32_MAX))
+    multiplier, shift = quantize_multiplier(real)
+    radius = ((1 << DIFFERENCE_BITS) - 1) * float(1 << (31 - DIFFERENCE_BITS)) / (1 << shift)
+    smallest = -math.floor(radius)
+
+    x = arrays[0].astype(np.int64)
+    difference = x - x.max(-1, keepdims=True)
+    counted = difference >= smallest
+    exponential = _exp_on_negative(multiply_by_quantized_multiplier(np.where(counted, difference, 0), multiplier, shift))
+    exponential = np.where(counted, exponential, 0)
+    total = rounding_divide_by_pot(exponential, SUM_BITS).sum(-1, keepdims=True)
+
+    # GetReciprocal: 1 / total as a number below 1 and a power of two
+    leading = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
+    over_one = SUM_BITS - leading
+    shifted = (total << leading) - (1 << 31)
+    scale = _one_over_one_plus(shifted)
+    product = rounding_doubling_high_mul(exponential, scale)
+    unsigned = rounding_divide_by_pot(product, over_one + 31 - 8)
+    result = np.clip(unsigned - 128, -128, 127)
+    return np.where(counted, result, -128).astype(np.int8)
+
+
+KERNELS: dict[str, Callable[[Operator, list[Any], list[Any], Tensor], np.ndarray]] = {
+    "ADD": _add,
+    "AVERAGE_POOL_2D": _average_pool,
+    "CONCATENATION": _concatenation,
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _depthwise,
+    "FULLY_CONNECTED": _fully_connected,
+    "MAX_POOL_2D": _max_pool,
+    "MEAN": _mean,
+    "MUL": _mul,
+    "PAD": _pad,
+    "QUANTIZE": _quantize,
+    "RESHAPE": _reshape,
+    "SOFTMAX": _softmax,
+}
