@@ -21,6 +21,7 @@ from resnet8_quant.deploy.tflite.reference import padding
 from resnet8_quant.errors import ExperimentError
 
 REMEDY = "python run.py quant=int8 quant.per_channel=true deploy=tflite"
+LOW_BIT_REMEDY = "python run.py quant=w4a8 refine=best deploy=tflite"
 SOFTMAX = (np.float32(1 / 256), -128)  # the only output parameters that the kernel takes
 
 
@@ -67,9 +68,7 @@ class _Converter:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
         values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        self.shapes = {
-            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values
-        }
+        self.shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
         self.result = TfliteModel([], [], -1, -1, description)
         self.tensor: dict[str, int] = {}  # of a quantized activation, by each of its names in ONNX
         self.constants: dict[str, Constant] = {}  # by the name of the dequantized value
@@ -119,7 +118,12 @@ class _Converter:
         return self.tensor[name]
 
     def finish(
-        self, kind: str, node: onnx.NodeProto, inputs: tuple[int, ...], shape: tuple[int, ...] | None = None, **options: Any
+        self,
+        kind: str,
+        node: onnx.NodeProto,
+        inputs: tuple[int, ...],
+        shape: tuple[int, ...] | None = None,
+        **options: Any,
     ) -> int:
         """Append an operator whose output is what ``node`` computes, with the Relu or Relu6 behind it."""
         name = node.output[0]
@@ -138,7 +142,9 @@ class _Converter:
         self.tensor[quantize.output[0]] = output
         return output
 
-    def finish_same_scale(self, kind: str, node: onnx.NodeProto, inputs: tuple[int, ...], shape: tuple[int, ...], **options: Any) -> int:
+    def finish_same_scale(
+        self, kind: str, node: onnx.NodeProto, inputs: tuple[int, ...], shape: tuple[int, ...], **options: Any
+    ) -> int:
         """As ``finish`` for an operator that keeps scale and zero point; another output scale gets a QUANTIZE."""
         source = self.result.tensors[inputs[0]]
         quantize = self.quantizer(node.output[0])
@@ -170,11 +176,16 @@ class _Converter:
         lowest, highest = ((code - zero_point) * float(scale) for code in (-128, 127))
         if (limits[0] is None or limits[0] <= lowest) and (limits[1] is None or limits[1] >= highest):
             return node.output[0], "NONE"
-        if limits[0] is not None and abs(limits[0]) < 0.5 * float(scale) and (limits[1] is None or limits[1] >= highest):
+        if (
+            limits[0] is not None
+            and abs(limits[0]) < 0.5 * float(scale)
+            and (limits[1] is None or limits[1] >= highest)
+        ):
             return node.output[0], "RELU"
         raise refuse(
-            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused activation says",
-            "python run.py quant=int8 quant.per_channel=true quant.weight_bits=4 refine=best deploy=tflite",
+            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused activation "
+            "says",
+            LOW_BIT_REMEDY,
         )
 
     def activation_tensor(self, name: str, shape: tuple[int, ...], scale: Any, zero_point: int) -> int:
@@ -237,7 +248,9 @@ class _Converter:
         elif name in self.arrays:
             input_scale = self.result.tensors[source].scale
             assert input_scale is not None
-            codes = np.rint(self.arrays[name].astype(np.float64) / (np.float32(input_scale[0]) * scale).astype(np.float64))
+            codes = np.rint(
+                self.arrays[name].astype(np.float64) / (np.float32(input_scale[0]) * scale).astype(np.float64)
+            )
         else:
             raise refuse(f"the bias of {node.output[0]} is computed; it must be constant")
         if np.abs(codes.astype(np.float64)).max(initial=0) > 2**31 - 1:
@@ -306,7 +319,9 @@ class _Converter:
         channels = self.result.tensors[source].shape[3]
         group = attributes.get("group", 1)
         if list(attributes.get("dilations", [1, 1])) != [1, 1]:
-            raise refuse(f"{node.output[0]} is a dilated convolution, which TensorFlow Lite Micro computes in another way")
+            raise refuse(
+                f"{node.output[0]} is a dilated convolution, which TensorFlow Lite Micro computes in another way"
+            )
         strides = tuple(attributes.get("strides", [1, 1]))
         source, mode = self.padded(node, source, codes.shape[2:], strides, attributes)
         if group == 1:
@@ -319,7 +334,9 @@ class _Converter:
             options = {"strides": strides, "padding": mode, "depth_multiplier": codes.shape[0] // channels}
             self.finish("DEPTHWISE_CONV_2D", node, (source, weight, bias), **options)
         else:
-            raise refuse(f"{node.output[0]} has {group} groups of {channels} channels; TensorFlow Lite Micro takes 1 or all")
+            raise refuse(
+                f"{node.output[0]} has {group} groups of {channels} channels; TensorFlow Lite Micro takes 1 or all"
+            )
 
     def padded(
         self, node: onnx.NodeProto, source: int, kernel: Any, strides: Any, attributes: dict[str, Any]
@@ -330,7 +347,9 @@ class _Converter:
         pads = [int(pad) for pad in attributes.get("pads", [0, 0, 0, 0])]
         auto = attributes.get("auto_pad", b"NOTSET")
         auto = auto.decode() if isinstance(auto, bytes) else auto
-        same = [padding(size, int(k), int(s), "SAME") for size, k, s in zip((height, width), kernel, strides, strict=True)]
+        same = [
+            padding(size, int(k), int(s), "SAME") for size, k, s in zip((height, width), kernel, strides, strict=True)
+        ]
         if auto == "SAME_UPPER":
             pads = [same[0][0], same[1][0], same[0][1], same[1][1]]
         elif auto == "SAME_LOWER":
@@ -390,12 +409,16 @@ class _Converter:
         strides = kernel if whole else tuple(attributes.get("strides", [1, 1]))
         pads = attributes.get("pads", [0, 0, 0, 0])
         if attributes.get("ceil_mode", 0) or (average and any(pads)):
-            raise refuse(f"{node.output[0]} is a pool with ceil_mode or padding, which TensorFlow Lite counts in another way")
+            raise refuse(
+                f"{node.output[0]} is a pool with ceil_mode or padding, which TensorFlow Lite counts in another way"
+            )
         mode = "VALID"
         if any(pads):
             same = [padding(s, k, t, "SAME") for s, k, t in zip((height, width), kernel, strides, strict=True)]
             if list(pads) != [same[0][0], same[1][0], same[0][1], same[1][1]]:
-                raise refuse(f"{node.output[0]} is a pool with the padding {list(pads)}, which is not TensorFlow Lite's SAME")
+                raise refuse(
+                    f"{node.output[0]} is a pool with the padding {list(pads)}, which is not TensorFlow Lite's SAME"
+                )
             mode = "SAME"
         kind = "AVERAGE_POOL_2D" if average else "MAX_POOL_2D"
         options = {"filter": kernel, "strides": strides, "padding": mode, "activation": "NONE"}
@@ -467,8 +490,21 @@ class _Converter:
 
     def skip(self, node: onnx.NodeProto) -> None:
         """Relu and Clip are part of the operator before them."""
-        if node.input[0] in self.tensor:
-            raise refuse(f"{node.op_type} ({node.output[0]}) stands alone between quantized tensors")
+        if node.input[0] not in self.tensor:
+            return
+        if node.op_type == "Clip":
+            raise refuse(
+                f"{node.input[0]} is limited for one of its readers (activations of fewer than 8 bits), which TensorFlow "
+                "Lite does not express",
+                LOW_BIT_REMEDY,
+            )
+        raise refuse(f"{node.op_type} ({node.output[0]}) stands alone between quantized tensors")
+
+    def cast(self, node: onnx.NodeProto) -> None:
+        """Codes of 2 to 4 bits are stored in their own type and cast to int8."""
+        if node.input[0] not in self.arrays:
+            raise refuse(f"{node.input[0]} is cast, which is only known of constant weights")
+        self.arrays[node.output[0]] = _as_plain_integers(self.arrays[node.input[0]])
 
 
 def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -504,6 +540,7 @@ OPTIONS_WITH_ACTIVATION: dict[str, tuple[str, ...]] = dict.fromkeys(
 HANDLERS: dict[str, Callable[[_Converter, onnx.NodeProto], None]] = {
     "Add": _Converter.add,
     "AveragePool": _Converter.pool,
+    "Cast": _Converter.cast,
     "Clip": _Converter.skip,
     "Concat": _Converter.concat,
     "Conv": _Converter.conv,

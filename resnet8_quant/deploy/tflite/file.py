@@ -33,8 +33,20 @@ OPTIONS = {
     "SOFTMAX": "SoftmaxOptions",
 }
 VERSIONS = {
-    "ADD": 2, "AVERAGE_POOL_2D": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4,
-    "MAX_POOL_2D": 2, "MEAN": 2, "MUL": 2, "PAD": 2, "QUANTIZE": 2, "DEQUANTIZE": 2, "RESHAPE": 1, "SOFTMAX": 2,
+    "ADD": 2,
+    "AVERAGE_POOL_2D": 2,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "MAX_POOL_2D": 2,
+    "MEAN": 2,
+    "MUL": 2,
+    "PAD": 2,
+    "QUANTIZE": 2,
+    "DEQUANTIZE": 2,
+    "RESHAPE": 1,
+    "SOFTMAX": 2,
 }
 
 
@@ -208,7 +220,12 @@ def _read_operator(fb: Any, entry: Any, kind: str) -> Operator:
         options["filter"] = (stored.filterHeight, stored.filterWidth)
     if hasattr(stored, "fusedActivationFunction"):
         options["activation"] = names["fusedActivationFunction"][stored.fusedActivationFunction]
-    for name, ours in (("depthMultiplier", "depth_multiplier"), ("axis", "axis"), ("keepDims", "keep_dims"), ("beta", "beta")):
+    for name, ours in (
+        ("depthMultiplier", "depth_multiplier"),
+        ("axis", "axis"),
+        ("keepDims", "keep_dims"),
+        ("beta", "beta"),
+    ):
         if hasattr(stored, name):
             options[ours] = getattr(stored, name)
     inputs = tuple(int(i) for i in entry.inputs)

@@ -47,7 +47,9 @@ def rounding_divide_by_pot(x: np.ndarray, exponent: np.ndarray | int) -> np.ndar
     return (x >> np.asarray(exponent, np.int64)) + ((x & mask) > threshold)
 
 
-def multiply_by_quantized_multiplier(x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int) -> np.ndarray:
+def multiply_by_quantized_multiplier(
+    x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int
+) -> np.ndarray:
     """``x * multiplier * 2 ** (shift - 31)`` with two roundings (R/common.h, MultiplyByQuantizedMultiplier)."""
     left, right = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
     return rounding_divide_by_pot(rounding_doubling_high_mul(x.astype(np.int64) << left, multiplier), right)
@@ -183,9 +185,7 @@ def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tens
 
 def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
     """R/integer_ops/mul.h; the product of the input scales is rounded to float32 first (M/mul_common.cc)."""
-    first, second = (
-        array.astype(np.int64) - tensor.zero_point for array, tensor in zip(arrays, tensors, strict=True)
-    )
+    first, second = (array.astype(np.int64) - tensor.zero_point for array, tensor in zip(arrays, tensors, strict=True))
     scale = float(np.float32(tensors[0].scale[0]) * np.float32(tensors[1].scale[0])) / _scale(output)
     return _clamp(multiply_by_quantized_multiplier(first * second, *quantize_multiplier(scale)), operator, output)
 
@@ -240,7 +240,9 @@ def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output:
     """R/requantize.h: int8 to int8 on another scale."""
     multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
     x = arrays[0].astype(np.int64) - tensors[0].zero_point
-    return np.clip(multiply_by_quantized_multiplier(x, multiplier, shift) + output.zero_point, -128, 127).astype(np.int8)
+    return np.clip(multiply_by_quantized_multiplier(x, multiplier, shift) + output.zero_point, -128, 127).astype(
+        np.int8
+    )
 
 
 def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
@@ -307,7 +309,9 @@ def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: 
     x = arrays[0].astype(np.int64)
     difference = x - x.max(-1, keepdims=True)
     counted = difference >= smallest
-    exponential = _exp_on_negative(multiply_by_quantized_multiplier(np.where(counted, difference, 0), multiplier, shift))
+    exponential = _exp_on_negative(
+        multiply_by_quantized_multiplier(np.where(counted, difference, 0), multiplier, shift)
+    )
     exponential = np.where(counted, exponential, 0)
     total = rounding_divide_by_pot(exponential, SUM_BITS).sum(-1, keepdims=True)
 
