@@ -1,0 +1,151 @@
+"""What the target's runtimes compute: LiteRT, as a phone or a PC runs the file, and TensorFlow Lite Micro.
+
+In: the bytes of a .tflite file and its int8 inputs. Out: int8 outputs; of TensorFlow Lite Micro also the arena that it took.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from resnet8_quant.deploy.tflite.model import Tensor
+from resnet8_quant.errors import ExperimentError, missing_extra
+from resnet8_quant.progress import progress
+
+CHUNK = 100  # images that a worker gets at a time
+
+
+@dataclass(frozen=True)
+class TflmRun:
+    """What TensorFlow Lite Micro made of the images.
+
+    Attributes:
+        outputs: int8 [N, classes].
+        arena_bytes: all memory that the interpreter took: activations, and what it keeps beside them.
+        activation_bytes: the part of it that the activations share.
+    """
+
+    outputs: np.ndarray
+    arena_bytes: int
+    activation_bytes: int
+
+
+def has_tflm() -> bool:
+    """Whether TensorFlow Lite Micro's interpreter is installed."""
+    return find_spec("tflite_micro") is not None
+
+
+def quantize_input(values: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """float32 inputs -> int8, rounded half to even as ONNX's QuantizeLinear does."""
+    assert tensor.scale is not None
+    codes = np.rint(values / tensor.scale[0]) + tensor.zero_point
+    return np.asarray(np.clip(codes, -128, 127), np.int8)
+
+
+def run_litert(data: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
+    """int8 [N, ...] -> int8 [N, classes] by LiteRT with its default kernels (XNNPACK), one image at a time.
+
+    Raises:
+        ExperimentError: LiteRT is not installed, or refuses the file.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError as error:
+        raise missing_extra("ai-edge-litert", "tflite") from error
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=threads or os.cpu_count() or 1)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise _refused("LiteRT", error) from error
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    outputs = np.empty((len(inputs), *result["shape"][1:]), np.int8)
+    with progress("LiteRT", len(inputs), "images") as advance:
+        for i in range(len(inputs)):
+            interpreter.set_tensor(source["index"], inputs[i : i + 1])
+            interpreter.invoke()
+            outputs[i] = interpreter.get_tensor(result["index"])[0]
+            advance(1)
+    return outputs
+
+
+def run_tflm(data: bytes, inputs: np.ndarray, workers: int) -> TflmRun:
+    """int8 [N, ...] -> outputs of TensorFlow Lite Micro, in ``workers`` processes.
+
+    Raises:
+        ExperimentError: it is not installed, or refuses the file.
+    """
+    if not has_tflm():
+        raise missing_extra("tflite-micro", "tflite")
+    chunks = [inputs[start : start + CHUNK] for start in range(0, len(inputs), CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    try:
+        with (
+            progress("TensorFlow Lite Micro", len(inputs), "images") as advance,
+            ProcessPoolExecutor(min(workers, len(chunks)), context, _open, (data,)) as pool,
+        ):
+            parts = []
+            arena = pool.submit(_arena, inputs[:1])
+            for part in pool.map(_run_chunk, chunks):
+                parts.append(part)
+                advance(len(part))
+            total, activations = arena.result()
+    except (RuntimeError, ValueError) as error:
+        raise _refused("TensorFlow Lite Micro", error) from error
+    return TflmRun(np.concatenate(parts), total, activations)
+
+
+def _refused(runtime: str, error: Exception) -> ExperimentError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return ExperimentError(f"{runtime} cannot run the model: {first}", "python run.py quant=int8 deploy=tflite")
+
+
+_interpreter: Any = None
+
+
+def _open(data: bytes) -> None:
+    """In a worker: the interpreter that all its chunks use."""
+    global _interpreter
+    from tflite_micro.python.tflite_micro import runtime
+
+    _interpreter = runtime.Interpreter.from_bytes(data)
+
+
+def _run_chunk(inputs: np.ndarray) -> np.ndarray:
+    outputs = []
+    for i in range(len(inputs)):
+        _interpreter.set_input(inputs[i : i + 1], 0)
+        _interpreter.invoke()
+        outputs.append(_interpreter.get_output(0)[0].copy())
+    return np.array(outputs, np.int8)
+
+
+def _arena(inputs: np.ndarray) -> tuple[int, int]:
+    """Bytes of the arena and of its activations, from the report that the interpreter prints."""
+    _run_chunk(inputs)
+    found = dict(re.findall(r"Arena allocation (total|head) (\d+) bytes", _printed(_interpreter.print_allocations)))
+    return int(found.get("total", 0)), int(found.get("head", 0))
+
+
+def _printed(report: Callable[[], None]) -> str:
+    """What native code prints while ``report`` runs."""
+    with tempfile.TemporaryFile() as file:
+        saved = [os.dup(stream) for stream in (1, 2)]
+        try:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            report()
+        finally:
+            for stream, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, stream)
+                os.close(copy)
+        file.seek(0)
+        return file.read().decode(errors="replace")
