@@ -103,7 +103,14 @@ def _clamp(x: np.ndarray, operator: Operator, output: Tensor) -> np.ndarray:
     return np.clip(x + output.zero_point, *activation_limits(operator, output)).astype(np.int8)
 
 
-def _multipliers(source: Tensor, weights: Tensor, output: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def product_scale(first: Tensor, second: Tensor, output: Tensor) -> tuple[int, int]:
+    """Of a product of two tensors with one scale each, whose product is rounded to float32 first."""
+    assert first.scale is not None
+    assert second.scale is not None
+    return quantize_multiplier(float(first.scale[0] * second.scale[0]) / _scale(output))
+
+
+def channel_scales(source: Tensor, weights: Tensor, output: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Per output channel (kernels/kernel_util.cc, PopulateConvolutionQuantizationParams)."""
     assert weights.scale is not None
     pairs = [quantize_multiplier(_scale(source) * float(w) / _scale(output)) for w in weights.scale]
@@ -140,7 +147,7 @@ def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Ten
     sums = (columns @ matrix).astype(np.int64).reshape(n, height, width, -1)
     if bias is not None:
         sums = sums + bias
-    return _clamp(multiply_by_quantized_multiplier(sums, *_multipliers(source, weights, output)), operator, output)
+    return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
 
 
 def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
@@ -153,7 +160,7 @@ def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output
     sums = np.einsum("nhwcij,ijcm->nhwcm", patches.astype(np.int64), kernel).reshape(*patches.shape[:3], -1)
     if bias is not None:
         sums = sums + bias
-    return _clamp(multiply_by_quantized_multiplier(sums, *_multipliers(source, weights, output)), operator, output)
+    return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
 
 
 def _fully_connected(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
@@ -165,29 +172,31 @@ def _fully_connected(operator: Operator, tensors: list[Any], arrays: list[Any], 
     if bias is not None:
         sums = sums + bias
     if len(weights.scale) == 1:
-        product = float(np.float32(source.scale[0]) * np.float32(weights.scale[0]))
-        multiplier, shift = (np.array([v]) for v in quantize_multiplier(product / _scale(output)))
-    else:
-        multiplier, shift = _multipliers(source, weights, output)
-    return _clamp(multiply_by_quantized_multiplier(sums, multiplier, shift), operator, output)
+        return _clamp(multiply_by_quantized_multiplier(sums, *product_scale(source, weights, output)), operator, output)
+    return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
+
+
+def add_scales(tensors: list[Tensor], output: Tensor) -> list[tuple[int, int]]:
+    """Multiplier and shift of each input and of the sum (M/add_common.cc)."""
+    twice = 2 * max(_scale(tensor) for tensor in tensors)
+    reals = [_scale(tensor) / twice for tensor in tensors] + [twice / ((1 << ADD_SHIFT) * _scale(output))]
+    return [quantize_multiplier(real) for real in reals]
 
 
 def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
     """R/integer_ops/add.h: both inputs on a common scale with 20 bits more, then the output's."""
-    twice = 2 * max(_scale(tensor) for tensor in tensors)
+    *scales, last = add_scales(tensors, output)
     total: Any = 0
-    for tensor, array in zip(tensors, arrays, strict=True):
+    for tensor, array, scale in zip(tensors, arrays, scales, strict=True):
         shifted = (array.astype(np.int64) - tensor.zero_point) << ADD_SHIFT
-        total = total + multiply_by_quantized_multiplier(shifted, *quantize_multiplier(_scale(tensor) / twice))
-    multiplier, shift = quantize_multiplier(twice / ((1 << ADD_SHIFT) * _scale(output)))
-    return _clamp(multiply_by_quantized_multiplier(total, multiplier, shift), operator, output)
+        total = total + multiply_by_quantized_multiplier(shifted, *scale)
+    return _clamp(multiply_by_quantized_multiplier(total, *last), operator, output)
 
 
 def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
     """R/integer_ops/mul.h; the product of the input scales is rounded to float32 first (M/mul_common.cc)."""
     first, second = (array.astype(np.int64) - tensor.zero_point for array, tensor in zip(arrays, tensors, strict=True))
-    scale = float(np.float32(tensors[0].scale[0]) * np.float32(tensors[1].scale[0])) / _scale(output)
-    return _clamp(multiply_by_quantized_multiplier(first * second, *quantize_multiplier(scale)), operator, output)
+    return _clamp(multiply_by_quantized_multiplier(first * second, *product_scale(*tensors, output)), operator, output)
 
 
 def _divide(total: np.ndarray, count: int) -> np.ndarray:
@@ -214,16 +223,21 @@ def _max_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output:
     return np.clip(largest, *activation_limits(operator, output)).astype(np.int8)
 
 
+def mean_scale(source: Tensor, output: Tensor, count: int) -> tuple[int, int]:
+    """Multiplier and shift of a sum over ``count`` values: the count is divided into the multiplier, which first gets as
+    many bits more as the count has (R/reduce.h, QuantizedMeanOrSum)."""
+    multiplier, shift = quantize_multiplier(_scale(source) / _scale(output))
+    bits = min(count.bit_length() - 1, 32, 31 + shift)
+    return (multiplier << bits) // count, shift - bits
+
+
 def _mean(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
-    """R/reduce.h, QuantizedMeanOrSum: the count is divided into the multiplier, with as many bits more as it has."""
+    """R/reduce.h, QuantizedMeanOrSum."""
     axes: Any = tuple(arrays[1])
     x = arrays[0].astype(np.int64) - tensors[0].zero_point
     count = int(np.prod([x.shape[axis] for axis in axes]))
     total = x.sum(axes, keepdims=bool(operator.options["keep_dims"]))
-    multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
-    bits = min(count.bit_length() - 1, 32, 31 + shift)
-    multiplier = (multiplier << bits) // count
-    return _clamp(multiply_by_quantized_multiplier(total, multiplier, shift - bits), operator, output)
+    return _clamp(multiply_by_quantized_multiplier(total, *mean_scale(tensors[0], output, count)), operator, output)
 
 
 def _reshape(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
@@ -234,6 +248,11 @@ def _reshape(operator: Operator, tensors: list[Any], arrays: list[Any], output: 
 def _pad(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
     """M/pad.cc: with the zero point."""
     return np.pad(arrays[0], [tuple(pair) for pair in arrays[1]], constant_values=output.zero_point)
+
+
+def requantize_scale(source: Tensor, output: Tensor) -> tuple[int, int]:
+    """Multiplier and shift from one scale to another."""
+    return quantize_multiplier(_scale(source) / _scale(output))
 
 
 def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
@@ -298,14 +317,18 @@ def _saturating_shift(x: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(x << bits, -(2**31), INT32_MAX)
 
 
-def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
-    """R/softmax.h, Softmax for int8: on the last axis, output scale 1/256 and zero point -128."""
-    beta: Any = operator.options.get("beta", 1.0)
-    real = min(float(beta) * _scale(tensors[0]) * (1 << (31 - DIFFERENCE_BITS)), float(INT32_MAX))
+def softmax_scale(source: Tensor, beta: float) -> tuple[int, int, int]:
+    """Multiplier and shift of a difference of logits, and the smallest difference that counts
+    (kernels/internal/quantization_util.cc, PreprocessSoftmaxScaling and CalculateInputRadius)."""
+    real = min(beta * _scale(source) * (1 << (31 - DIFFERENCE_BITS)), float(INT32_MAX))
     multiplier, shift = quantize_multiplier(real)
     radius = ((1 << DIFFERENCE_BITS) - 1) * float(1 << (31 - DIFFERENCE_BITS)) / (1 << shift)
-    smallest = -math.floor(radius)
+    return multiplier, shift, -math.floor(radius)
 
+
+def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+    """R/softmax.h, Softmax for int8: on the last axis, output scale 1/256 and zero point -128."""
+    multiplier, shift, smallest = softmax_scale(tensors[0], float(operator.options.get("beta", 1.0)))  # type: ignore[arg-type]
     x = arrays[0].astype(np.int64)
     difference = x - x.max(-1, keepdims=True)
     counted = difference >= smallest
