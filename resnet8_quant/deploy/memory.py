@@ -1,7 +1,7 @@
 """What a model will take on a target that stores activations in one byte: multiply-accumulates, flash for weights, RAM.
 
-In: a float ONNX model and its bit widths. Out: figures by layer and in all. RAM is that of activations only, in the order of
-execution that needs least; what a runtime adds (buffers, its own structures) only the runtime can tell.
+In: a float ONNX model and its bit widths. Out: figures by layer and in all. RAM is that of activations only, in the
+order of execution that needs least; what a runtime adds (buffers, its own structures) only the runtime can tell.
 """
 
 from __future__ import annotations
@@ -15,8 +15,20 @@ from onnx import shape_inference
 
 # Computed in place, or not at all on a target: the output shares the memory of the first input.
 IN_PLACE = frozenset(
-    ("Cast", "Clip", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Relu", "Reshape", "Squeeze",
-     "Transpose", "Unsqueeze")
+    (
+        "Cast",
+        "Clip",
+        "DequantizeLinear",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Relu",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    )
 )
 MOST_STATES = 100_000  # of the search for the best order; beyond it, the order of the file
 
@@ -95,7 +107,15 @@ def measure(model: onnx.ModelProto) -> Memory | None:
         fixed = [constants[name] for name in node.input if name in constants]
         macs, weights, biases = _work(node.op_type, fixed, shapes[node.output[0]])
         layers.append(
-            Layer(node.output[0], node.op_type, macs, weights, biases, tuple(memory[name] for name in inputs), node.output[0])
+            Layer(
+                node.output[0],
+                node.op_type,
+                macs,
+                weights,
+                biases,
+                tuple(memory[name] for name in inputs),
+                node.output[0],
+            )
         )
     sizes = {name: int(np.prod(shapes[name], dtype=np.int64)) for name in set(memory.values())}
     peak = peak_bytes(layers, sizes, graph.input[0].name, memory[graph.output[0].name])
@@ -155,7 +175,7 @@ def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, resu
 
 
 def flash_bytes(layers: Sequence[Layer], bits: dict[str, int], per_channel: bool) -> int:
-    """Bytes of weights, biases (32 bits) and scales as a target stores them; weights of at most 4 bits are packed in pairs.
+    """Bytes of weights, biases (32 bits) and scales as a target stores them; 4-bit weights are packed in pairs.
 
     Args:
         layers: of ``measure``.

@@ -1,1 +1,1 @@
-"""TensorFlow Lite: the integers of a Q/DQ model as a .tflite file, its arithmetic in NumPy, and the runtimes' answers."""
+"""TensorFlow Lite: a Q/DQ model's integers as a .tflite file and as C, its arithmetic in NumPy, and the runtimes."""

@@ -29,37 +29,29 @@ class Arena:
 
 
 def plan(model: TfliteModel) -> Arena:
-    """Offsets such that no two activations that live at once overlap: the largest first, each at the lowest that is free.
-
-    A RESHAPE computes nothing: its output is its input.
-    """
-    same: dict[int, int] = {}
-    for operator in model.operators:
-        if operator.kind == "RESHAPE":
-            same[operator.outputs[0]] = same.get(operator.inputs[0], operator.inputs[0])
-    root = {i: same.get(i, i) for i in range(len(model.tensors))}
-    born, dies = {model.input: -1}, {root[model.output]: len(model.operators)}
-    for step, operator in enumerate(model.operators):
-        for i in operator.inputs:
-            if i >= 0 and model.tensors[i].data is None:
-                dies[root[i]] = max(step, dies.get(root[i], step))
-        born.setdefault(root[operator.outputs[0]], step)
+    """Offsets such that no two activations that live at once overlap: the largest first, each as low as can be."""
+    owner, spans = model.owners(), model.lifetimes()
     offsets: dict[int, int] = {}
-    for i in sorted(born, key=lambda i: (-model.tensors[i].bytes, i)):
-        size = -(-model.tensors[i].bytes // ALIGNMENT) * ALIGNMENT
+    for i in sorted(spans, key=lambda i: (-model.tensors[i].bytes, i)):
+        first, last = spans[i]
+        size = _aligned(model.tensors[i].bytes)
         taken = sorted(
-            (offsets[j], offsets[j] + -(-model.tensors[j].bytes // ALIGNMENT) * ALIGNMENT)
+            (offsets[j], offsets[j] + _aligned(model.tensors[j].bytes))
             for j in offsets
-            if born[j] <= dies.get(i, born[i]) and born[i] <= dies.get(j, born[j])
+            if spans[j][0] <= last and first <= spans[j][1]
         )
         place = 0
-        for first, end in taken:
-            if place + size <= first:
+        for start, end in taken:
+            if place + size <= start:
                 break
             place = max(place, end)
         offsets[i] = place
     total = max(offset + model.tensors[i].bytes for i, offset in offsets.items())
-    return Arena({i: offsets[root[i]] for i in range(len(model.tensors)) if root[i] in offsets}, total)
+    return Arena({i: offsets[j] for i, j in owner.items() if j in offsets}, total)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def generate(model: TfliteModel, note: str = "") -> dict[str, str]:
@@ -88,7 +80,9 @@ void model_run(const int8_t input[MODEL_INPUT_BYTES], int8_t output[MODEL_OUTPUT
 #endif
 """
     constants: list[str] = []
-    calls = [call for step, operator in enumerate(model.operators) for call in _call(model, operator, step, arena, constants)]
+    calls = [
+        call for step, operator in enumerate(model.operators) for call in _call(model, operator, step, arena, constants)
+    ]
     body = f"""{first}#include "model.h"
 
 #include <string.h>
@@ -146,7 +140,9 @@ def c_array(data: bytes, name: str = "model_tflite") -> dict[str, str]:
 
 def _quantization_note(tensor: Tensor, name: str) -> str:
     assert tensor.scale is not None
-    return f"/* {name}: value = {float(tensor.scale[0])!r} * (code - {tensor.zero_point}), shape {list(tensor.shape)} */\n"
+    return (
+        f"/* {name}: value = {float(tensor.scale[0])!r} * (code - {tensor.zero_point}), shape {list(tensor.shape)} */\n"
+    )
 
 
 def _array(ctype: str, name: str, values: Iterable[Any], storage: str = "static const") -> str:
@@ -227,8 +223,8 @@ def _call(model: TfliteModel, operator: Operator, step: int, arena: Arena, const
         )
         constants.append(_scales(f"scales_{step}", *pairs))
         return [
-            f"rq_fully_connected({where[0]}, {weight.shape[1]}, {source.zero_point}, {weight_name}, {packed}, {bias_name}, "
-            f"scales_{step}, {int(per_channel)}, {to}, {weight.shape[0]}, {limits});"
+            f"rq_fully_connected({where[0]}, {weight.shape[1]}, {source.zero_point}, {weight_name}, {packed}, "
+            f"{bias_name}, scales_{step}, {int(per_channel)}, {to}, {weight.shape[0]}, {limits});"
         ]
     if kind == "ADD":
         second = tensors[1]
@@ -279,7 +275,9 @@ def _call(model: TfliteModel, operator: Operator, step: int, arena: Arena, const
     if kind == "SOFTMAX":
         multiplier, shift, smallest = reference.softmax_scale(source, float(options.get("beta", 1.0)))
         classes = output.shape[-1]
-        return [f"rq_softmax({where[0]}, {count // classes}, {classes}, {scale((multiplier, shift))}, {smallest}, {to});"]
+        return [
+            f"rq_softmax({where[0]}, {count // classes}, {classes}, {scale((multiplier, shift))}, {smallest}, {to});"
+        ]
     raise AssertionError(kind)
 
 

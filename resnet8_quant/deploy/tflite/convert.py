@@ -2,8 +2,9 @@
 
 In: ONNX with QuantizeLinear and DequantizeLinear around its operators. Out: a `TfliteModel` in int8.
 
-uint8 activations become int8 by subtracting 128 from codes and zero points, which changes no value. Weights are int8 around a
-zero point of 0, or int4. What TensorFlow Lite has no operator for is refused by name: nothing is computed in float.
+uint8 activations become int8 by subtracting 128 from codes and zero points, which changes no value. Weights are int8
+around a zero point of 0, or int4. What TensorFlow Lite has no operator for is refused by name: nothing is computed in
+float.
 """
 
 from __future__ import annotations
@@ -51,7 +52,22 @@ def convert(model: onnx.ModelProto, description: str = "", int4: bool = True) ->
     Raises:
         ExperimentError: an operator, a type, a shape or a scale without counterpart.
     """
-    return _Converter(model, description, int4).convert()
+    converted = _Converter(model, description, int4).convert()
+    _keep_int8_at_the_peak(converted)
+    return converted
+
+
+def _keep_int8_at_the_peak(model: TfliteModel) -> None:
+    """Store weights as int8 where packing them would cost RAM.
+
+    TensorFlow Lite Micro unpacks the int4 weights of a layer into memory beside the activations; a layer that runs when
+    these take most would raise what the model needs.
+    """
+    live = model.live_bytes()
+    for step, operator in enumerate(model.operators):
+        weights = model.tensors[operator.inputs[1]] if len(operator.inputs) > 1 else None
+        if weights is not None and weights.dtype == "int4" and live[step] + int(np.prod(weights.shape)) > max(live):
+            weights.dtype = "int8"
 
 
 class _Converter:
@@ -183,8 +199,8 @@ class _Converter:
         ):
             return node.output[0], "RELU"
         raise refuse(
-            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused activation "
-            "says",
+            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused "
+            "activation says",
             LOW_BIT_REMEDY,
         )
 
@@ -494,8 +510,8 @@ class _Converter:
             return
         if node.op_type == "Clip":
             raise refuse(
-                f"{node.input[0]} is limited for one of its readers (activations of fewer than 8 bits), which TensorFlow "
-                "Lite does not express",
+                f"{node.input[0]} is limited for one of its readers (activations of fewer than 8 bits), which "
+                "TensorFlow Lite does not express",
                 LOW_BIT_REMEDY,
             )
         raise refuse(f"{node.op_type} ({node.output[0]}) stands alone between quantized tensors")

@@ -70,3 +70,33 @@ class TfliteModel:
         """Append a tensor; its index."""
         self.tensors.append(tensor)
         return len(self.tensors) - 1
+
+    def lifetimes(self) -> dict[int, tuple[int, int]]:
+        """Of each activation with its own memory: the step that writes it (-1: the input) and the last that reads it.
+
+        A RESHAPE computes nothing: its output is its input's memory.
+        """
+        owner = self.owners()
+        written, read = {self.input: -1}, {owner[self.output]: len(self.operators)}
+        for step, operator in enumerate(self.operators):
+            for i in operator.inputs:
+                if i >= 0 and self.tensors[i].data is None:
+                    read[owner[i]] = max(step, read.get(owner[i], step))
+            written.setdefault(owner[operator.outputs[0]], step)
+        return {i: (first, read.get(i, first)) for i, first in written.items()}
+
+    def owners(self) -> dict[int, int]:
+        """Activation -> the one whose memory it shares, itself as a rule."""
+        owner = {i: i for i, tensor in enumerate(self.tensors) if tensor.data is None}
+        for operator in self.operators:
+            if operator.kind == "RESHAPE":
+                owner[operator.outputs[0]] = owner[operator.inputs[0]]
+        return owner
+
+    def live_bytes(self) -> list[int]:
+        """Activations that live while each operator runs, its inputs and output among them."""
+        spans = self.lifetimes()
+        return [
+            sum(self.tensors[i].bytes for i, (first, last) in spans.items() if first <= step <= last)
+            for step in range(len(self.operators))
+        ]

@@ -1,7 +1,7 @@
-"""TensorFlow Lite's integer arithmetic in NumPy, bit for bit that of the reference kernels and of TensorFlow Lite Micro.
+"""TensorFlow Lite's integer arithmetic in NumPy, bit for bit that of the reference kernels, which also the Micro has.
 
-In: a `TfliteModel` and int8 inputs. Out: int8 outputs, or every tensor. Each function names the kernel that it follows, in
-tensorflow/lite/kernels/internal/reference (R) or tensorflow/lite/micro/kernels (M).
+In: a `TfliteModel` and int8 inputs. Out: int8 outputs, or every tensor. Each function names the kernel that it follows,
+in tensorflow/lite/kernels/internal/reference (R) or tensorflow/lite/micro/kernels (M).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
 
+Array = Any  # np.ndarray, whose element types NumPy's stubs cannot follow through this arithmetic
 INT32_MAX = 2**31 - 1
 ADD_SHIFT = 20  # M/add_common.cc
 
@@ -32,30 +33,28 @@ def quantize_multiplier(value: float) -> tuple[int, int]:
     return (0, 0) if shift < -31 else (multiplier, shift)
 
 
-def rounding_doubling_high_mul(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
-    """The high 32 bits of twice the product, rounded half away from zero (gemmlowp, SaturatingRoundingDoublingHighMul)."""
+def rounding_doubling_high_mul(a: Array, b: Array | int) -> Array:
+    """High 32 bits of twice the product, rounded half away from zero (gemmlowp, SaturatingRoundingDoublingHighMul)."""
     product = a.astype(np.int64) * b
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     # C++ division truncates towards zero; a shift would round down.
     return np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
 
 
-def rounding_divide_by_pot(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+def rounding_divide_by_pot(x: Array, exponent: Array | int) -> Array:
     """``x / 2 ** exponent``, rounded half away from zero (gemmlowp, RoundingDivideByPOT)."""
     mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
     threshold = (mask >> 1) + (x < 0)
     return (x >> np.asarray(exponent, np.int64)) + ((x & mask) > threshold)
 
 
-def multiply_by_quantized_multiplier(
-    x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int
-) -> np.ndarray:
+def multiply_by_quantized_multiplier(x: Array, multiplier: Array | int, shift: Array | int) -> Array:
     """``x * multiplier * 2 ** (shift - 31)`` with two roundings (R/common.h, MultiplyByQuantizedMultiplier)."""
     left, right = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
     return rounding_divide_by_pot(rounding_doubling_high_mul(x.astype(np.int64) << left, multiplier), right)
 
 
-def run(model: TfliteModel, inputs: np.ndarray, every: bool = False) -> np.ndarray | dict[int, np.ndarray]:
+def run(model: TfliteModel, inputs: Array, every: bool = False) -> Array | dict[int, Array]:
     """Compute a model.
 
     Args:
@@ -66,7 +65,7 @@ def run(model: TfliteModel, inputs: np.ndarray, every: bool = False) -> np.ndarr
     Returns:
         int8 [N, ...]; with ``every``: tensor index -> values.
     """
-    values: dict[int, np.ndarray] = {model.input: inputs}
+    values: dict[int, Array] = {model.input: inputs}
     for operator in model.operators:
         tensors = [model.tensors[i] if i >= 0 else None for i in operator.inputs]
         arrays = [
@@ -99,7 +98,7 @@ def _scale(tensor: Tensor) -> float:
     return float(tensor.scale[0])
 
 
-def _clamp(x: np.ndarray, operator: Operator, output: Tensor) -> np.ndarray:
+def _clamp(x: Array, operator: Operator, output: Tensor) -> Array:
     return np.clip(x + output.zero_point, *activation_limits(operator, output)).astype(np.int8)
 
 
@@ -110,7 +109,7 @@ def product_scale(first: Tensor, second: Tensor, output: Tensor) -> tuple[int, i
     return quantize_multiplier(float(first.scale[0] * second.scale[0]) / _scale(output))
 
 
-def channel_scales(source: Tensor, weights: Tensor, output: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def channel_scales(source: Tensor, weights: Tensor, output: Tensor) -> tuple[Array, Array]:
     """Per output channel (kernels/kernel_util.cc, PopulateConvolutionQuantizationParams)."""
     assert weights.scale is not None
     pairs = [quantize_multiplier(_scale(source) * float(w) / _scale(output)) for w in weights.scale]
@@ -126,7 +125,7 @@ def padding(size: int, kernel: int, stride: int, mode: str) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _windows(x: np.ndarray, kernel: tuple[int, int], operator: Operator, fill: int) -> np.ndarray:
+def _windows(x: Array, kernel: tuple[int, int], operator: Operator, fill: int) -> Array:
     """[N,H,W,C] -> every window, [N,OH,OW,C,KH,KW]."""
     strides: Any = operator.options["strides"]
     mode = str(operator.options["padding"])
@@ -135,7 +134,7 @@ def _windows(x: np.ndarray, kernel: tuple[int, int], operator: Operator, fill: i
     return np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))[:, :: strides[0], :: strides[1]]
 
 
-def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/conv.h, ConvPerChannel: zero points out, 32-bit sums, bias, one multiplier for each channel."""
     source, weights, _ = tensors
     x, w, bias = arrays
@@ -150,7 +149,7 @@ def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Ten
     return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
 
 
-def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/depthwise_conv.h, DepthwiseConvPerChannel."""
     source, weights, _ = tensors
     x, w, bias = arrays
@@ -163,7 +162,7 @@ def _depthwise(operator: Operator, tensors: list[Any], arrays: list[Any], output
     return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
 
 
-def _fully_connected(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _fully_connected(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/fully_connected.h; with one scale the product of the scales is rounded to float32 first
     (kernels/kernel_util.cc, GetQuantizedConvolutionMultipler)."""
     source, weights, _ = tensors
@@ -183,7 +182,7 @@ def add_scales(tensors: list[Tensor], output: Tensor) -> list[tuple[int, int]]:
     return [quantize_multiplier(real) for real in reals]
 
 
-def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/add.h: both inputs on a common scale with 20 bits more, then the output's."""
     *scales, last = add_scales(tensors, output)
     total: Any = 0
@@ -193,19 +192,23 @@ def _add(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tens
     return _clamp(multiply_by_quantized_multiplier(total, *last), operator, output)
 
 
-def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/mul.h; the product of the input scales is rounded to float32 first (M/mul_common.cc)."""
     first, second = (array.astype(np.int64) - tensor.zero_point for array, tensor in zip(arrays, tensors, strict=True))
-    return _clamp(multiply_by_quantized_multiplier(first * second, *product_scale(*tensors, output)), operator, output)
+    return _clamp(
+        multiply_by_quantized_multiplier(first * second, *product_scale(tensors[0], tensors[1], output)),
+        operator,
+        output,
+    )
 
 
-def _divide(total: np.ndarray, count: int) -> np.ndarray:
+def _divide(total: Array, count: int) -> Array:
     """Rounded half away from zero."""
     rounded = (np.abs(total) + count // 2) // count
     return np.where(total > 0, rounded, -rounded)
 
 
-def _average_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _average_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/pooling.h, AveragePool: the codes' mean over the window's pixels that are inside the image."""
     kernel: Any = operator.options["filter"]
     patches = _windows(arrays[0].astype(np.int64), kernel, operator, 0)
@@ -216,7 +219,7 @@ def _average_pool(operator: Operator, tensors: list[Any], arrays: list[Any], out
     return np.clip(mean, *activation_limits(operator, output)).astype(np.int8)
 
 
-def _max_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _max_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/pooling.h, MaxPool."""
     kernel: Any = operator.options["filter"]
     largest = _windows(arrays[0], kernel, operator, -128).max((-1, -2))
@@ -224,14 +227,16 @@ def _max_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output:
 
 
 def mean_scale(source: Tensor, output: Tensor, count: int) -> tuple[int, int]:
-    """Multiplier and shift of a sum over ``count`` values: the count is divided into the multiplier, which first gets as
-    many bits more as the count has (R/reduce.h, QuantizedMeanOrSum)."""
+    """Multiplier and shift of a mean over ``count`` values (R/reduce.h, QuantizedMeanOrSum).
+
+    The count is divided into the multiplier, which first gets as many bits more as the count has.
+    """
     multiplier, shift = quantize_multiplier(_scale(source) / _scale(output))
     bits = min(count.bit_length() - 1, 32, 31 + shift)
     return (multiplier << bits) // count, shift - bits
 
 
-def _mean(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _mean(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/reduce.h, QuantizedMeanOrSum."""
     axes: Any = tuple(arrays[1])
     x = arrays[0].astype(np.int64) - tensors[0].zero_point
@@ -240,12 +245,12 @@ def _mean(operator: Operator, tensors: list[Any], arrays: list[Any], output: Ten
     return _clamp(multiply_by_quantized_multiplier(total, *mean_scale(tensors[0], output, count)), operator, output)
 
 
-def _reshape(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _reshape(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """The values stay."""
     return np.asarray(arrays[0]).reshape(len(arrays[0]), *output.shape[1:])
 
 
-def _pad(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _pad(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """M/pad.cc: with the zero point."""
     return np.pad(arrays[0], [tuple(pair) for pair in arrays[1]], constant_values=output.zero_point)
 
@@ -255,7 +260,7 @@ def requantize_scale(source: Tensor, output: Tensor) -> tuple[int, int]:
     return quantize_multiplier(_scale(source) / _scale(output))
 
 
-def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/requantize.h: int8 to int8 on another scale."""
     multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
     x = arrays[0].astype(np.int64) - tensors[0].zero_point
@@ -264,26 +269,26 @@ def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output:
     )
 
 
-def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/concatenation.h: all on one scale."""
     axis: Any = operator.options["axis"]
     return np.concatenate(arrays, axis)
 
 
-# Softmax in fixed point (R/softmax.h with gemmlowp's fixedpoint.h). Differences to the largest logit have 5 integer bits,
-# sums of exponentials 12.
+# Softmax in fixed point (R/softmax.h with gemmlowp's fixedpoint.h). Differences to the largest logit have 5 integer
+# bits, sums of exponentials 12.
 DIFFERENCE_BITS, SUM_BITS = 5, 12
 
 
-def _exp_on_negative(x: np.ndarray) -> np.ndarray:
+def _exp_on_negative(x: Array) -> Array:
     """exp of int32 with 5 integer bits, x <= 0; result with 0 integer bits (gemmlowp, exp_on_negative_values)."""
     fraction_bits = 31 - DIFFERENCE_BITS
     quarter = np.int64(1 << (fraction_bits - 2))
     masked = (x & (quarter - 1)) - quarter
     # exp on [-1/4, 0): a Taylor polynomial around -1/8, of inputs with 0 integer bits
     a = masked << DIFFERENCE_BITS
-    term = np.int64(1895147668)  # exp(-1/8)
-    third = np.int64(715827883)  # 1/3
+    term = 1895147668  # exp(-1/8)
+    third = 715827883  # 1/3
     y = a + (1 << 28)
     y2 = rounding_doubling_high_mul(y, y)
     y3 = rounding_doubling_high_mul(y2, y)
@@ -301,19 +306,19 @@ def _exp_on_negative(x: np.ndarray) -> np.ndarray:
     return np.where(x == 0, INT32_MAX, result)
 
 
-def _one_over_one_plus(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + x) for x in [0, 1) with 0 integer bits, by Newton's method (gemmlowp, one_over_one_plus_x_for_x_in_0_1)."""
+def _one_over_one_plus(x: Array) -> Array:
+    """1 / (1 + x) for x in [0, 1) without integer bits (gemmlowp, one_over_one_plus_x_for_x_in_0_1)."""
     total = x.astype(np.int64) + INT32_MAX
     half = np.where(total >= 0, total + 1, total - 1) // 2  # RoundingHalfSum
     # 48/17 - 32/17 * half, with 2 integer bits
-    y = 1515870810 + rounding_doubling_high_mul(half, np.int64(-1010580540))
+    y = 1515870810 + rounding_doubling_high_mul(half, -1010580540)
     for _ in range(3):
         product = rounding_doubling_high_mul(half, y)
         y = y + _saturating_shift(rounding_doubling_high_mul(y, (1 << 29) - product), 2)
     return _saturating_shift(y, 1)
 
 
-def _saturating_shift(x: np.ndarray, bits: int) -> np.ndarray:
+def _saturating_shift(x: Array, bits: int) -> Array:
     return np.clip(x << bits, -(2**31), INT32_MAX)
 
 
@@ -326,7 +331,7 @@ def softmax_scale(source: Tensor, beta: float) -> tuple[int, int, int]:
     return multiplier, shift, -math.floor(radius)
 
 
-def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> np.ndarray:
+def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/softmax.h, Softmax for int8: on the last axis, output scale 1/256 and zero point -128."""
     multiplier, shift, smallest = softmax_scale(tensors[0], float(operator.options.get("beta", 1.0)))  # type: ignore[arg-type]
     x = arrays[0].astype(np.int64)
@@ -349,7 +354,7 @@ def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: 
     return np.where(counted, result, -128).astype(np.int8)
 
 
-KERNELS: dict[str, Callable[[Operator, list[Any], list[Any], Tensor], np.ndarray]] = {
+KERNELS: dict[str, Callable[[Operator, list[Any], list[Any], Tensor], Array]] = {
     "ADD": _add,
     "AVERAGE_POOL_2D": _average_pool,
     "CONCATENATION": _concatenation,

@@ -1,6 +1,6 @@
 """What the target's runtimes compute: LiteRT, as a phone or a PC runs the file, and TensorFlow Lite Micro.
 
-In: the bytes of a .tflite file and its int8 inputs. Out: int8 outputs; of TensorFlow Lite Micro also the arena that it took.
+In: the bytes of a .tflite file and its int8 inputs. Out: int8 outputs; of TensorFlow Lite Micro also its arena.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The NumPy arithmetic of each operator equals TensorFlow Lite Micro's kernels, bit for bit, on random shapes and scales."""
+"""The NumPy arithmetic of each operator equals TensorFlow Lite Micro's, bit for bit, on random shapes and scales."""
 
 import numpy as np
 import pytest
@@ -64,9 +64,7 @@ def test_conv(seed, bits, activation):
     kernel, stride, mode = (int(net.random.integers(1, 4)) for _ in range(3))
     weight, bias = net.weights((5, kernel, 3, 3), 0, per_channel=True, bits=bits)
     padding = "SAME" if mode % 2 else "VALID"
-    shape = [
-        -(-size // stride) if padding == "SAME" else (size - k) // stride + 1 for size, k in ((7, kernel), (6, 3))
-    ]
+    shape = [-(-size // stride) if padding == "SAME" else (size - k) // stride + 1 for size, k in ((7, kernel), (6, 3))]
     output = net.activation((1, *shape, 5), net.scale(0.05, 0.5))
     net.then(
         "CONV_2D", (net.last, weight, bias), output, strides=(stride, stride), padding=padding, activation=activation
@@ -90,7 +88,9 @@ def test_depthwise(seed, multiplier):
 def test_fully_connected(seed, per_channel):
     net = Net(seed, (1, 40))
     weight, bias = net.weights((7, 40), 0, per_channel)
-    net.then("FULLY_CONNECTED", (net.last, weight, bias), net.activation((1, 7), net.scale(0.05, 0.5)), activation="NONE")
+    net.then(
+        "FULLY_CONNECTED", (net.last, weight, bias), net.activation((1, 7), net.scale(0.05, 0.5)), activation="NONE"
+    )
     assert len(np.unique(net.check())) > 5
 
 
@@ -136,7 +136,9 @@ def test_pad_quantize_concatenate(seed):
     source = net.last
     net.then("QUANTIZE", (source,), first)
     net.then("QUANTIZE", (source,), second)
-    net.then("CONCATENATION", (first, second), net.activation((1, 4, 4, 4), scale, zero_point), axis=3, activation="NONE")
+    net.then(
+        "CONCATENATION", (first, second), net.activation((1, 4, 4, 4), scale, zero_point), axis=3, activation="NONE"
+    )
     pads = net.constant(np.array([[0, 0], [1, 2], [0, 1], [0, 0]], np.int32))
     net.then("PAD", (net.last, pads), net.activation((1, 7, 5, 4), scale, zero_point))
     net.check()
@@ -151,7 +153,9 @@ def test_softmax(seed, scale):
     net.check(100)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.0, (0, 0)), (1.0, (1 << 30, 1)), (0.5, (1 << 30, 0)), (1e-12, (0, 0))])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, (0, 0)), (1.0, (1 << 30, 1)), (0.5, (1 << 30, 0)), (1e-12, (0, 0))]
+)
 def test_a_multiplier_is_a_fraction_and_a_power_of_two(value, expected):
     assert reference.quantize_multiplier(value) == expected
 
