@@ -261,12 +261,19 @@ def requantize_scale(source: Tensor, output: Tensor) -> tuple[int, int]:
 
 
 def _quantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
-    """R/requantize.h: int8 to int8 on another scale."""
-    multiplier, shift = quantize_multiplier(_scale(tensors[0]) / _scale(output))
-    x = arrays[0].astype(np.int64) - tensors[0].zero_point
-    return np.clip(multiply_by_quantized_multiplier(x, multiplier, shift) + output.zero_point, -128, 127).astype(
-        np.int8
-    )
+    """R/quantize.h, AffineQuantize, from float32; R/requantize.h from uint8 or from int8 on another scale."""
+    source = tensors[0]
+    if source.dtype == "float32":
+        scaled = arrays[0] / np.float32(_scale(output))
+        rounded = np.where(scaled >= 0, np.floor(scaled + 0.5), np.ceil(scaled - 0.5))
+        return np.clip(rounded + output.zero_point, -128, 127).astype(np.int8)
+    x = arrays[0].astype(np.int64) - source.zero_point
+    return _clamp(multiply_by_quantized_multiplier(x, *requantize_scale(source, output)), operator, output)
+
+
+def _dequantize(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
+    """R/dequantize.h: in double, stored as float32."""
+    return (_scale(tensors[0]) * (arrays[0].astype(np.int64) - tensors[0].zero_point)).astype(np.float32)
 
 
 def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
@@ -360,6 +367,7 @@ KERNELS: dict[str, Callable[[Operator, list[Any], list[Any], Tensor], Array]] = 
     "CONCATENATION": _concatenation,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
+    "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,

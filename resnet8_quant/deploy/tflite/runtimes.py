@@ -1,6 +1,6 @@
 """What the target's runtimes compute: LiteRT, as a phone or a PC runs the file, and TensorFlow Lite Micro.
 
-In: the bytes of a .tflite file and its int8 inputs. Out: int8 outputs; of TensorFlow Lite Micro also its arena.
+In: the bytes of a .tflite file and its inputs. Out: outputs; of TensorFlow Lite Micro also its arena.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from resnet8_quant.deploy.tflite.model import Tensor
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.progress import progress
 
@@ -29,7 +28,7 @@ class TflmRun:
     """What TensorFlow Lite Micro made of the images.
 
     Attributes:
-        outputs: int8 [N, classes].
+        outputs: [N, classes].
         arena_bytes: all memory that the interpreter took: activations, and what it keeps beside them.
         activation_bytes: the part of it that the activations share.
     """
@@ -44,15 +43,8 @@ def has_tflm() -> bool:
     return find_spec("tflite_micro") is not None
 
 
-def quantize_input(values: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """float32 inputs -> int8, rounded half to even as ONNX's QuantizeLinear does."""
-    assert tensor.scale is not None
-    codes = np.rint(values / tensor.scale[0]) + tensor.zero_point
-    return np.asarray(np.clip(codes, -128, 127), np.int8)
-
-
 def run_litert(data: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
-    """int8 [N, ...] -> int8 [N, classes] by LiteRT with its default kernels (XNNPACK), one image at a time.
+    """[N, ...] -> [N, classes] by LiteRT with its default kernels (XNNPACK), one image at a time.
 
     Raises:
         ExperimentError: LiteRT is not installed, or refuses the file.
@@ -67,7 +59,7 @@ def run_litert(data: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
     except (RuntimeError, ValueError) as error:
         raise _refused("LiteRT", error) from error
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-    outputs = np.empty((len(inputs), *result["shape"][1:]), np.int8)
+    outputs = np.empty((len(inputs), *result["shape"][1:]), result["dtype"])
     with progress("LiteRT", len(inputs), "images") as advance:
         for i in range(len(inputs)):
             interpreter.set_tensor(source["index"], inputs[i : i + 1])
@@ -78,7 +70,7 @@ def run_litert(data: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
 
 
 def run_tflm(data: bytes, inputs: np.ndarray, workers: int) -> TflmRun:
-    """int8 [N, ...] -> outputs of TensorFlow Lite Micro, in ``workers`` processes.
+    """[N, ...] -> outputs of TensorFlow Lite Micro, in ``workers`` processes.
 
     Raises:
         ExperimentError: it is not installed, or refuses the file.
@@ -125,7 +117,7 @@ def _run_chunk(inputs: np.ndarray) -> np.ndarray:
         _interpreter.set_input(inputs[i : i + 1], 0)
         _interpreter.invoke()
         outputs.append(_interpreter.get_output(0)[0].copy())
-    return np.array(outputs, np.int8)
+    return np.array(outputs)
 
 
 def _arena(inputs: np.ndarray) -> tuple[int, int]:
