@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnet8_quant.graphs.session import CPU, open_session
+from resnet8_quant.graphs.runtime import CPU
+from resnet8_quant.graphs.session import open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

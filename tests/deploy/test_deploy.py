@@ -39,8 +39,8 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs.compact import compact
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.quantize import quantize
 
 NARROW = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}

@@ -19,15 +19,15 @@ from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
+from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.quantize import quantize
 
-X86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True)
-PRODUCTS = DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True)
+X86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True)
+PRODUCTS = DeployConfig("x86_amx", DType.uint8, pixel_blocking=True, gemm_convolutions=True)
 U8S8 = QuantConfig("u8s8", DType.uint8, DType.int8, per_channel=True)
 CONTRACT = InputSpec("x", Layout.NHWC, (8, 8, 3), None, 5)
 
@@ -115,10 +115,10 @@ def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> Non
 def test_bytes_in_are_quantized_operators(images) -> None:
     plain = quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized
     floats, _ = deploy(plain, X86, CONTRACT)
-    taken = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True, input=type(X86.input).uint8)
-    contents = read_contents(onnx.load_from_string(deploy(plain, taken, CONTRACT)[0]))
+    taken = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True, input=type(X86.input).uint8)
+    contents = summarize(onnx.load_from_string(deploy(plain, taken, CONTRACT)[0]))
     assert (contents.quantized_ops, contents.float_ops) == (
-        read_contents(onnx.load_from_string(floats)).quantized_ops,
+        summarize(onnx.load_from_string(floats)).quantized_ops,
         0,
     )
 

@@ -16,8 +16,8 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 NET = ((16, 3, PAD), (16, 3, PAD))
-VNNI = DeployConfig("x86_vnni", DType.uint8, wide_input=True)
-AMX = DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True)
+VNNI = DeployConfig("x86_vnni", DType.uint8, pixel_blocking=True)
+AMX = DeployConfig("x86_amx", DType.uint8, pixel_blocking=True, gemm_convolutions=True)
 
 
 def seven_bits(types):

@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
-from resnet8_quant.graphs import session
+from resnet8_quant.graphs.runtime import FATAL
 
 RNG = np.random.default_rng(0)
 CONV_NET_PRODUCTS = 3
@@ -77,7 +77,7 @@ def executed(model: bytes, folder) -> Counter[str]:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.intra_op_num_threads = 1
-    options.log_severity_level = session.FATAL
+    options.log_severity_level = FATAL
     profiled = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     profiled.run(None, {"image": np.zeros((1, 4, 8, 8), np.float32)})
     with open(profiled.end_profiling(), encoding="utf-8") as file:

@@ -8,8 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.graphs import session
+from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.saturation import pair_saturates, saturating_layers, unsigned_weights
-from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, new_session, open_session
+from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, open_session
 
 SCALE = 300.0  # of the outputs: what is left of the largest sums fits into a byte
 

@@ -23,10 +23,11 @@ from small_net import (
 )
 
 from resnet8_quant.config import DType, Layout
+from resnet8_quant.graphs.opset import at_least_opset
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.emit import at_least_opset, emit
+from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import LayerPlan, Plan
 
 

@@ -28,19 +28,20 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import PRECISE, kernels_saturate, new_session, open_session
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import PRECISE, kernels_saturate, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 EXACT = {
-    "x86": DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True),
+    "x86": DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True),
     "arm": DeployConfig("arm", DType.int8),
 }
 VNNI = {
-    "x86_vnni": DeployConfig("x86_vnni", DType.uint8, wide_input=True),
-    "x86_amx": DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True),
+    "x86_vnni": DeployConfig("x86_vnni", DType.uint8, pixel_blocking=True),
+    "x86_amx": DeployConfig("x86_amx", DType.uint8, pixel_blocking=True, gemm_convolutions=True),
 }
 TARGETS = EXACT if kernels_saturate() else EXACT | VNNI  # what this CPU computes exactly
 TYPES = {
@@ -251,11 +252,11 @@ def running(serialized):
         return onnx.load(path)
 
 
-def rewritten(serialized, target, input_spec, *, give=DeployOutput.same, take=DeployInput.float32, **options):
+def rewritten(serialized, target, input_spec, *, output=DeployOutput.same, input=DeployInput.float32, **options):
     """``deploy`` for one of TARGETS; skips the test for one that this CPU would compute wrong."""
     if target not in TARGETS:
         pytest.skip(f"deploy={target} needs kernels that do not saturate, which this CPU lacks (probe)")
-    return deploy(serialized, replace(TARGETS[target], output=give, input=take), input_spec, **options)
+    return deploy(serialized, replace(TARGETS[target], output=output, input=input), input_spec, **options)
 
 
 PAD = (("pads", (1, 1, 1, 1)),)

@@ -8,10 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs.compact import MICROSOFT_DEFAULTS, compact
+from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.compact import MICROSOFT_DEFAULTS, compact
-from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
 from resnet8_quant.quantizer.quantize import quantize
@@ -105,7 +105,7 @@ def test_the_same_answers_and_kernels_in_fewer_bytes(bundled, feed, what, at_mos
     assert kernel_report(after.SerializeToString(), 1) == kernel_report(untouched, 1)
     assert after.ByteSize() <= at_most
     assert compact(after).SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
-    found, expected = read_contents(after), read_contents(before)
+    found, expected = summarize(after), summarize(before)
     assert found.operators == expected.operators
     assert [(layer.weight_bits, layer.activation_bits, layer.per_channel) for layer in found.layers] == [
         (layer.weight_bits, layer.activation_bits, layer.per_channel) for layer in expected.layers

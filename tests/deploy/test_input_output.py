@@ -22,8 +22,8 @@ from deployed import (
 from onnx import TensorProto
 
 from resnet8_quant.config import CalibrationConfig, DeployInput, DeployOutput, Layout
-from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -34,7 +34,7 @@ LAST = {"Gemm": {}, "transposed": {"last": "transposed"}, "MatMul": {"last": "Ma
 
 def given(serialized, input_spec, images, target, wanted):
     """The answers of a deployed model."""
-    return answers(rewritten(serialized, target, input_spec, give=wanted)[0], input_spec, images)
+    return answers(rewritten(serialized, target, input_spec, output=wanted)[0], input_spec, images)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -61,7 +61,7 @@ def test_outputs_of_small_nets(last, target, softmax):
 @pytest.mark.parametrize("wanted", DeployOutput)
 def test_the_output_is_described_as_it_is(wanted):
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.input_spec, give=wanted)
+    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.input_spec, output=wanted)
     (output,) = session(deployed).get_outputs()
     assert output.name == "probabilities"
     label = wanted is DeployOutput.label
@@ -122,8 +122,8 @@ def test_bytes_give_what_floats_give(options, calibrated, target):
     shown = CalibrationImages.of(images if calibrated == "bright" else images // 3)
     serialized = quantize(model, shown, quant_config("int8"), CalibrationConfig(bins=None), threads=1).serialized
     for wanted in (DeployOutput.same, DeployOutput.logits):
-        floats, input_spec = rewritten(serialized, target, model.input_spec, give=wanted)
-        taken, raw = rewritten(serialized, target, model.input_spec, give=wanted, take=DeployInput.uint8)
+        floats, input_spec = rewritten(serialized, target, model.input_spec, output=wanted)
+        taken, raw = rewritten(serialized, target, model.input_spec, output=wanted, input=DeployInput.uint8)
         assert (input_spec.raw, raw.raw) == (False, True)
         assert raw.prepare(images).dtype == np.uint8
         assert session(taken).get_inputs()[0].type == "tensor(uint8)"
@@ -132,7 +132,7 @@ def test_bytes_give_what_floats_give(options, calibrated, target):
 
 def test_bytes_that_are_the_integers_need_no_operator():
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec, take=DeployInput.uint8)
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec, input=DeployInput.uint8)
     assert not {"QuantizeLinear", "Cast", "Transpose"}.intersection(operators(deployed))
 
 
@@ -144,9 +144,9 @@ def test_bytes_are_no_int8():
     shown = CalibrationImages.of(np.minimum(images, 127))
     serialized = quantize(model, shown, quant, CalibrationConfig(bins=None), threads=1).serialized
     floats, input_spec = rewritten(serialized, "arm", model.input_spec)
-    taken, raw = rewritten(serialized, "arm", model.input_spec, take=DeployInput.uint8)
+    taken, raw = rewritten(serialized, "arm", model.input_spec, input=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))
-    (first,) = graph.readers("image")
+    (first,) = graph.consumers("image")
     assert [graph.array(name).item() for name in first.input[1:3]] == [1, 0]
     np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
 
@@ -154,7 +154,7 @@ def test_bytes_are_no_int8():
 def test_the_input_of_resnet8_as_bytes(resnet8, model, sample):
     images = sample[-50:]
     floats, input_spec = rewritten(resnet8("int8", False), "x86", model.input_spec)
-    taken, raw = rewritten(resnet8("int8", False), "x86", model.input_spec, take=DeployInput.uint8)
+    taken, raw = rewritten(resnet8("int8", False), "x86", model.input_spec, input=DeployInput.uint8)
     np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
     assert onnx.load_from_string(taken).graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.quantizer.contents import LayerContents, payload_bytes, read_contents
+from resnet8_quant.graphs.quantization_summary import LayerSummary, payload_bytes, summarize
 
 FLOAT = TensorProto.FLOAT
 
@@ -80,8 +80,8 @@ def test_weight_bits(kind, values, zero_point, bits):
     for cast in ("", "UINT8" if kind.startswith("U") else "INT8"):
         if cast == kind:
             continue
-        contents = read_contents(layer_model(kind, values, zero_point, cast=cast))
-        assert contents.layers == (LayerContents("scores", "Conv", kind.lower(), bits, "uint8", 8, False),)
+        contents = summarize(layer_model(kind, values, zero_point, cast=cast))
+        assert contents.layers == (LayerSummary("scores", "Conv", kind.lower(), bits, "uint8", 8, False),)
         assert contents.weight_type == kind.lower()
         assert contents.operators == {"Conv": [1, 0]}
         assert (contents.quantized_ops, contents.float_ops) == (1, 0)
@@ -102,7 +102,7 @@ def test_weight_bits(kind, values, zero_point, bits):
 )
 def test_activation_bits(activation, clip, bits):
     """A Clip of the integers counts as no operator."""
-    contents = read_contents(layer_model("INT8", [-128, 127], clip=clip, activation=activation))
+    contents = summarize(layer_model("INT8", [-128, 127], clip=clip, activation=activation))
     (layer,) = contents.layers
     assert (layer.activation_type, layer.activation_bits) == (activation.lower(), bits)
     assert contents.operators == {"Conv": [1, 0]}
@@ -110,11 +110,11 @@ def test_activation_bits(activation, clip, bits):
 
 def test_a_scale_per_channel_and_a_missing_zero_point():
     model = layer_model("INT8", [-100, 100], scales=[1.0, 2.0], zeros=False)
-    contents = read_contents(model)
+    contents = summarize(model)
     assert contents.per_channel
-    assert contents.layers == (LayerContents("scores", "Conv", "int8", 8, "uint8", 8, True),)
+    assert contents.layers == (LayerSummary("scores", "Conv", "int8", 8, "uint8", 8, True),)
     model.graph.node[0].attribute.append(helper.make_attribute("output_dtype", TensorProto.INT8))
-    assert read_contents(model).layers[0].activation_type == "int8"
+    assert summarize(model).layers[0].activation_type == "int8"
 
 
 def test_a_clip_of_floats_is_an_operator_and_a_float_activation_is_said_to_be_one():
@@ -131,8 +131,8 @@ def test_a_clip_of_floats_is_an_operator_and_a_float_activation_is_said_to_be_on
         [helper.make_tensor_value_info("y", FLOAT, [1, 2])],
         tensors,
     )
-    contents = read_contents(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
-    assert contents.layers == (LayerContents("y", "MatMul", "int8", 5, "float32", 32, False),)
+    contents = summarize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    assert contents.layers == (LayerSummary("y", "MatMul", "int8", 5, "float32", 32, False),)
     assert contents.operators == {"Clip": [0, 1], "MatMul": [0, 1]}
 
 
@@ -151,12 +151,12 @@ def test_integer_operators():
         [helper.make_tensor_value_info("y", FLOAT, [1, 2, 2, 2])],
         tensors,
     )
-    contents = read_contents(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
-    assert contents.layers == (LayerContents("y", "QLinearConv", "int8", 8, "uint8", 8, True),)
+    contents = summarize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    assert contents.layers == (LayerSummary("y", "QLinearConv", "int8", 8, "uint8", 8, True),)
 
 
 def test_a_float_model_has_no_layers(model):
-    contents = read_contents(model.proto())
+    contents = summarize(model.proto())
     assert contents.layers == ()
     assert (contents.activation_type, contents.weight_type) == ("float32", "float32")
 

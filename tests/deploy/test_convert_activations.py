@@ -7,9 +7,9 @@ from deployed import NETS, PAD, TARGETS, TWO, answers, build, pictures, plain, q
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
-from resnet8_quant.deploy.graph import Graph
-from resnet8_quant.deploy.reencode import reencode
+from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -21,14 +21,14 @@ def types_of(proto):
     graph = Graph(proto)
     pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     weights = {node.input[0]: node for node in pairs if graph.stored(node.input[0])}
-    activations = {graph.tensors[node.input[2]].data_type for node in pairs if node.input[0] not in weights}
-    return activations, {graph.tensors[name].data_type for name in weights}
+    activations = {graph.initializers[node.input[2]].data_type for node in pairs if node.input[0] not in weights}
+    return activations, {graph.initializers[name].data_type for name in weights}
 
 
 @pytest.mark.parametrize("target", [DType.uint8, DType.int8])
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_types_are_those_of_the_target(types, target):
-    moved = reencode(onnx.load_from_string(plain(build(**NET), types)), target)
+    moved = convert_activations(onnx.load_from_string(plain(build(**NET), types)), target)
     activations, weights = types_of(moved)
     assert activations == {TensorProto.DataType.Value(target.name.upper())}
     assert weights == {TensorProto.INT8, TensorProto.INT32}
@@ -37,15 +37,15 @@ def test_types_are_those_of_the_target(types, target):
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_there_and_back_again(types):
     """uint8 -> int8 -> uint8 activations: the numbers are the first ones."""
-    there = reencode(onnx.load_from_string(plain(build(**NET), types)), DType.int8)
-    back = reencode(reencode(there, DType.uint8), DType.int8)
+    there = convert_activations(onnx.load_from_string(plain(build(**NET), types)), DType.int8)
+    back = convert_activations(convert_activations(there, DType.uint8), DType.int8)
     for first, second in zip(there.graph.node, back.graph.node, strict=True):
         assert first.op_type == second.op_type
         for one, other in zip(first.input, second.input, strict=True):
             constants = [
                 graph.array(name)
                 for graph, name in ((Graph(there), one), (Graph(back), other))
-                if name in graph.tensors
+                if name in graph.initializers
             ]
             assert len(constants) in (0, 2)
             if constants:
@@ -83,7 +83,7 @@ def test_a_weight_that_two_layers_share(types, target):
     """Two DequantizeLinear read the same integers."""
     model = build(**NET, channels=16)
     graph = Graph(onnx.load_from_string(plain(model, types)))
-    first, second = (graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv")
+    first, second = (graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv")
     second.input[0] = first.input[0]
     images = pictures(model)
     serialized = graph.finish().SerializeToString()
@@ -120,8 +120,8 @@ def int4_activations():
     graph = Graph(onnx.load_from_string(plain(build(**NET), "int8")))
     quantizer = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
     zero_point = helper.make_tensor("zero_int4", TensorProto.INT4, [], [0])
-    graph.tensors[zero_point.name] = zero_point
-    for node in (quantizer, *graph.readers(quantizer.output[0])):
+    graph.initializers[zero_point.name] = zero_point
+    for node in (quantizer, *graph.consumers(quantizer.output[0])):
         node.input[2] = zero_point.name
     model = graph.finish()
     onnx.checker.check_model(model, full_check=True)
@@ -131,7 +131,7 @@ def int4_activations():
 def scales_along_the_inputs():
     graph = Graph(onnx.load_from_string(plain(build(**NET, channels=16), "u8s8", True)))
     conv = next(node for node in graph.nodes if node.op_type == "Conv")
-    weight = graph.source(conv.input[1])
+    weight = graph.producer(conv.input[1])
     next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 1
     return graph.finish().SerializeToString()
 
@@ -141,7 +141,7 @@ def scales_along_the_rows():
     model = build(((5, 3, PAD),))
     graph = Graph(onnx.load_from_string(plain(model, "u8s8", True)))
     gemm = next(node for node in graph.nodes if node.op_type == "Gemm")
-    weight = graph.source(gemm.input[1])
+    weight = graph.producer(gemm.input[1])
     next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 0
     return graph.finish().SerializeToString()
 
@@ -150,10 +150,10 @@ def between(operator, types="int8", **attributes):
     """``operator`` reads the integers of the first Relu, before they are floats again."""
     graph = Graph(onnx.load_from_string(plain(build(**NET), types)))
     conv = next(node for node in graph.nodes if node.op_type == "Conv")
-    quantizer = graph.readers(conv.output[0])[0]
+    quantizer = graph.consumers(conv.output[0])[0]
     if quantizer.op_type == "Relu":
-        (quantizer,) = graph.readers(quantizer.output[0])
-    (dequantizer,) = graph.readers(quantizer.output[0])
+        (quantizer,) = graph.consumers(quantizer.output[0])
+    (dequantizer,) = graph.consumers(quantizer.output[0])
     node = helper.make_node(operator, [quantizer.output[0]], ["between"], name="between", **attributes)
     dequantizer.input[0] = "between"
     place = next(i for i, other in enumerate(graph.nodes) if other is dequantizer)
@@ -215,7 +215,7 @@ def test_integers_that_do_not_move_may_be_read():
 def test_the_operators_around_stay():
     model = build(**NETS["residual"])
     before = onnx.load_from_string(plain(model, "uint8"))
-    after = reencode(before, DType.int8)
+    after = convert_activations(before, DType.int8)
     assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]
     scales = [
         {t.name: numpy_helper.to_array(t).tolist() for t in p.graph.initializer if t.data_type == 1}

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.deploy.graph import Graph, attributes
+from resnet8_quant.graphs.graph import Graph, attributes
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def model():
 def test_ends_readers_and_makers(model):
     graph = Graph(model)
     assert (graph.input.name, graph.output.name) == ("image", "scores")
-    assert graph.source("hidden").name == "relu"
-    assert graph.source("image") is None
-    assert [node.op_type for node in graph.readers("hidden")] == ["Neg", "Mul"]
+    assert graph.producer("hidden").name == "relu"
+    assert graph.producer("image") is None
+    assert [node.op_type for node in graph.consumers("hidden")] == ["Neg", "Mul"]
     assert [graph.stored(name) for name in ("w", "weight", "hidden", "image")] == ["w", "w", "", ""]
-    assert attributes(graph.source("weight")) == {"to": TensorProto.FLOAT}
+    assert attributes(graph.producer("weight")) == {"to": TensorProto.FLOAT}
 
 
 def test_what_nobody_reads_goes(model):
@@ -54,26 +54,33 @@ def test_what_nobody_reads_goes(model):
 def test_the_model_is_not_changed(model):
     before = model.SerializeToString(deterministic=True)
     graph = Graph(model)
-    graph.put("w", np.ones(3, np.int8))
+    graph.add_initializer("w", np.ones(3, np.int8))
     graph.reroute("hidden", "image")
-    graph.replace(graph.source("scores"), helper.make_node("Neg", ["image"], ["scores"]))
+    graph.replace(graph.producer("scores"), helper.make_node("Neg", ["image"], ["scores"]))
     graph.finish()
     assert model.SerializeToString(deterministic=True) == before
 
 
 def test_a_name_is_taken_once(model):
     graph = Graph(model)
-    assert graph.put("w", np.array([1, -2, 3], np.int8)) == "w"
-    assert graph.put("w", np.array([1, -2, 3], np.float32)) == "w_"
-    assert graph.put("w", np.array([[1, -2, 3]], np.int8)) == "w__"
-    assert graph.put("w", np.array([1, -2, 3], np.float32)) == "w_"
-    assert [graph.put(name, np.ones(1)) for name in ("image", "scores", "hidden")] == ["image_", "scores_", "hidden_"]
-    assert [graph.fresh("w"), graph.fresh("hidden"), graph.fresh("new"), graph.fresh("new")] == [
-        *("w___", "hidden__", "new", "new_")
+    assert graph.add_initializer("w", np.array([1, -2, 3], np.int8)) == "w"
+    assert graph.add_initializer("w", np.array([1, -2, 3], np.float32)) == "w_"
+    assert graph.add_initializer("w", np.array([[1, -2, 3]], np.int8)) == "w__"
+    assert graph.add_initializer("w", np.array([1, -2, 3], np.float32)) == "w_"
+    assert [graph.add_initializer(name, np.ones(1)) for name in ("image", "scores", "hidden")] == [
+        "image_",
+        "scores_",
+        "hidden_",
     ]
-    assert graph.put("new", np.ones(1)) == "new__"
+    assert [
+        graph.unique_name("w"),
+        graph.unique_name("hidden"),
+        graph.unique_name("new"),
+        graph.unique_name("new"),
+    ] == [*("w___", "hidden__", "new", "new_")]
+    assert graph.add_initializer("new", np.ones(1)) == "new__"
     strided = np.arange(6, dtype=np.int8).reshape(2, 3).T
-    np.testing.assert_array_equal(graph.array(graph.put("turned", strided)), strided)
+    np.testing.assert_array_equal(graph.array(graph.add_initializer("turned", strided)), strided)
 
 
 def test_replacing_keeps_the_order(model):
@@ -82,7 +89,7 @@ def test_replacing_keeps_the_order(model):
         helper.make_node("Abs", ["image"], ["positive"]),
         helper.make_node("Sqrt", ["positive"], ["hidden"]),
     ]
-    graph.replace(graph.source("hidden"), *new)
+    graph.replace(graph.producer("hidden"), *new)
     assert [node.op_type for node in graph.nodes] == ["Cast", "Abs", "Sqrt", "Neg", "Mul"]
     onnx.checker.check_model(graph.finish(), full_check=True)
 
@@ -90,5 +97,5 @@ def test_replacing_keeps_the_order(model):
 def test_rerouting_reaches_every_reader(model):
     graph = Graph(model)
     graph.reroute("hidden", "image")
-    assert graph.readers("hidden") == []
+    assert graph.consumers("hidden") == []
     assert [node.op_type for node in graph.finish().graph.node] == ["Cast", "Mul"]
