@@ -57,7 +57,7 @@ BYTES_IN = "deploy.input=uint8"
 # Steps of deploy=x86 after the first, each on top of the one before: name -> what the config says.
 STEPS: dict[str, dict[str, object]] = {
     "+ no layout changes": {"pixel_blocking": False},
-    "+ wide first layer (deploy=x86)": {},
+    "+ pixel blocking (deploy=x86)": {},
     "+ deploy.input=uint8": {"input": DeployInput.uint8},
     "+ deploy.output=logits": {"input": DeployInput.uint8, "output": DeployOutput.logits},
     "+ deploy.output=label instead": {"input": DeployInput.uint8, "output": DeployOutput.label},
@@ -100,7 +100,7 @@ def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, Ben
                 found[f"{name} deploy={target}"] = made(targets[target])
         if name == "u8s7":
             fused = fuse(convert_activations(onnx.load_from_string(plain), DType.uint8))[0].finish().SerializeToString()
-            steps = {"re-encoded, fused": BenchmarkModel(fused, model.input_spec)}
+            steps = {"converted, fused": BenchmarkModel(fused, model.input_spec)}
             steps |= {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
             steps["deploy=x86_amx"] = made(targets["x86_amx"])
             amx = replace(targets["x86_amx"], input=lean.input, output=lean.output)

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import DType
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.graph import Graph, attributes
+from resnet8_quant.graphs.graph import Graph, attributes, input_name
 
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")  # how they begin
 NUMPY_TYPES: dict[int, type[np.int8] | type[np.uint8]] = {TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8}
@@ -65,7 +65,7 @@ def _check_quantized(graph: Graph) -> None:
 
 def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
     """Convert what a QuantizeLinear makes to the type ``target``, up to every DequantizeLinear that reads it."""
-    dtype = _quantized_type(graph, quantize)
+    dtype = graph.quantized_dtype(quantize)
     if dtype not in NUMPY_TYPES:
         raise ExperimentError(
             f"`deploy`: the activation {quantize.input[0]!r} is {_type_name(dtype)}; the integer kernels of ONNX "
@@ -87,13 +87,6 @@ def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
                 if position > 0 and name:
                     limit = graph.array(name).astype(np.int16) + shift
                     consumer.input[position] = _add_integers(graph, name, limit, target)
-
-
-def _quantized_type(graph: Graph, quantize: NodeProto) -> int:
-    """Type of what a QuantizeLinear makes: as its zero point, else as the attribute says, else uint8."""
-    if len(quantize.input) > 2 and quantize.input[2]:
-        return int(graph.initializers[quantize.input[2]].data_type)
-    return int(attributes(quantize).get("output_dtype", 0)) or int(TensorProto.UINT8)
 
 
 def _integer_consumers(graph: Graph, name: str, shifts: bool) -> Iterator[NodeProto]:
@@ -145,8 +138,8 @@ def _zero_points(graph: Graph, name: str) -> set[int]:
     values: set[int] = set()
     for node in graph.nodes:
         if node.op_type == "DequantizeLinear" and graph.stored(node.input[0]) == name:
-            has_zero_point = len(node.input) > 2 and node.input[2]
-            values.update(graph.array(node.input[2]).astype(int).ravel().tolist() if has_zero_point else [0])
+            zero_point = input_name(node, 2)
+            values.update(graph.array(zero_point).astype(int).ravel().tolist() if zero_point else [0])
     return values
 
 
@@ -206,10 +199,10 @@ def _shift_zero_point(graph: Graph, node: NodeProto, dtype: int, target: int, sh
 
     Without one ONNX Runtime finds no integer kernel for some operators.
     """
-    if len(node.input) > 2 and node.input[2]:
+    if name := input_name(node, 2):
         if target == dtype:
             return
-        name, old = node.input[2], graph.array(node.input[2])
+        old = graph.array(name)
     else:
         name = f"{node.output[0]}_zero_point"
         old = np.zeros(graph.array(node.input[1]).shape, NUMPY_TYPES[dtype])

@@ -1,7 +1,7 @@
 """Q/DQ pairs and float operators fused into integer operators, by ONNX Runtime's own optimizer, and written down.
 
 In: a Q/DQ ModelProto whose types suit the target. Out: the ModelProto that ONNX Runtime would run: QLinearConv on NHWC
-tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work when it is loaded, and can be made leaner.
+tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work when it is loaded, and can be made smaller.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from resnet8_quant.graphs.graph import Graph, attributes
+from resnet8_quant.graphs.graph import Graph, attributes, input_name
 from resnet8_quant.graphs.saturation import pair_saturates
 
 STEP = 64  # output channels of one step of the kernels with 512-bit registers
@@ -171,7 +171,7 @@ def block_pixels(
         shifted = np.full(old_zero_point.shape, zero_point, np.int8)
         new.input[WEIGHT_ZERO_POINT] = graph.add_initializer(f"{node.input[WEIGHT_ZERO_POINT]}_shifted", shifted)
     new.input[WEIGHT_ZERO_POINT] = _repeated(graph, new.input[WEIGHT_ZERO_POINT], pixels)
-    if len(node.input) > BIAS and node.input[BIAS]:
+    if input_name(node, BIAS):
         new.input[BIAS] = _repeated(graph, node.input[BIAS], pixels)
 
     # Pads and strides along the row are counted in groups; the right pad is what the last step reads beyond the row.

@@ -82,6 +82,12 @@ class Graph:
             name = node.input[0]
         return name if name in self.initializers else ""
 
+    def quantized_dtype(self, quantize: NodeProto) -> int:
+        """Type of what a QuantizeLinear makes: as its zero point, else as its attribute says, else uint8."""
+        if (zero_point := input_name(quantize, 2)) in self.initializers:
+            return int(self.initializers[zero_point].data_type)
+        return int(attributes(quantize).get("output_dtype", 0) or TensorProto.UINT8)
+
     def array(self, name: str) -> np.ndarray:
         """The values of an initializer."""
         return np.asarray(numpy_helper.to_array(self.initializers[name]))
@@ -186,6 +192,11 @@ class Graph:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """{name: value} of a node's attributes."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def input_name(node: NodeProto, position: int) -> str:
+    """Name of a node's input; "" where it has none there."""
+    return str(node.input[position]) if len(node.input) > position else ""
 
 
 def has_inner_graphs(model: onnx.ModelProto) -> bool:

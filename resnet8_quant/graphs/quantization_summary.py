@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from resnet8_quant.graphs.graph import Graph, attributes
+from resnet8_quant.graphs.graph import Graph, input_name
 
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 INTEGER_WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3}
@@ -91,7 +91,7 @@ def summarize(model: onnx.ModelProto) -> QuantizationSummary:
         if op_type in QUANTIZERS:
             weight = reader.stored(inputs[0])
             if op_type == "QuantizeLinear":
-                activation_types.add(reader.quantized_type(node))
+                activation_types.add(_type_name(reader.graph.quantized_dtype(node)))
             elif weight and reader.tensors[weight].data_type != TensorProto.INT32:  # int32 is a bias
                 weight_types.add(reader.type_of(weight))
                 per_channel |= reader.is_per_channel(inputs[1])
@@ -134,6 +134,7 @@ class _Reader:
     """Follows a graph upwards, to the integers that its tensors are made of."""
 
     def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.nodes = graph.nodes
         self.tensors = graph.initializers
         self.producers = graph.producers()
@@ -153,12 +154,6 @@ class _Reader:
         while name in self.constants and name not in self.tensors:
             name = self.producers[name].input[0]
         return name if name in self.tensors else ""
-
-    def quantized_type(self, node: NodeProto) -> str:
-        """Of the output of a QuantizeLinear: as its zero point, else as the attribute says, else uint8."""
-        if len(node.input) > 2 and node.input[2] in self.tensors:
-            return self.type_of(node.input[2])
-        return _type_name(attributes(node).get("output_dtype", 0) or TensorProto.UINT8)
 
     def only_converts(self, node: NodeProto) -> bool:
         """Whether a node only turns integers into other integers: a weight, or what a DequantizeLinear reads."""
@@ -184,8 +179,8 @@ class _Reader:
                 return None
             weight, scale = self.stored(dequantize.input[0]), dequantize.input[1]
             weight_type = self.type_of(weight)
-            zero_point = dequantize.input[2] if len(dequantize.input) > 2 else ""
-            weight_bits = _bits_needed(weight_type, *(self.tensors[name] for name in (weight, zero_point) if name))
+            names = (weight, input_name(dequantize, 2))
+            weight_bits = _bits_needed(weight_type, *(self.tensors[name] for name in names if name))
             activation, activation_bits = self._activation(node.input[1 - position])
         else:
             return None
@@ -213,7 +208,7 @@ class _Reader:
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return unquantized
-        dtype = self.quantized_type(node)
+        dtype = _type_name(self.graph.quantized_dtype(node))
         return dtype, _bits(dtype) if levels is None else (levels - 1).bit_length()
 
     def _levels(self, clip: NodeProto) -> int | None:

@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, attributes
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, attributes, input_name
 from resnet8_quant.graphs.runtime import new_session
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of the 16-bit sum of a pair
@@ -115,7 +115,7 @@ def use_unsigned_weights(graph: Graph) -> list[str]:
         if name not in reader.constants:
             continue
         zero_point = reader.weight_zero_point(node)
-        zero_point_name = _input(node, inputs.weight_zero_point) or f"{name}_zero_point"
+        zero_point_name = input_name(node, inputs.weight_zero_point) or f"{name}_zero_point"
         node.input.extend([""] * (inputs.weight_zero_point + 1 - len(node.input)))
         node.input[inputs.weight] = graph.add_initializer(f"{name}_unsigned", _to_unsigned(reader.value(name)))
         node.input[inputs.weight_zero_point] = graph.add_initializer(
@@ -130,16 +130,11 @@ def _to_unsigned(codes: np.ndarray) -> np.ndarray:
     return (codes.astype(np.int16) + SHIFT).astype(np.uint8)
 
 
-def _input(node: NodeProto, position: int) -> str:
-    """Name of an input; "" where the node has none there."""
-    return str(node.input[position]) if len(node.input) > position else ""
-
-
 class _Reader:
     """Follows a graph upwards from its layers, to the types and values of their integers."""
 
     def __init__(self, graph: Graph) -> None:
-        self.model = graph.model
+        self.graph = graph
         self.nodes = list(graph.nodes)
         self.tensors = dict(graph.initializers)
         self.producers = graph.producers()
@@ -160,13 +155,13 @@ class _Reader:
             if weight.input[0] in self.constants:
                 largest = self._largest_code(data.input[0])
                 return largest is not None and self._weight_saturates(node, position, weight.input[0], largest)
-        return self._is_int8(_input(right, 2), right.input[0])
+        return self._is_int8(input_name(right, 2), right.input[0])
 
     def _integer_operator_saturates(self, node: NodeProto, inputs: _Inputs) -> bool:
         largest: int | None = LARGEST_CODE
         if inputs.data_zero_point is not None:
             data = node.input[inputs.data]
-            if self._is_int8(_input(node, inputs.data_zero_point), data):  # no kernel mixes int8 with int8 up
+            if self._is_int8(input_name(node, inputs.data_zero_point), data):  # no kernel mixes int8 with int8 up
                 return False
             largest = self._largest_code(data)
         weight = node.input[inputs.weight]
@@ -198,16 +193,13 @@ class _Reader:
         """Largest value of an activation's integers, as uint8; None if they are not 8 bits wide."""
         node, largest = self.producers.get(name), LARGEST_CODE
         while node is not None and node.op_type in CARRIERS:
-            if node.op_type == "Clip" and _input(node, 2) in self.tensors:
+            if node.op_type == "Clip" and input_name(node, 2) in self.tensors:
                 limit = self.value(node.input[2])
                 largest = min(largest, int(limit.max()) + (SHIFT if limit.dtype == np.int8 else 0))
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return largest
-        dtype = attributes(node).get("output_dtype", 0)
-        if _input(node, 2) in self.tensors:
-            dtype = self.tensors[node.input[2]].data_type
-        return largest if dtype in (0, TensorProto.UINT8, TensorProto.INT8) else None
+        return largest if self.graph.quantized_dtype(node) in (TensorProto.UINT8, TensorProto.INT8) else None
 
     def _is_int8(self, zero_point: str, name: str) -> bool:
         """Whether the integers ``name`` are int8, by their zero point or by what makes them."""
@@ -216,13 +208,13 @@ class _Reader:
         if name in self.inputs:
             return bool(self.inputs[name] == TensorProto.INT8)
         node = self._behind_carriers(name)
-        if node is None or node.op_type != "QuantizeLinear" or _input(node, 2) not in self.tensors:
+        if node is None or node.op_type != "QuantizeLinear":
             return False
-        return bool(self.tensors[node.input[2]].data_type == TensorProto.INT8)
+        return self.graph.quantized_dtype(node) == TensorProto.INT8
 
     def weight_zero_point(self, node: NodeProto) -> np.ndarray:
         """Of an integer operator; 0 where it has none."""
-        name = _input(node, INTEGER_OPERATORS[node.op_type].weight_zero_point)
+        name = input_name(node, INTEGER_OPERATORS[node.op_type].weight_zero_point)
         return self.value(name) if name else np.zeros((), np.int8)
 
     def value(self, name: str) -> np.ndarray:
@@ -241,7 +233,9 @@ class _Reader:
         used = {name: self.tensors[name] for node in nodes for name in node.input if name in self.tensors}
         outputs = [onnx.ValueInfoProto(name=name) for name in names]
         graph = helper.make_graph(nodes, "constants", [], outputs, list(used.values()))
-        part = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+        part = helper.make_model(
+            graph, opset_imports=self.graph.model.opset_import, ir_version=self.graph.model.ir_version
+        )
         return dict(zip(names, new_session(part.SerializeToString()).run(names, {}), strict=True))
 
 

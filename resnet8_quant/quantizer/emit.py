@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import DType
-from resnet8_quant.graphs.graph import Graph
+from resnet8_quant.graphs.graph import Graph, input_name
 from resnet8_quant.graphs.opset import at_least_opset
 from resnet8_quant.quantizer.calibration.grid import Grid
 from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
@@ -108,7 +108,7 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
         raise ValueError(f"weight {name!r} is input {position} of a {node.op_type}, expected {', '.join(LAYERS)}")
     if layer.weight.values.shape != (shape := tuple(graph.initializers[stored].dims)):
         raise ValueError(f"weight {name!r} has the shape {layer.weight.values.shape}, the graph has {shape}")
-    bias = str(node.input[2]) if node.op_type in BIASED and len(node.input) > 2 else ""
+    bias = input_name(node, 2) if node.op_type in BIASED else ""
     if layer.bias is None and bias:
         raise ValueError(f"layer {layer.output!r} has a bias, whose integers depend on the scales: plan it too")
     if layer.bias is not None and node.op_type not in BIASED:
