@@ -38,12 +38,14 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.deploy.deploy import deploy
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.compact import compact
+from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
-NARROW = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
+LOW_BIT = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
 GPTQ = RefineConfig(
     "gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True, images=30
 )
@@ -110,6 +112,27 @@ def test_a_deployed_model_answers_any_batch():
     np.testing.assert_array_equal(whole, single)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("opset", [11, 12, 13])
+def test_nodes_without_names_and_old_opsets(target, opset):
+    model = build(**NETS["residual"], names=False, opset=opset)
+    images = pictures(model)
+    serialized, *grid = cut_at_logits(plain(model, "u8s8", True))
+    deployed, _ = rewritten(serialized, target, model.input_spec)
+    found, expected = (integers(answers(m, model.input_spec, images), *grid) for m in (deployed, serialized))
+    np.testing.assert_array_equal(found, expected)
+    assert kernel_report(deployed, 1).kernels == "integer"
+
+
+def test_what_is_quantized_is_not_quantized_again():
+    model = build(**NETS["residual"])
+    serialized = plain(model, "u8s8")
+    refuse_quantized(model)
+    for data in (serialized, rewritten(serialized, "x86", model.input_spec)[0]):
+        with pytest.raises(ExperimentError, match="is quantized already"):
+            refuse_quantized(FloatModel("q", data, model.input_spec, "", "q.onnx"))
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, types, per_channel):
@@ -119,7 +142,7 @@ def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, typ
         deployed, input_spec = rewritten(serialized, target, model.input_spec)
         small, same = rewritten(serialized, target, model.input_spec, small=True)
         assert len(small) < len(deployed)
-        assert len(small) <= plainly or target == "x86_amx"  # which widens more layers
+        assert len(small) <= plainly or target == "x86_amx"  # which blocks the pixels of more layers
         assert same == input_spec
         np.testing.assert_array_equal(answers(small, input_spec, images), answers(deployed, input_spec, images))
         assert operators(small) == operators(deployed)
@@ -145,7 +168,7 @@ def in_whole_bytes(serialized):
     """The model with its narrow weights stored as int8, for which ONNX Runtime has integer kernels."""
     model = onnx.load_from_string(serialized)
     for tensor in model.graph.initializer:
-        if tensor.data_type in NARROW:
+        if tensor.data_type in LOW_BIT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int8), tensor.name))
     return model.SerializeToString()
 
@@ -163,7 +186,7 @@ def test_few_bits(few_bits, model, sample, name, activation, targets):
     serialized = few_bits(name, activation)
     cut, *grid = cut_at_logits(serialized)
     expected = integers(answers(in_whole_bytes(cut), model.input_spec, images), *grid)
-    narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in NARROW}
+    narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in LOW_BIT}
     assert sum(narrow.values()) == 8  # all but the first and the last layer
     for target in targets:
         deployed, _ = rewritten(cut, target, model.input_spec)
@@ -178,7 +201,7 @@ def test_few_bits(few_bits, model, sample, name, activation, targets):
             assert (report.kernels, report.integer) == ("integer", 10)
             assert not float_operators(report.ops)
             if target != "x86_amx":  # its products take weights that are moved by one
-                assert {kind: count for kind, count in stored_types(made).items() if kind in NARROW} == narrow
+                assert {kind: count for kind, count in stored_types(made).items() if kind in LOW_BIT} == narrow
         np.testing.assert_array_equal(
             answers(small, model.input_spec, images), answers(whole, model.input_spec, images), target
         )

@@ -54,3 +54,17 @@ def test_names_that_look_like_marks_stay_apart():
     assert [node.name for node in fused.graph.node] == ["a", "a_2", "a_3", "last"]
     assert [node.output[0] for node in fused.graph.node] == ["x", "x_2", "sum", "scores_token_3"]
     onnx.checker.check_model(fused, full_check=True)
+
+
+@pytest.mark.parametrize("name", ["rows move", "rows move, transposed", "no pool"])
+def test_rows_are_moved_instead_of_pixels(name):
+    """That the integers stay the same is shown in test_exactness."""
+    model = build(**NETS[name])
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    assert "Transpose" not in operators(deployed)
+
+
+def test_a_matrix_that_cannot_be_moved_leaves_the_pixels_to_be():
+    model = build(**NETS["MatMul, no pool"])  # no QGemm
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    assert "Transpose" in operators(deployed)

@@ -125,19 +125,23 @@ def build(
     layout=Layout.NHWC,
     pool="GlobalAveragePool",
     last="Gemm",
-    softmax=True,
+    ends=("Softmax",),
+    opset=21,
+    names=True,
     batch=None,
     residual=False,
     activation="Relu",
     classes=5,
     **input_spec,
 ):
-    """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, Softmax.
+    """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, ``ends``.
 
     Args:
         convolutions: (output channels, kernel, attributes as pairs) of each.
         pool: of the whole image; (operator, kernel): of parts; None: Flatten sees the whole image.
         last: Gemm, transposed (Gemm with transB), MatMul.
+        ends: operators behind the logits.
+        names: whether nodes have names.
         residual: the second convolution's output plus the first's.
     """
     rng = np.random.default_rng(5)
@@ -174,7 +178,7 @@ def build(
         feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, height, width, channels])]
     start = helper.make_graph(nodes, "start", feeds, [helper.make_empty_tensor_value_info("flat")], _tensors(weights))
     shape = tuple(dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim)
-    opsets = [helper.make_opsetid("", 21)]
+    opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(start, opset_imports=opsets, ir_version=10)
     flat = session(proto).run(None, {"image": np.zeros(shape, np.float32)})[0].shape[1]
     weights["w"] = rng.normal(size=(flat, classes)) / np.sqrt(flat)
@@ -188,9 +192,14 @@ def build(
     else:
         nodes.append(layer("Gemm", ["flat", "w", "b"], "logits"))
     output = "logits"
-    if softmax:
-        nodes.append(layer("Softmax", ["logits"], "probabilities", axis=-1))
+    for operator in ends:
+        nodes.append(layer(operator, [output], "probabilities", **({"axis": -1} if "Softmax" in operator else {})))
         output = "probabilities"
+    if len(ends) > 1:
+        nodes[-2].name = nodes[-2].output[0] = nodes[-1].input[0] = "inner"
+    if not names:
+        for node in nodes:
+            node.name = ""
     first = batch or "batch"
     graph = helper.make_graph(
         nodes,
@@ -291,10 +300,10 @@ NETS = {
     },
     "no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "pool": None, "size": (4, 6)},
     "transposed": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "transposed"},
-    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "softmax": False},
+    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "ends": ()},
     "MatMul": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "MatMul"},
     "MatMul, no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "last": "MatMul", "pool": None},
     "leaky": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "LeakyRelu"},
-    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "softmax": False},
+    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "ends": ()},
     "fixed batch": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "batch": 4},
 }
