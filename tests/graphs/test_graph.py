@@ -67,35 +67,70 @@ def test_a_name_is_taken_once(model):
     assert graph.add_initializer("w", np.array([1, -2, 3], np.float32)) == "w_"
     assert graph.add_initializer("w", np.array([[1, -2, 3]], np.int8)) == "w__"
     assert graph.add_initializer("w", np.array([1, -2, 3], np.float32)) == "w_"
-    assert [graph.add_initializer(name, np.ones(1)) for name in ("image", "scores", "hidden")] == [
-        "image_",
-        "scores_",
-        "hidden_",
-    ]
-    assert [
-        graph.unique_name("w"),
-        graph.unique_name("hidden"),
-        graph.unique_name("new"),
-        graph.unique_name("new"),
-    ] == [*("w___", "hidden__", "new", "new_")]
+    for name in ("image", "scores", "hidden"):
+        assert graph.add_initializer(name, np.ones(1)) == f"{name}_"
+    for name, unique in (("w", "w___"), ("hidden", "hidden__"), ("new", "new"), ("new", "new_")):
+        assert graph.unique_name(name) == unique
     assert graph.add_initializer("new", np.ones(1)) == "new__"
     strided = np.arange(6, dtype=np.int8).reshape(2, 3).T
     np.testing.assert_array_equal(graph.array(graph.add_initializer("turned", strided)), strided)
 
 
-def test_replacing_keeps_the_order(model):
+def test_nodes_go_where_they_are_put(model):
     graph = Graph(model)
-    new = [
-        helper.make_node("Abs", ["image"], ["positive"]),
-        helper.make_node("Sqrt", ["positive"], ["hidden"]),
-    ]
-    graph.replace(graph.producer("hidden"), *new)
-    assert [node.op_type for node in graph.nodes] == ["Cast", "Abs", "Sqrt", "Neg", "Mul"]
+    relu = graph.producer("hidden")
+    graph.insert_before(relu, helper.make_node("Abs", ["image"], ["positive"]))
+    graph.replace(relu, helper.make_node("Sqrt", ["positive"], ["root"]))
+    graph.insert_after(graph.producer("root"), helper.make_node("Exp", ["root"], ["hidden"]))
+    assert [node.op_type for node in graph.nodes] == ["Cast", "Abs", "Sqrt", "Exp", "Neg", "Mul"]
     onnx.checker.check_model(graph.finish(), full_check=True)
 
 
-def test_rerouting_reaches_every_reader(model):
+def test_rerouting_and_renaming_reach_every_consumer(model):
     graph = Graph(model)
-    graph.reroute("hidden", "image")
-    assert graph.consumers("hidden") == []
+    graph.rename({"hidden": "h", "w": "v", "scores": "old"})
+    assert [list(node.input) for node in graph.nodes] == [["v"], ["image"], ["h"], ["h", "weight"]]
+    assert list(graph.initializers) == ["v", "unused"]
+    assert graph.output.name == "scores"
+    graph.rename({"old": "scores"})
+    graph.reroute("h", "image")
+    assert graph.consumers("h") == []
     assert [node.op_type for node in graph.finish().graph.node] == ["Cast", "Mul"]
+
+
+def test_pruning_frees_names(model):
+    graph = Graph(model)
+    graph.prune()
+    assert [node.op_type for node in graph.nodes] == ["Cast", "Relu", "Mul"]
+    assert [graph.unique_name(name) for name in ("unread", "unused", "hidden")] == ["unread", "unused", "hidden_"]
+
+
+def test_constants_and_types_of_integers(model):
+    graph = Graph(model)
+    assert graph.constants() == {"w", "unused", "weight"}
+    quantize = helper.make_node("QuantizeLinear", ["image", "scale"], ["q"])
+    assert graph.quantized_dtype(quantize) == TensorProto.UINT8
+    quantize.attribute.append(helper.make_attribute("output_dtype", TensorProto.INT16))
+    assert graph.quantized_dtype(quantize) == TensorProto.INT16
+    quantize.input.append("w")
+    assert graph.quantized_dtype(quantize) == TensorProto.INT8
+
+
+def test_an_initializer_that_goes_is_no_input_any_more(model):
+    graph = Graph(model)
+    graph.reroute("weight", "image")
+    assert [value.name for value in graph.finish().graph.input] == ["image"]
+
+
+def test_what_a_subgraph_reads_from_around_it_stays(model):
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["unread"], ["negative"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("negative", TensorProto.FLOAT, ["batch", 3])],
+    )
+    graph = Graph(model)
+    graph.initializers["condition"] = numpy_helper.from_array(np.array(True), "condition")
+    choice = helper.make_node("If", ["condition"], ["scores"], then_branch=inner, else_branch=inner)
+    graph.replace(graph.producer("scores"), choice)
+    assert [node.op_type for node in graph.finish().graph.node] == ["Relu", "Neg", "If"]
