@@ -111,21 +111,18 @@ def test_the_report_agrees_with_the_profiler(quantized, tmp_path, activation, we
     assert report.kernels == {0: "simulated", report.total: "integer"}.get(report.integer, "mixed")
 
 
-@pytest.mark.parametrize("quant_format", QuantFormat)
-def test_unsigned_activations_run_on_integer_kernels(quantized, quant_format):
-    report = kernel_report(quantized("QUInt8", "QInt8", quant_format=quant_format), 1)
-    assert (report.kernels, report.integer, report.total) == ("integer", 3, 3)
-
-
-def test_a_layer_left_float_makes_the_model_mixed(quantized):
-    report = kernel_report(quantized("QUInt8", "QInt8", nodes_to_exclude=["conv2"]), 1)
-    assert (report.kernels, report.integer, report.total) == ("mixed", 2, 3)
-
-
-def test_sixteen_bit_convolutions_are_simulated(quantized):
-    model = quantized("QInt16", "QInt16", op_types_to_quantize=["Conv"])
-    report = kernel_report(model, 1)
-    assert (report.kernels, report.integer, report.total) == ("simulated", 0, 3)
+@pytest.mark.parametrize(
+    ("activation", "weight", "options", "kernels", "integer"),
+    [
+        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QDQ}, "integer", 3),
+        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QOperator}, "integer", 3),
+        ("QUInt8", "QInt8", {"nodes_to_exclude": ["conv2"]}, "mixed", 2),
+        ("QInt16", "QInt16", {"op_types_to_quantize": ["Conv"]}, "simulated", 0),
+    ],
+)
+def test_what_the_kernels_are_called(quantized, activation, weight, options, kernels, integer):
+    report = kernel_report(quantized(activation, weight, **options), 1)
+    assert (report.kernels, report.integer, report.total) == (kernels, integer, CONV_NET_PRODUCTS)
 
 
 def test_dynamic_quantization_is_seen(tmp_path):
