@@ -92,7 +92,7 @@ def differs_by_default(model: bytes) -> bool:
     """Whether a session with default options may compute something else on this CPU than the model's integers say."""
     if not kernels_saturate():
         return False
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     from resnet8_quant.graphs.saturation import saturating_layers
 
