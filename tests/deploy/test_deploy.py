@@ -1,6 +1,7 @@
 """The whole way: what is not touched, what is the same each time, and models with few bits."""
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from deployed import (
+    EXACT,
     NETS,
     PAD,
     TARGETS,
+    VNNI,
     answers,
     build,
     cut_at_logits,
@@ -41,6 +44,7 @@ from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.compact import compact
+from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
@@ -54,6 +58,7 @@ WIDTHS = {
     "w4a4": {"weight_bits": 4, "activation_bits": 4},
     "w2a8": {"weight_bits": 2},
 }
+TWO_LAYERS = ((16, 3, PAD), (16, 3, PAD))
 ROOT = Path(__file__).resolve().parents[2]
 DIGESTS = """
 import hashlib, sys
@@ -260,3 +265,43 @@ def test_few_bits_in_another_type_are_steps_off_at_most(few_bits, model, sample)
     steps = np.abs(integers(answers(deployed, model.input_spec, images), *grid) - expected)
     assert steps.max() <= 3
     assert steps.mean() < 0.5
+
+
+@pytest.fixture
+def saturating(monkeypatch):
+    """A CPU whose kernels saturate, as far as deploy is told."""
+    monkeypatch.setattr(importlib.import_module("resnet8_quant.deploy.deploy"), "kernels_saturate", lambda: True)
+
+
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+@pytest.mark.parametrize("target", EXACT)
+def test_exact_targets_cannot_saturate(types, target):
+    model = build(TWO_LAYERS)
+    deployed, _ = rewritten(plain(model, types), target, model.input_spec)
+    assert saturating_layers(deployed) == ()
+    kinds = {tensor.data_type for tensor in onnx.load_from_string(deployed).graph.initializer if len(tensor.dims) > 1}
+    assert (TensorProto.UINT8 in kinds) == (target == "x86")
+
+
+@pytest.mark.parametrize("target", VNNI)
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+def test_seven_bits_are_portable_on_every_target(saturating, target, types):
+    model = build(TWO_LAYERS)
+    images = pictures(model)
+    serialized, *grid = cut_at_logits(plain(model, types, types == "u8s8", weight_bits=7))
+    deployed, _ = deploy(serialized, VNNI[target], model.input_spec)  # not refused
+    assert saturating_layers(deployed) == ()
+    expected, found = (integers(answers(one, model.input_spec, images), *grid) for one in (serialized, deployed))
+    np.testing.assert_array_equal(found, expected)
+    if types == "u8s8" and target == "x86_vnni":
+        assert deployed == deploy(serialized, EXACT["x86"], model.input_spec)[0]
+
+
+@pytest.mark.parametrize("target", VNNI)
+def test_eight_bits_are_refused_where_kernels_saturate(saturating, target):
+    model = build(TWO_LAYERS)
+    with pytest.raises(ExperimentError) as caught:
+        deploy(plain(model, "u8s8", True), VNNI[target], model.input_spec)
+    assert f"`deploy` is {target}" in caught.value.problem
+    assert "can saturate" in caught.value.problem
+    assert caught.value.remedy.startswith(f"python run.py quant=u8s7 deploy={target}")
