@@ -239,7 +239,7 @@ def _blocked_weight(
     )
     empty = graph.add_initializer(f"{filler.dtype}_{filler[0]}", filler.reshape(()))
     nodes = []
-    if shifts_when_loaded:  # by way of int32, since ONNX Runtime has no Add for int8
+    if shifts_when_loaded:  # by way of int32, for which every version of ONNX Runtime has an Add
         offset = graph.add_initializer(f"int32_{zero_point}", np.array(zero_point, np.int32))
         number, total, moved = (graph.unique_name(f"{label}_{what}") for what in ("int32", "sum", "moved"))
         nodes = [

@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.runtime import FATAL
 
@@ -172,8 +171,3 @@ def test_nothing_is_printed_and_nothing_is_left_behind(quantized, tmp_path, monk
     kernel_report(model, 1)
     assert capfd.readouterr() == ("", "")
     assert not list(temporary.iterdir())
-
-
-def test_a_model_that_cannot_be_loaded_is_a_user_error():
-    with pytest.raises(ExperimentError, match="cannot load the model"):
-        kernel_report(b"not a model", 1)

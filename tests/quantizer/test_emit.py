@@ -167,24 +167,6 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_
     assert names - shared == initializers(original).keys()
 
 
-@pytest.mark.parametrize("bits", [2, 4])
-def test_the_bundled_model_with_few_bits_runs_and_is_smaller(model, bits):
-    original, calibration = quantized(model, load_sample().train.images[:24], per_channel=True)
-    plan = plan_of(model, calibration, DType.uint8, lambda n, a, axis: nearest(n, a, bits, axis, True))
-    emitted = emit(original, plan)
-    opset = {2: 25, 4: 21}[bits]
-    assert emitted.opset_import[0].version == opset
-    data = load_sample().test
-    feed = {model.input_spec.name: model.input_spec.prepare(data.images[:200])}
-    for level in (OFF, ALL):
-        scores = run(emitted, feed, level)[0]
-        assert np.isfinite(scores).all()
-        if bits == 4:  # rounding to nearest leaves little, but more than chance
-            assert (scores.argmax(1) == data.labels[:200]).mean() > 0.3
-    assert kernel_report(emitted.SerializeToString(), 1).kernels == "integer"
-    assert len(emitted.SerializeToString()) < len(original.SerializeToString()) * {2: 0.6, 4: 0.75}[bits]
-
-
 @pytest.mark.parametrize(("opset", "bits"), [(11, 8), (11, 4), (13, 2), (18, 4), (18, 8)])
 def test_an_old_model_gets_the_opset_that_its_types_need(opset, bits):
     model, calibration = quantized(small_net(opset), IMAGES)
