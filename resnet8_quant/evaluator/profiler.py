@@ -112,7 +112,7 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         threads: within an operator; 0: as many as there are cores.
 
     Raises:
-        ExperimentError: the model cannot be loaded or run, no inputs can be generated for it, or there are too many runs.
+        ExperimentError: the model cannot be loaded or run, its inputs cannot be generated, or there are too many runs.
     """
     import onnx
 
