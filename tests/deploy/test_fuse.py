@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from deployed import NETS, PAD, TARGETS, answers, build, cut_at_logits, integers, operators, pictures, plain, rewritten
-from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.deploy.fuse import fuse
 
@@ -34,20 +34,13 @@ def test_an_operator_that_stays_float(target):
 
 def test_names_that_look_like_marks_stay_apart():
     """Two tensors whose names differ in an optimizer's mark only."""
-    nodes = [
-        helper.make_node("Sigmoid", ["image"], ["x_token_1"], name="a_token_1"),
-        helper.make_node("Tanh", ["x_token_1"], ["x_token_2"], name="a_token_2"),
-        helper.make_node("Add", ["x_token_1", "x_token_2"], ["sum"], name="a"),
-        helper.make_node("Mul", ["sum", "w"], ["scores_token_3"], name="last"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("scores_token_3", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        net (float[batch, 3] image) => (float[batch, 3] scores_token_3) <float[3] w = {1, 2, 3}> {
+            [a_token_1] x_token_1 = Sigmoid (image)
+            [a_token_2] x_token_2 = Tanh (x_token_1)
+            [a] sum = Add (x_token_1, x_token_2)
+            [last] scores_token_3 = Mul (sum, w)
+        }""")
     graph, low_bit = fuse(model)
     assert low_bit == {}
     fused = graph.finish()

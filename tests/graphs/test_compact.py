@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -91,63 +92,65 @@ def test_inputs_and_outputs_keep_their_names_and_all_else_is_short(bundled):
     assert {tensor.name for tensor in after.initializer} <= names
 
 
-def one(nodes, tensors, kind=TensorProto.FLOAT, opset=21):
-    """A model from ``a`` [2, 3, 4, 4] to ``out``."""
-    graph = helper.make_graph(
-        nodes,
-        "a long name for a graph",
-        [helper.make_tensor_value_info("a", TensorProto.FLOAT, [2, 3, 4, 4])],
-        [helper.make_tensor_value_info("out", kind, ["n", "c", "h", "w"])],
-        tensors,
+def one(nodes, tensors=()):
+    """A model from ``a`` [2, 3, 4, 4] to ``out``, from nodes as text."""
+    model = parse_model(f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+        a_long_name_for_a_graph (float[2, 3, 4, 4] a) => (float[n, c, h, w] out) {{ {nodes} }}""")
+    model.graph.initializer.extend(
+        tensor if isinstance(tensor, TensorProto) else numpy_helper.from_array(np.asarray(tensor[1]), tensor[0])
+        for tensor in tensors
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return model
 
 
 A = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
 
 
+def assert_same_outputs(before, after):
+    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
+        np.testing.assert_array_equal(old[0], new[0])
+
+
 def test_identical_tensors_are_shared_unless_their_type_or_shape_differs():
     ones = np.ones(1, np.float32)
     tensors = [
-        numpy_helper.from_array(ones, "nobody reads it"),
-        numpy_helper.from_array(ones, "first"),
+        ("nobody_reads_it", ones),
+        ("first", ones),
         helper.make_tensor("second", TensorProto.FLOAT, [1], [1.0]),  # stored as a list of floats, not as raw bytes
-        numpy_helper.from_array(ones.reshape(1, 1), "another shape"),
-        numpy_helper.from_array(ones.view(np.int32), "another type"),
+        ("shape", ones.reshape(1, 1)),
+        ("type", ones.view(np.int32)),
     ]
-    nodes = [
-        helper.make_node("Add", ["a", "first"], ["x"]),
-        helper.make_node("Add", ["x", "second"], ["y"]),
-        helper.make_node("Add", ["y", "another shape"], ["z"]),
-        helper.make_node("Cast", ["another type"], ["cast"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["z", "cast"], ["out"]),
-    ]
+    nodes = """x = Add (a, first) y = Add (x, second) z = Add (y, shape) cast = Cast <to = 1> (type)
+        out = Add (z, cast)"""
     before = one(nodes, tensors)
     after = compact(before)
     assert len(after.graph.initializer) == 3
-    np.testing.assert_array_equal(outputs(after, {"a": A})[0][0], outputs(before, {"a": A})[0][0])
+    assert_same_outputs(before, after)
     assert "a" not in {name for node in after.graph.node for name in node.output}  # the input's name stays its own
 
 
-def test_attributes_go_only_where_they_say_the_default():
-    rng = np.random.default_rng(2)
-    weight = numpy_helper.from_array(rng.normal(size=(3, 3, 3, 3)).astype(np.float32), "w")
-    plain = {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "group": 1, "kernel_shape": [3, 3]}
-    other = {"strides": [2, 2], "dilations": [1, 1], "pads": [1] * 4, "group": 1, "kernel_shape": [3, 3]}
-    cases = [
-        (helper.make_node("Conv", ["a", "w"], ["out"], **plain), set()),
-        (helper.make_node("Conv", ["a", "w"], ["out"], **other), {"strides", "pads"}),
-        (helper.make_node("AveragePool", ["a"], ["out"], kernel_shape=[2, 2], ceil_mode=0), {"kernel_shape"}),
-        (helper.make_node("Softmax", ["a"], ["out"], axis=-1), set()),
-        (helper.make_node("Softmax", ["a"], ["out"], axis=1), {"axis"}),
-        (helper.make_node("LeakyRelu", ["a"], ["out"], alpha=0.01), set()),
-        (helper.make_node("Transpose", ["a"], ["out"], perm=[0, 1, 2, 3]), {"perm"}),  # the default reverses
-    ]
-    for node, kept in cases:
-        before = one([node], [weight] if "w" in node.input else [])
-        after = compact(before)
-        assert {attribute.name for attribute in after.graph.node[0].attribute} == kept, node.op_type
-        np.testing.assert_array_equal(outputs(after, {"a": A})[0][0], outputs(before, {"a": A})[0][0])
+PLAIN = "strides = [1, 1], dilations = [1, 1], pads = [0, 0, 0, 0], group = 1, kernel_shape = [3, 3]"
+
+
+@pytest.mark.parametrize(
+    ("node", "kept"),
+    [
+        (f"Conv <{PLAIN}> (a, w)", set()),
+        (f"Conv <{PLAIN.replace('s = [1, 1], d', 's = [2, 2], d')}> (a, w)", {"strides"}),
+        (f"Conv <{PLAIN.replace('0', '1')}> (a, w)", {"pads"}),
+        ("AveragePool <kernel_shape = [2, 2], ceil_mode = 0> (a)", {"kernel_shape"}),
+        ("Softmax <axis = -1> (a)", set()),
+        ("Softmax <axis = 1> (a)", {"axis"}),
+        ("LeakyRelu <alpha = 0.01> (a)", set()),
+        ("Transpose <perm = [0, 1, 2, 3]> (a)", {"perm"}),  # the default reverses
+    ],
+)
+def test_attributes_go_only_where_they_say_the_default(node, kept):
+    weight = np.random.default_rng(2).normal(size=(3, 3, 3, 3)).astype(np.float32)
+    before = one(f"out = {node}", [("w", weight)])
+    after = compact(before)
+    assert {attribute.name for attribute in after.graph.node[0].attribute} == kept
+    assert_same_outputs(before, after)
 
 
 def test_the_defaults_of_onnxruntimes_operators_are_its_own():
@@ -162,61 +165,45 @@ def test_the_defaults_of_onnxruntimes_operators_are_its_own():
 
 @pytest.mark.parametrize("computed", [False, True])
 def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_computed(computed):
-    rng = np.random.default_rng(2)
     tensors = [
-        numpy_helper.from_array(rng.integers(0, 99, (3, 3, 3, 3)).astype(np.int8), "w"),
-        numpy_helper.from_array(np.int8(0), "weight zero"),
-        numpy_helper.from_array(np.uint8(9), "zero"),
-        numpy_helper.from_array(np.float32(0.1), "scale"),
+        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 3, 3)).astype(np.int8)),
+        ("wz", np.int8(0)),
+        ("z", np.uint8(9)),
+        ("s", np.float32(0.1)),
     ]
-    nodes = [helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"])]
-    if computed:
-        nodes.append(helper.make_node("Concat", ["w"], ["v"], axis=0))
-    plain = {"strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4, "group": 1, "kernel_shape": [3, 3]}
-    weight = ["v" if computed else "w", "scale", "weight zero"]
-    inputs = ["q", "scale", "zero", *weight, "scale", "zero"]
-    options = {**plain, "auto_pad": "NOTSET", "channels_last": 0, "domain": "com.microsoft"}
-    nodes += [
-        helper.make_node("QLinearConv", inputs, ["c"], **options),
-        helper.make_node("DequantizeLinear", ["c", "scale", "zero"], ["out"]),
-    ]
+    weight = "v" if computed else "w"
+    nodes = f"""q = QuantizeLinear (a, s, z) {"v = Concat <axis = 0> (w)" if computed else ""}
+        c = com.microsoft.QLinearConv <{PLAIN}, auto_pad = "NOTSET", channels_last = 0> (q, s, z, {weight}, s, wz, s, z)
+        out = DequantizeLinear (c, s, z)"""
     before = one(nodes, tensors)
-    before.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     after = compact(before)
     kept = {attribute.name for attribute in after.graph.node[-2].attribute}
     assert kept == ({"channels_last", "kernel_shape"} if computed else {"channels_last"})
-    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
-        np.testing.assert_array_equal(old[0], new[0])
+    assert_same_outputs(before, after)
 
 
 @pytest.mark.parametrize(("zero", "dropped"), [([0, 0, 0], True), ([0, 1, 0], False)])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_zero_points_of_weights_go_only_where_they_are_zero(zero, dropped, kind):
-    rng = np.random.default_rng(2)
     tensors = [
-        numpy_helper.from_array(rng.integers(0, 99, (3, 3, 1, 1)).astype(kind), "w"),
-        numpy_helper.from_array(np.float32([0.5, 0.25, 1]), "scale"),
-        numpy_helper.from_array(np.array(zero, kind), "zero"),
-        numpy_helper.from_array(np.array(0, kind), "activation zero"),
-        numpy_helper.from_array(np.float32(0.1), "activation scale"),
+        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)),
+        ("ws", np.float32([0.5, 0.25, 1])),
+        ("wz", np.array(zero, kind)),
+        ("z", kind(0)),
+        ("s", np.float32(0.1)),
     ]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["a", "activation scale", "activation zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "activation scale", "activation zero"], ["x"]),
-        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["v"], axis=0),
-        helper.make_node("Conv", ["x", "v"], ["out"]),
-    ]
+    nodes = """q = QuantizeLinear (a, s, z) x = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, ws, wz)
+        out = Conv (x, v)"""
     before = one(nodes, tensors)
     after = compact(before)
     assert [len(node.input) for node in after.graph.node] == [3, 3, 2 if dropped else 3, 2]
-    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
-        np.testing.assert_array_equal(old[0], new[0])
+    assert_same_outputs(before, after)
 
 
-def test_text_and_unused_operator_sets_go():
-    before = one([helper.make_node("Relu", ["a"], ["out"], name="n", doc_string="d")], [])
+def test_text_and_unused_opsets_go():
+    before = one("[n] out = Relu (a)")
+    before.graph.node[0].doc_string = "d"
     before.producer_name, before.doc_string, before.model_version = "p", "d", 7
-    before.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     before.metadata_props.add(key="k", value="v")
     after = compact(before)
     assert [entry.domain for entry in after.opset_import] == [""]
@@ -225,16 +212,9 @@ def test_text_and_unused_operator_sets_go():
 
 
 def test_a_subgraph_keeps_the_names_that_it_refers_to():
-    inner = helper.make_graph(
-        [helper.make_node("Add", ["long", "offset"], ["inner"])],
-        "then",
-        [],
-        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [2, 3, 4, 4])],
+    branch = "b () => (float[2, 3, 4, 4] inner) { inner = Add (long, offset) }"
+    before = one(
+        f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>",
+        [("offset", np.float32(2)), ("condition", np.array(True))],
     )
-    tensors = [numpy_helper.from_array(np.float32(2), "offset"), numpy_helper.from_array(np.array(True), "condition")]
-    nodes = [
-        helper.make_node("Relu", ["a"], ["long"]),
-        helper.make_node("If", ["condition"], ["out"], then_branch=inner, else_branch=inner),
-    ]
-    before = one(nodes, tensors)
     np.testing.assert_array_equal(outputs(compact(before), {"a": A})[0][0], np.maximum(A, 0) + 2)

@@ -4,32 +4,22 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_graph, parse_model
 
 from resnet8_quant.graphs.graph import Graph, attributes
 
 
 @pytest.fixture
 def model():
-    """image -> Relu -> Cast-ed weight -> Mul -> scores; a second reader of the Relu that nobody needs."""
-    nodes = [
-        helper.make_node("Cast", ["w"], ["weight"], to=TensorProto.FLOAT),
-        helper.make_node("Relu", ["image"], ["hidden"], name="relu"),
-        helper.make_node("Neg", ["hidden"], ["unread"]),
-        helper.make_node("Mul", ["hidden", "weight"], ["scores"], name="mul"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [
-            helper.make_tensor_value_info("w", TensorProto.INT8, [3]),  # old models list their constants
-            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3]),
-        ],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(np.array([1, -2, 3], np.int8), "w"), numpy_helper.from_array(np.zeros(9), "unused")],
-        value_info=[helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", 3])],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    """A Cast-ed weight, listed as an input as in old models; a second consumer of the Relu that nobody needs."""
+    return parse_model("""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+        net (int8[3] w, float[batch, 3] image) => (float[batch, 3] scores)
+        <int8[3] w = {1, -2, 3}, double[1] unused = {0}, float[batch, 3] hidden> {
+            weight = Cast <to = 1> (w)
+            [relu] hidden = Relu (image)
+            unread = Neg (hidden)
+            [mul] scores = Mul (hidden, weight)
+        }""")
 
 
 def test_ends_readers_and_makers(model):
@@ -123,12 +113,7 @@ def test_an_initializer_that_goes_is_no_input_any_more(model):
 
 
 def test_what_a_subgraph_reads_from_around_it_stays(model):
-    inner = helper.make_graph(
-        [helper.make_node("Neg", ["unread"], ["negative"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("negative", TensorProto.FLOAT, ["batch", 3])],
-    )
+    inner = parse_graph("branch () => (float[batch, 3] negative) { negative = Neg (unread) }")
     graph = Graph(model)
     graph.initializers["condition"] = numpy_helper.from_array(np.array(True), "condition")
     choice = helper.make_node("If", ["condition"], ["scores"], then_branch=inner, else_branch=inner)

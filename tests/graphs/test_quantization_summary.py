@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.graphs.quantization_summary import LayerSummary, payload_bytes, summarize
 
@@ -118,40 +119,28 @@ def test_a_scale_per_channel_and_a_missing_zero_point():
 
 
 def test_a_clip_of_floats_is_an_operator_and_a_float_activation_is_said_to_be_one():
-    tensors = [tensor("w", "INT8", [[1]]), tensor("s", "FLOAT", 1.0), tensor("low", "FLOAT", 0)]
-    nodes = [
-        helper.make_node("Clip", ["x", "low"], ["clipped"]),
-        helper.make_node("DequantizeLinear", ["w", "s"], ["v"]),
-        helper.make_node("MatMul", ["v", "clipped"], ["y"]),  # the weight comes first
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "weights only",
-        [helper.make_tensor_value_info("x", FLOAT, [1, 2])],
-        [helper.make_tensor_value_info("y", FLOAT, [1, 2])],
-        tensors,
+    summary = summarize(
+        parse_model("""<ir_version: 10, opset_import: ["": 21]>
+            weights (float[1, 2] x) => (float[1, 2] y) <int8[1, 1] w = {1}, float s = {1}, float low = {0}> {
+                clipped = Clip (x, low)
+                v = DequantizeLinear (w, s)
+                y = MatMul (v, clipped)
+            }""")
     )
-    summary = summarize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
     assert summary.layers == (LayerSummary("y", "MatMul", "int8", 5, "float32", 32, False),)
     assert summary.operators == {"Clip": [0, 1], "MatMul": [0, 1]}
 
 
 def test_integer_operators():
-    tensors = [tensor("w", "INT8", [[[[1]]], [[[2]]]]), tensor("ws", "FLOAT", [1.0, 2.0]), tensor("wz", "INT8", [0, 0])]
-    tensors += [tensor("s", "FLOAT", 1.0), tensor("z", "UINT8", 0)]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x_quantized"]),
-        helper.make_node("QLinearConv", ["x_quantized", "s", "z", "w", "ws", "wz", "s", "z"], ["y_quantized"]),
-        helper.make_node("DequantizeLinear", ["y_quantized", "s", "z"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "integers",
-        [helper.make_tensor_value_info("x", FLOAT, [1, 1, 2, 2])],
-        [helper.make_tensor_value_info("y", FLOAT, [1, 2, 2, 2])],
-        tensors,
+    summary = summarize(
+        parse_model("""<ir_version: 10, opset_import: ["": 21]>
+            integers (float[1, 1, 2, 2] x) => (float[1, 2, 2, 2] y)
+            <int8[2, 1, 1, 1] w = {1, 2}, float[2] ws = {1, 2}, int8[2] wz = {0, 0}, float s = {1}, uint8 z = {0}> {
+                x_quantized = QuantizeLinear (x, s, z)
+                y_quantized = QLinearConv (x_quantized, s, z, w, ws, wz, s, z)
+                y = DequantizeLinear (y_quantized, s, z)
+            }""")
     )
-    summary = summarize(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
     assert summary.layers == (LayerSummary("y", "QLinearConv", "int8", 8, "uint8", 8, True),)
 
 

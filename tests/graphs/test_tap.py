@@ -1,9 +1,8 @@
 """Values of inner tensors, against NumPy."""
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.graphs.tap import tap
 
@@ -13,14 +12,11 @@ BATCH = np.array([[1, -2], [-3, 4]], np.float32)
 @pytest.fixture
 def model():
     """image + w -> sum, Relu -> scores; ``w`` is listed as an input, as in old models."""
-    nodes = [helper.make_node("Add", ["image", "w"], ["sum"]), helper.make_node("Relu", ["sum"], ["scores"])]
-    described = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in {"image": ["n", 2], "w": [2], "scores": ["n", 2]}.items()
-    }
-    weights = [numpy_helper.from_array(np.float32([1, 10]), "w")]
-    graph = helper.make_graph(nodes, "net", [described["w"], described["image"]], [described["scores"]], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        net (float[2] w, float[n, 2] image) => (float[n, 2] scores) <float[2] w = {1, 10}> {
+            sum = Add (image, w)
+            scores = Relu (sum)
+        }""")
 
 
 @pytest.mark.parametrize("level", ["none", "all"])
@@ -34,4 +30,3 @@ def test_values_come_in_the_order_asked_for(model, level):
         for name, array in zip(names, arrays, strict=True):
             np.testing.assert_array_equal(array, values[name])
     assert model.SerializeToString(deterministic=True) == before
-    onnx.checker.check_model(model)
