@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.inputs.keras_layer import Layer, shown
-from resnet8_quant.inputs.onnx_graph import INPUT, Graph, Tensor
+from resnet8_quant.inputs.onnx_graph import INPUT, Tensor
 
 
 def _input(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -25,7 +26,7 @@ def _input(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
             height, width, channels = (layer.whole(key, size) for size in sizes)
         case shape:
             raise layer.refused(f"`{key}` is {shown(shape)}; expected [null, height, width, channels]")
-    return Tensor(graph.node("Transpose", [INPUT], "nchw", perm=[0, 3, 1, 2]), (channels, height, width))
+    return Tensor(graph.add_node("Transpose", [INPUT], "nchw", perm=[0, 3, 1, 2]), (channels, height, width))
 
 
 def _conv(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -54,10 +55,10 @@ def _convolve(graph: Graph, layer: Layer, x: Tensor, weight: NDArray[np.float32]
         raise layer.refused(f"`strides` {strides} together with `dilation_rate` {dilations}; supported: one of them")
     filters, kernel = len(weight), weight.shape[2:]
     pads, sizes = _windows(layer, x, kernel, strides, dilations)
-    names = [x.name, graph.constant(f"{layer.name}.weight", weight)]
+    names = [x.name, graph.add_initializer(f"{layer.name}.weight", weight)]
     if layer.flag("use_bias", True):
-        names.append(graph.constant(f"{layer.name}.bias", layer.weight((filters,), "bias")))
-    name = graph.node(
+        names.append(graph.add_initializer(f"{layer.name}.bias", layer.weight((filters,), "bias")))
+    name = graph.add_node(
         "Conv",
         names,
         layer.name,
@@ -100,24 +101,24 @@ def _batch_normalization(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Te
         "moving_mean": layer.weight(channels, "moving_mean"),
         "moving_variance": layer.weight(channels, "moving_variance"),
     }
-    names = [graph.constant(f"{layer.name}.{key}", value) for key, value in values.items()]
+    names = [graph.add_initializer(f"{layer.name}.{key}", value) for key, value in values.items()]
     epsilon = layer.number("epsilon", 1e-3)
-    return Tensor(graph.node("BatchNormalization", [x.name, *names], layer.name, epsilon=epsilon), x.shape)
+    return Tensor(graph.add_node("BatchNormalization", [x.name, *names], layer.name, epsilon=epsilon), x.shape)
 
 
 def _relu(graph: Graph, x: Tensor, name: str) -> Tensor:
-    return Tensor(graph.node("Relu", [x.name], name), x.shape)
+    return Tensor(graph.add_node("Relu", [x.name], name), x.shape)
 
 
 def _clip(graph: Graph, x: Tensor, name: str, highest: float = 6.0) -> Tensor:
     limits = {"min": np.float32(0), "max": np.float32(highest)}
-    names = [graph.constant(f"{name}.{key}", np.asarray(value)) for key, value in limits.items()]
-    return Tensor(graph.node("Clip", [x.name, *names], name), x.shape)
+    names = [graph.add_initializer(f"{name}.{key}", np.asarray(value)) for key, value in limits.items()]
+    return Tensor(graph.add_node("Clip", [x.name, *names], name), x.shape)
 
 
 def _softmax(graph: Graph, x: Tensor, name: str) -> Tensor:
     # Keras' last axis, the channels or features, is axis 1 here
-    return Tensor(graph.node("Softmax", [x.name], name, axis=1), x.shape)
+    return Tensor(graph.add_node("Softmax", [x.name], name, axis=1), x.shape)
 
 
 def _linear(graph: Graph, x: Tensor, name: str) -> Tensor:
@@ -166,7 +167,7 @@ def _add(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
         if x.shape != total.shape:
             raise layer.refused(f"its inputs have different shapes: channels first, {total.shape} and {x.shape}")
         name = layer.name if i == len(inputs) - 1 else f"{layer.name}.{i}"
-        total = Tensor(graph.node("Add", [total.name, x.name], name), x.shape)
+        total = Tensor(graph.add_node("Add", [total.name, x.name], name), x.shape)
     return total
 
 
@@ -178,7 +179,7 @@ def _pool(kind: str) -> Callable[[Graph, Layer, list[Tensor]], Tensor]:
         kernel = layer.integers("pool_size", 2, default=2)
         strides = kernel if layer.config.get("strides") is None else layer.integers("strides", 2)
         pads, sizes = _windows(layer, x, kernel, strides)
-        name = graph.node(kind, [x.name], layer.name, kernel_shape=list(kernel), strides=list(strides), pads=pads)
+        name = graph.add_node(kind, [x.name], layer.name, kernel_shape=list(kernel), strides=list(strides), pads=pads)
         return Tensor(name, (x.shape[0], *sizes))
 
     return emit
@@ -187,9 +188,9 @@ def _pool(kind: str) -> Callable[[Graph, Layer, list[Tensor]], Tensor]:
 def _global_average_pool(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
     x, channels = inputs[0], _image(layer, inputs[0])[0]
     if layer.flag("keepdims", False):
-        return Tensor(graph.node("GlobalAveragePool", [x.name], layer.name), (channels, 1, 1))
-    pooled = graph.node("GlobalAveragePool", [x.name], f"{layer.name}.pool")
-    return Tensor(graph.node("Flatten", [pooled], layer.name, axis=1), (channels,))
+        return Tensor(graph.add_node("GlobalAveragePool", [x.name], layer.name), (channels, 1, 1))
+    pooled = graph.add_node("GlobalAveragePool", [x.name], f"{layer.name}.pool")
+    return Tensor(graph.add_node("Flatten", [pooled], layer.name, axis=1), (channels,))
 
 
 def _flatten(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -197,8 +198,8 @@ def _flatten(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
     _require_channels_last(layer)
     name = x.name
     if math.prod(x.shape) > x.shape[0]:  # Keras flattens [H,W,C]; at 1x1 the order is the same
-        name = graph.node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
-    return Tensor(graph.node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
+        name = graph.add_node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
+    return Tensor(graph.add_node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
 
 
 def _dropout(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -210,10 +211,10 @@ def _dense(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
     if len(x.shape) != 1:
         raise layer.refused("its input is an image; supported: features, after Flatten or GlobalAveragePooling2D")
     units = layer.integer("units")
-    names = [x.name, graph.constant(f"{layer.name}.weight", layer.weight((x.shape[0], units), "kernel"))]
+    names = [x.name, graph.add_initializer(f"{layer.name}.weight", layer.weight((x.shape[0], units), "kernel"))]
     if layer.flag("use_bias", True):
-        names.append(graph.constant(f"{layer.name}.bias", layer.weight((units,), "bias")))
-    return _fused_activation(graph, layer, Tensor(graph.node("Gemm", names, layer.name), (units,)))
+        names.append(graph.add_initializer(f"{layer.name}.bias", layer.weight((units,), "bias")))
+    return _fused_activation(graph, layer, Tensor(graph.add_node("Gemm", names, layer.name), (units,)))
 
 
 def _zero_padding(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
@@ -224,7 +225,7 @@ def _zero_padding(graph: Graph, layer: Layer, inputs: list[Tensor]) -> Tensor:
             pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
         case padding:
             raise layer.refused(f"`padding` is {shown(padding)}; expected [[top, bottom], [left, right]]")
-    name = graph.node("Pad", [inputs[0].name, graph.constant(f"{layer.name}.pads", pads)], layer.name)
+    name = graph.add_node("Pad", [inputs[0].name, graph.add_initializer(f"{layer.name}.pads", pads)], layer.name)
     return Tensor(name, (channels, height + top + bottom, width + left + right))
 
 

@@ -17,7 +17,7 @@ import onnx
 from resnet8_quant.inputs.keras_emitters import EMITTERS, INPUTS
 from resnet8_quant.inputs.keras_file import open_keras
 from resnet8_quant.inputs.keras_layer import shown
-from resnet8_quant.inputs.onnx_graph import Graph, Tensor
+from resnet8_quant.inputs.onnx_graph import Tensor, finish, new_graph
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def convert_h5(path: Path) -> onnx.ModelProto:
         ExperimentError: the file is not a Keras h5 model, is damaged or hostile, or holds something that is not
             supported; the message names the file and the layer.
     """
-    graph = Graph()
+    graph = new_graph()
     tensors: dict[str, Tensor] = {}
     with open_keras(path, EMITTERS) as model:
         for layer in model.layers:
@@ -53,6 +53,6 @@ def convert_h5(path: Path) -> onnx.ModelProto:
     output = tensors[model.output.name]
     if len(output.shape) != 1:
         raise model.output.refused("the model ends in an image; expected one row of scores per image")
-    converted = graph.finish((height, width, channels), output)
+    converted = finish(graph, (height, width, channels), output)
     log.info("%s: %d Keras layers became %d ONNX nodes", path, len(model.layers), len(graph.nodes))
     return converted

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.errors import ExperimentError
@@ -51,6 +53,16 @@ def mixed() -> bytes:
 
 def relu(kind: int = FLOAT, shape: tuple[Any, ...] = ("n", 4), name: str = "relu") -> bytes:
     return serialized([helper.make_node("Relu", ["x"], ["y"], name)], [("x", kind, shape)], [("y", kind, shape)])
+
+
+def copy_of(kind: int, shape: list[Any]) -> bytes:
+    return serialized([helper.make_node("Identity", ["x"], ["y"])], [("x", kind, shape)], [("y", kind, shape)])
+
+
+def reshape() -> bytes:
+    """It runs for a batch of 3 alone."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
+    return serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=np.array([3, 4], np.int64))
 
 
 def test_every_operator_with_its_kind_in_the_order_of_execution() -> None:
@@ -149,16 +161,21 @@ def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) 
     monkeypatch.setattr(profiler, "open_session", opened)
 
 
-def test_median_per_node_of_the_runs_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_durations(monkeypatch, [[900, 900], [800, 800], [10, 3], [12, 3], [500, 3]])
-    profile = profile_model(relu(), runs=3, warmup=2)
-    assert [(node.name, node.median_us) for node in profile.nodes] == [("node0", 12.5), ("node1", 3.5)]
-    assert profile.total_us == 16
-
-
-def test_whole_microseconds_are_taken_as_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_durations(monkeypatch, [[3], [3], [3], [4]])  # 4 values: the median is 2/3 of the way from 3 to 4
-    assert profile_model(relu(), runs=4, warmup=0).nodes[0].median_us == pytest.approx(3 + 2 / 3)
+@pytest.mark.parametrize(
+    ("durations", "warmup", "medians"),
+    [
+        ([[900, 900], [800, 800], [10, 3], [12, 3], [500, 3]], 2, [12.5, 3.5]),
+        ([[3], [3], [3], [4]], 0, [3 + 2 / 3]),  # whole microseconds, rounded down: 2/3 of the way from 3 to 4
+    ],
+)
+def test_median_per_node_of_the_runs_after_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch, durations: list[list[int]], warmup: int, medians: list[float]
+) -> None:
+    with_durations(monkeypatch, durations)
+    profile = profile_model(relu(), runs=len(durations) - warmup, warmup=warmup)
+    assert [node.name for node in profile.nodes] == [f"node{i}" for i in range(len(medians))]
+    assert [node.median_us for node in profile.nodes] == pytest.approx(medians)
+    assert profile.total_us == pytest.approx(sum(medians))
 
 
 def test_the_whole_call_is_the_median_of_the_runs_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +211,13 @@ def test_what_runs_within_a_branch_is_part_of_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "größe", "_kernel_time", "x" * 300])
+@settings(max_examples=15, deadline=None, database=None, derandomize=True)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=300))
+@example("_kernel_time")
+@example('a"b\\c\nd')
 def test_names_come_through_the_trace(name: str) -> None:
-    assert [node.name for node in profile_model(relu(name=name), runs=1, warmup=0).nodes] == [name]
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-def test_several_threads(threads: int) -> None:
-    assert len(profile_model(relu(), runs=2, warmup=0, threads=threads).nodes) == 1
+    profile = profile_model(relu(name=name), runs=1, warmup=0, threads=0)
+    assert [node.name for node in profile.nodes] == [name]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +231,7 @@ def test_several_threads(threads: int) -> None:
     ],
 )
 def test_inputs_have_the_type_and_the_whole_range(kind: int, dtype: type, low: int, high: int) -> None:
-    node = helper.make_node("Identity", ["x"], ["y"])
-    session = open_session(serialized([node], [("x", kind, ["n", 5000])], [("y", kind, ["n", 5000])]), 1)
+    session = open_session(copy_of(kind, ["n", 5000]), 1)
     array = make_inputs(session, 2)["x"]
     assert (array.dtype, array.shape, array.min(), array.max()) == (dtype, (2, 5000), low, high)
     np.testing.assert_array_equal(array, np.round(array.astype(float)))
@@ -236,6 +251,7 @@ def test_several_inputs_are_fed() -> None:
         (relu(), {"batch": 10**9}, "more than 1024 MiB"),
         (relu(), {"runs": 10**6}, "`--runs` 1000000 of 1 operators"),
         (b"not a model", {}, "cannot load the model"),
+        (copy_of(TensorProto.STRING, ["n"]), {}, r"'x' is tensor\(string\)"),
     ],
 )
 def test_what_cannot_be_profiled_is_refused(model: bytes, arguments: dict[str, int], message: str) -> None:
@@ -243,17 +259,8 @@ def test_what_cannot_be_profiled_is_refused(model: bytes, arguments: dict[str, i
         profile_model(model, **({"runs": 1, "warmup": 0} | arguments))
 
 
-def test_text_inputs_are_refused() -> None:
-    text = TensorProto.STRING
-    model = serialized([helper.make_node("Identity", ["x"], ["y"])], [("x", text, ["n"])], [("y", text, ["n"])])
-    with pytest.raises(ExperimentError, match=r"'x' is tensor\(string\)"):
-        profile_model(model, runs=1, warmup=0)
-
-
 def test_a_model_that_fails_on_its_inputs_is_a_user_error() -> None:
-    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
-    shape = np.array([3, 4], np.int64)
-    model = serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=shape)
+    model = reshape()
     assert profile_model(model, runs=1, warmup=0, batch=3).nodes
     with pytest.raises(ExperimentError, match=r"cannot run the model on x \[1, 4\]"):
         profile_model(model, runs=1, warmup=0)
@@ -263,14 +270,11 @@ def test_a_model_that_fails_on_its_inputs_is_a_user_error() -> None:
 def test_nothing_is_printed_or_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], batch: int
 ) -> None:
-    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
-    shape = np.array([3, 4], np.int64)
-    model = serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=shape)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     capfd.readouterr()
     try:
-        profile_model(model, runs=1, warmup=0, batch=batch)
+        profile_model(reshape(), runs=1, warmup=0, batch=batch)
     except ExperimentError:
         assert batch == 1
     assert capfd.readouterr() == ("", "")
