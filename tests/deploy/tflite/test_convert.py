@@ -59,7 +59,7 @@ def test_the_runtime_computes_the_reference(name):
         interpreter.invoke()
         outputs.append(interpreter.get_output(0)[0].copy())
     np.testing.assert_array_equal(reference.run(file.read(data), inputs), outputs)
-    assert data == file.write(file.read(data)) or file.write(lite) == data
+    assert file.write(lite) == data
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
@@ -83,7 +83,7 @@ def test_what_has_no_counterpart_is_refused_by_name(name, reason):
 
 
 def test_types_that_do_not_fit_are_refused():
-    with pytest.raises(ExperimentError, match="uint8 with zero points .*takes int8 around 0"):
+    with pytest.raises(ExperimentError, match=r"uint8 with zero points .*takes int8 around 0"):
         converted("residual", "uint8", per_channel=False)
     model = build(**NETS["residual"])
     with pytest.raises(ExperimentError, match="fewer than 8 bits"):
