@@ -1,9 +1,9 @@
-"""The pickles of the CIFAR python version, read without running anything that they ask for.
+"""The pickles of CIFAR-10's python version, read without running anything that they name.
 
 In: the bytes of a batch file (protocol 2, written by Python 2). Out: plain dictionaries, lists, bytes, numbers and
-numpy arrays. A pickle may name any function of any module and have it called; here the few names that a numpy array
-needs lead to inert stand-ins of this module, and every other name is refused. Not even numpy's own ``__setstate__``
-sees the file: the arrays are built from checked bytes afterwards.
+NumPy arrays. A pickle may name any function of any module and have it called. Here the few names that a NumPy array
+needs lead to stand-ins that only store their arguments, and every other name is refused. NumPy itself sees checked
+bytes only, never the file's state of an array.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
 
-REMEDY = (
-    "use the unmodified official files; the binary version, data.root=FOLDER/cifar-10-binary.tar.gz, has no pickles"
-)
+REMEDY = "use an unmodified official copy, or leave data.root out to fetch one"
 
 
-def load_batch(data: bytes, where: str) -> dict[Any, Any]:
+def load_batch(content: bytes, where: str) -> dict[Any, Any]:
     """Unpickle a dictionary whose values are plain containers, bytes, numbers and uint8 arrays.
 
     Args:
-        data: the pickle.
-        where: how messages name the file.
+        content: the pickle.
+        where: the file, as messages name it.
 
     Returns:
         The dictionary, with bytes where Python 2 had str; arrays are uint8 ``NDArray``.
@@ -37,10 +35,10 @@ def load_batch(data: bytes, where: str) -> dict[Any, Any]:
         ExperimentError: the pickle names a class or function that no array needs, or is damaged.
     """
     try:
-        content = _ArrayUnpickler(io.BytesIO(data), where).load()
-        if not isinstance(content, dict):
-            raise ValueError(f"holds a {type(content).__name__}, expected a dict")
-        return {key: value.array() if isinstance(value, _Array) else value for key, value in content.items()}
+        batch = _ArrayUnpickler(io.BytesIO(content), where).load()
+        if not isinstance(batch, dict):
+            raise ValueError(f"holds a {type(batch).__name__}, expected a dict")
+        return {key: value.array() if isinstance(value, _Array) else value for key, value in batch.items()}
     except ExperimentError:
         raise
     except Exception as error:  # a damaged pickle may raise anything at all
@@ -48,7 +46,7 @@ def load_batch(data: bytes, where: str) -> dict[Any, Any]:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: remembers its name."""
+    """Stands in for numpy.dtype: stores its name."""
 
     def __init__(self, name: str | bytes = "", *_: object) -> None:
         self.name = name.decode("ascii") if isinstance(name, bytes) else str(name)
@@ -58,7 +56,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray: remembers its state (version, shape, dtype, is_fortran, bytes)."""
+    """Stands in for numpy.ndarray: stores its state (version, shape, dtype, is_fortran, bytes)."""
 
     state: tuple[Any, ...] = ()
 
@@ -75,19 +73,19 @@ class _Array:
 
 
 def _reconstruct(*_: object) -> _Array:
-    """Stands for numpy's maker of empty arrays, whose state follows."""
+    """Stands in for the function with which NumPy makes an empty array, whose state follows."""
     return _Array()
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
+    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if encoding != "latin1":
         raise ValueError(f"bytes encoded as {encoding}, expected latin1")
     return text.encode("latin1")
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # the module's name before numpy 2
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # the module's name before NumPy 2
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -109,4 +107,4 @@ class _ArrayUnpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, _: object) -> NoReturn:
-        raise ExperimentError(f"{self._where} is refused: it refers to objects outside of the file", REMEDY)
+        raise ExperimentError(f"{self._where} is refused: it refers to objects outside the file", REMEDY)

