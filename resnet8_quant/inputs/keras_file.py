@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -200,9 +201,12 @@ def _read_dataset(dataset: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if dataset.shape != shape or dataset.dtype not in (np.dtype("<f4"), np.dtype(">f4")):
         raise ValueError(f"is {dataset.dtype} of shape {shown(dataset.shape)}; the config implies float32 {shape}")
     # Keras stores plain contiguous data: no filter plugin to load, no other file to open, nothing to inflate.
-    properties = dataset.id.get_create_plist()
-    is_plain = properties.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
-    if not is_plain or properties.get_external_count() or dataset.id.get_storage_size() != 4 * math.prod(shape):
+    properties, size = dataset.id.get_create_plist(), 4 * math.prod(shape)
+    is_plain = (
+        properties.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and not properties.get_external_count()
+    )
+    # The stored size is a claim of the file too: memory is set aside for no more than the file has.
+    if not is_plain or dataset.id.get_storage_size() != size or size > os.path.getsize(dataset.file.filename):
         raise ValueError("is chunked, virtual, external or incomplete; only plain storage is read")
     value: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32)
     if not np.isfinite(value).all():
