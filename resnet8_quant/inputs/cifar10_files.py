@@ -14,9 +14,8 @@ import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,44 +36,26 @@ LARGEST_ARCHIVE = 1 << 30
 Arrays = dict[str, NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One file of a source: the images it describes, the size it may have, and how it is decoded.
+class Part(NamedTuple):
+    """One file of a source: the images it describes, the size it may have, and how it is decoded."""
 
-    Attributes:
-        decode: (content, number of images, the file as messages name it) -> ``images`` and/or ``labels``.
-        bytes_per_image: what bounds the size of the file.
-        first: the first batch of its split that it describes.
-    """
-
-    decode: Callable[[bytes, int, str], Arrays]
-    bytes_per_image: int
-    split: Literal["train", "test"] = "train"
-    first: int = 0
+    decode: Callable[[bytes, int, str], Arrays]  # (content, number of images, name of the file) -> images, labels
+    bytes_per_image: int  # what bounds the size of the file
+    split: Literal["train", "test"]
+    first: int = 0  # the first batch of the split that it describes
     batches: int = 1
-
-    @property
-    def images(self) -> int:
-        """Number of images that the file describes."""
-        return self.batches * IMAGES_PER_BATCH
 
     @property
     def limit(self) -> int:
         """Largest size of the file in bytes."""
-        return self.bytes_per_image * self.images + 4096
+        return self.bytes_per_image * self.batches * IMAGES_PER_BATCH + 4096
 
 
-@dataclass(frozen=True)
-class Source:
-    """A folder or archive that holds CIFAR-10.
+class Source(NamedTuple):
+    """A folder or archive that holds CIFAR-10."""
 
-    Attributes:
-        name: its file name.
-        prefix: the folder inside the archive; None for a folder.
-    """
-
-    name: str
-    prefix: str | None
+    name: str  # of the file or folder
+    prefix: str | None  # the folder inside the archive; None for a folder
     parts: Mapping[str, Part]
 
 
@@ -93,10 +74,10 @@ def decode(source: Source, path: Path) -> Arrays:
     with progress(f"decode {source.name}", (TRAIN_BATCHES + 1) * IMAGES_PER_BATCH, "images") as advance:
         for name, content in files:
             part = source.parts[name]
-            rows = slice(part.first * IMAGES_PER_BATCH, part.first * IMAGES_PER_BATCH + part.images)
-            decoded = part.decode(content, part.images, f"{path}: {name}")
+            first, count = part.first * IMAGES_PER_BATCH, part.batches * IMAGES_PER_BATCH
+            decoded = part.decode(content, count, f"{path}: {name}")
             for kind, values in decoded.items():
-                arrays[f"{part.split}_{kind}"][rows] = values
+                arrays[f"{part.split}_{kind}"][first : first + count] = values
             advance(len(decoded.get("images", ())))
     return arrays
 
@@ -143,36 +124,25 @@ def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 total += member.size
-                _refuse_dangerous(path, member, total)
-                name = missing.get(member.name)
-                if name is None:
-                    continue
-                if member.size > limits[name]:
+                parts = PurePosixPath(member.name.replace("\\", "/")).parts
+                if ".." in parts or parts[:1] == ("/",):
+                    raise damaged(f"{path} is refused: member {member.name!r}", "leads out of the archive's folder")
+                if not (member.isreg() or member.isdir()):
+                    raise damaged(f"{path} is refused: member {member.name!r}", "is a link or a device")
+                limit = limits.get(missing.get(member.name, ""), LARGEST_ARCHIVE)
+                if not 0 <= member.size <= limit or total > LARGEST_ARCHIVE:
                     raise damaged(
-                        str(path), f"member {member.name} has {member.size:,} bytes of at most {limits[name]:,}"
+                        f"{path} is refused: member {member.name!r}", f"has {member.size:,} bytes, all so far {total:,}"
                     )
-                stream = tar.extractfile(member)
-                if stream is None:
-                    raise damaged(str(path), f"member {member.name} is not a regular file")
-                del missing[member.name]  # a second member of this name is ignored
-                yield name, stream.read(limits[name])
+                stream = tar.extractfile(member)  # None for a folder
+                if member.name in missing and stream is not None:
+                    yield missing.pop(member.name), stream.read(limit)  # a second member of this name is ignored
     except EOFError as error:
         raise damaged(str(path), "is truncated: the archive ends too early") from error
     except (tarfile.TarError, zlib.error, OSError) as error:
         raise damaged(str(path), f"is not a readable .tar.gz archive ({error})") from error
     if missing:
         raise damaged(str(path), f"lacks {', '.join(missing)}")
-
-
-def _refuse_dangerous(path: Path, member: tarfile.TarInfo, total: int) -> None:
-    """Refuse an archive with a member that CIFAR-10 cannot have; ``total`` is the size of all members so far."""
-    name = PurePosixPath(member.name.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts:
-        raise damaged(str(path), f"is refused: member {member.name!r} leads out of the archive's folder")
-    if not (member.isreg() or member.isdir()):
-        raise damaged(str(path), f"is refused: member {member.name!r} is a link or a device, not a regular file")
-    if member.size < 0 or total > LARGEST_ARCHIVE:
-        raise damaged(str(path), f"is refused: member {member.name!r} brings it to {total:,} bytes")
 
 
 def decode_batch(content: bytes, count: int, where: str) -> Arrays:

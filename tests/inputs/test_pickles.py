@@ -43,15 +43,11 @@ def test_exploits_are_refused_and_do_not_run(tmp_path, protocol, kind):
         assert witness.exists()
 
 
-@pytest.mark.parametrize(
-    "name", [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"numpy\nndarray.tofile", b"os\npopen"]
-)
+@pytest.mark.parametrize("name", ["numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile", "os popen"])
 def test_only_the_names_of_an_array_are_admitted(name):
-    data = (
-        b"\x80\x04\x8c" + bytes([name.index(b"\n")]) + name.replace(b"\n", b"\x8c" + bytes([len(name.split(b"\n")[1])]))
-    )
+    strings = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split())
     with pytest.raises(ExperimentError, match="is refused: it asks for"):
-        load_batch(data + b"\x93.", "batch")
+        load_batch(b"\x80\x04" + strings + b"\x93.", "batch")
 
 
 def test_exploit_in_a_folder_names_the_file(tiny, tmp_path):
@@ -101,8 +97,5 @@ def test_batches_written_again_by_python_3_decode(protocol, order):
     ],
 )
 def test_damaged_pickles_are_a_sentence(data):
-    if data.startswith(b"\x80\x02}U\x04data"):
-        assert load_batch(data, "batch").keys() == {b"data"}  # harmless; the decoder asks for an array
-        return
     with pytest.raises(ExperimentError, match="batch is a damaged pickle"):
         load_batch(data, "batch")
