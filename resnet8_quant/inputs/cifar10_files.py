@@ -124,8 +124,8 @@ def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 total += member.size
-                parts = PurePosixPath(member.name.replace("\\", "/")).parts
-                if ".." in parts or parts[:1] == ("/",):
+                place = PurePosixPath(member.name.replace("\\", "/"))
+                if place.is_absolute() or ".." in place.parts:
                     raise damaged(f"{path} is refused: member {member.name!r}", "leads out of the archive's folder")
                 if not (member.isreg() or member.isdir()):
                     raise damaged(f"{path} is refused: member {member.name!r}", "is a link or a device")

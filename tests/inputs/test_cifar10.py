@@ -23,13 +23,11 @@ from resnet8_quant.inputs.splits import array_digest
 
 
 def same(dataset: Dataset, tiny) -> bool:
-    arrays = {
-        "train_images": dataset.train.images,
-        "train_labels": dataset.train.labels,
-        "test_images": dataset.test.images,
-        "test_labels": dataset.test.labels,
-    }
-    return all(np.array_equal(array, tiny.array(name)) for name, array in arrays.items())
+    return all(
+        np.array_equal(getattr(getattr(dataset, split), kind), tiny.arrays[f"{split}_{kind}"])
+        for split in ("train", "test")
+        for kind in ("images", "labels")
+    )
 
 
 def no_decoding(*_: object) -> None:
@@ -66,7 +64,7 @@ def test_root_is_never_replaced_by_a_warm_cache(tiny, tmp_path):
     tiny.write("cifar-10-batches-py", tmp_path / "good")
     cache = tmp_path / "cache"
     cifar10.load_cifar10(str(tmp_path / "good"), cache)
-    images, _ = tiny.batches["test_batch"]
+    images = tiny.arrays["test_images"]
     images[0, 0, 4, 0] ^= 1
     tiny.write("cifar-10-batches-py", tmp_path / "bad")
     with pytest.raises(ExperimentError) as caught:

@@ -95,8 +95,8 @@ def test_an_archive_with_a_changed_byte_is_refused_or_gives_the_same_images(tiny
             dataset = cifar10.load_cifar10(folder, Path(folder) / "cache")
         except ExperimentError:
             return
-        np.testing.assert_array_equal(dataset.train.images, tiny.array("train_images"))
-        np.testing.assert_array_equal(dataset.test.labels, tiny.array("test_labels"))
+        np.testing.assert_array_equal(dataset.train.images, tiny.arrays["train_images"])
+        np.testing.assert_array_equal(dataset.test.labels, tiny.arrays["test_labels"])
 
 
 def test_files_of_a_folder_are_missing_or_too_large(tiny, tmp_path):

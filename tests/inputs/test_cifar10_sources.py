@@ -27,7 +27,7 @@ def test_every_source_decodes_to_the_same_arrays(tiny, tmp_path, name):
     assert arrays.keys() == cifar10_sources.ARRAYS.keys()
     for key, array in arrays.items():
         assert array.dtype == np.uint8
-        np.testing.assert_array_equal(array, tiny.array(key))
+        np.testing.assert_array_equal(array, tiny.arrays[key])
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -56,7 +56,7 @@ def test_origins_are_asked_in_order_until_one_delivers(tiny, tmp_path, monkeypat
     monkeypatch.setattr(cifar10_sources, "ORIGINS", origins)
     with caplog.at_level(logging.INFO):
         dataset = cifar10.load_cifar10(None, tmp_path / "cache")
-    assert (dataset.train.labels == tiny.array("train_labels")).all()
+    assert (dataset.train.labels == tiny.arrays["train_labels"]).all()
     assert "first did not deliver CIFAR-10: is closed" in caplog.messages
     assert not any("third" in message for message in caplog.messages)
     assert sorted(path.name for path in (tmp_path / "cache" / "cifar10").iterdir()) == [

@@ -59,20 +59,16 @@ def test_it_is_fetched_and_converted_once(served: Path, conversions: list[Path],
     assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
 
 
-def test_another_content_is_refused_and_leaves_nothing(served: Path, conversions: list[Path], tmp_path: Path) -> None:
-    served.write_bytes(b"something else")
-    with pytest.raises(ExperimentError, match="hash") as caught:
+@pytest.mark.parametrize(("content", "message"), [(b"something else", "hash"), (None, "404")])
+def test_another_file_or_none_is_refused_and_leaves_nothing(
+    served: Path, conversions: list[Path], tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    served.unlink() if content is None else served.write_bytes(content)
+    with pytest.raises(ExperimentError, match=message) as caught:
         reference.reference_model(None, tmp_path / "cache")
     assert "model.source=" in caught.value.remedy
     assert not conversions
-    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
-
-
-def test_no_file_names_the_remedy(served: Path, tmp_path: Path) -> None:
-    served.unlink()
-    with pytest.raises(ExperimentError, match="404") as caught:
-        reference.reference_model(None, tmp_path / "cache")
-    assert "model.source=" in caught.value.remedy
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
 
 
 def test_a_damaged_download_or_conversion_is_made_again(conversions: list[Path], tmp_path: Path) -> None:
