@@ -25,33 +25,21 @@ from resnet8_quant.inputs.keras_import import LAYERS, convert_h5
 Array = NDArray[Any]
 Weights = dict[str, dict[str, Array]]  # layer name -> weight name -> value
 
-# ---------------------------------------------------------------- the oracle: NHWC, float64, plain loops
+# ---------------------------------------------------------------- the oracle: NumPy, NHWC, float64
 
 
-def pad_same(x: Array, kernel: Any, strides: Any, dilation: Any, fill: float) -> Array:
-    pads = [(0, 0)]
-    for size, k, s, d in zip(x.shape[1:3], kernel, strides, dilation, strict=True):
-        extent = d * (k - 1) + 1
-        total = max(extent - s, 0) if size % s == 0 else max(extent - size % s, 0)  # as TensorFlow documents it
-        pads.append((total // 2, total - total // 2))
-    return np.pad(x, [*pads, (0, 0)], constant_values=fill)
-
-
-def windows(x: Array, config: dict[str, Any], kernel: Any, strides: Any, fill: float) -> list[list[Array]]:
-    """Rows of windows [N, kernel height, kernel width, C]."""
+def windows(x: Array, config: dict[str, Any], kernel: Any, strides: Any, fill: float) -> Array:
+    """[N, rows, columns, C, kernel height, kernel width], with padding as TensorFlow documents it."""
     dilation = config.get("dilation_rate", [1, 1])
+    extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if config.get("padding", "valid") == "same":
-        x = pad_same(x, kernel, strides, dilation, fill)
-    (kh, kw), (sh, sw), (dh, dw) = kernel, strides, dilation
-    eh, ew = dh * (kh - 1) + 1, dw * (kw - 1) + 1
-    return [
-        [x[:, i : i + eh : dh, j : j + ew : dw] for j in range(0, x.shape[2] - ew + 1, sw)]
-        for i in range(0, x.shape[1] - eh + 1, sh)
-    ]
-
-
-def slide(rows: list[list[Array]], function: Callable[[Array], Array]) -> Array:
-    return np.stack([np.stack([function(w) for w in row], 1) for row in rows], 1)
+        pads = [(0, 0)]
+        for size, extent, s in zip(x.shape[1:3], extents, strides, strict=True):
+            total = max(extent - s, 0) if size % s == 0 else max(extent - size % s, 0)
+            pads.append((total // 2, total - total // 2))
+        x = np.pad(x, [*pads, (0, 0)], constant_values=fill)
+    view = np.lib.stride_tricks.sliding_window_view(x, extents, (1, 2))
+    return view[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
 
 
 def activate(x: Array, kind: str) -> Array:
@@ -63,24 +51,16 @@ def activate(x: Array, kind: str) -> Array:
 
 def conv(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
     groups, kernel = c.get("groups", 1), w["kernel"].astype(np.float64)
-    rows = windows(x, c, c["kernel_size"], c["strides"], 0.0)
-    ins, outs = kernel.shape[2], kernel.shape[3] // groups
-
-    def one(window: Array) -> Array:
-        parts = [
-            np.einsum("nhwc,hwco->no", window[..., g * ins : (g + 1) * ins], kernel[..., g * outs : (g + 1) * outs])
-            for g in range(groups)
-        ]
-        return np.concatenate(parts, -1) + w.get("bias", np.zeros(1))
-
-    return activate(slide(rows, one), c.get("activation", "linear"))
+    patches = windows(x, c, c["kernel_size"], c["strides"], 0.0)
+    parts = zip(np.split(patches, groups, 3), np.split(kernel, groups, 3), strict=True)
+    y = np.concatenate([np.einsum("nhwcij,ijco->nhwo", *part) for part in parts], -1)
+    return activate(y + w.get("bias", np.zeros(1)), c.get("activation", "linear"))
 
 
 def depthwise(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
     kernel = next(value for name, value in w.items() if "kernel" in name).astype(np.float64)
-    rows = windows(x, c, c["kernel_size"], c["strides"], 0.0)
-    y = slide(rows, lambda p: np.einsum("nhwc,hwcm->ncm", p, kernel).reshape(len(p), -1) + w.get("bias", np.zeros(1)))
-    return activate(y, c.get("activation", "linear"))
+    y = np.einsum("nhwcij,ijcm->nhwcm", windows(x, c, c["kernel_size"], c["strides"], 0.0), kernel)
+    return activate(y.reshape(*y.shape[:3], -1) + w.get("bias", np.zeros(1)), c.get("activation", "linear"))
 
 
 def batch_normalization(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
@@ -88,13 +68,8 @@ def batch_normalization(c: dict[str, Any], w: dict[str, Array], x: Array) -> Arr
     return np.asarray(normal * w.get("gamma", np.ones(1)) + w.get("beta", np.zeros(1)))
 
 
-def average_pool(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
-    rows = windows(x, c, c["pool_size"], c["strides"] or c["pool_size"], np.nan)
-    return slide(rows, lambda p: np.nanmean(p, (1, 2)))
-
-
-def max_pool(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
-    return slide(windows(x, c, c["pool_size"], c["strides"] or c["pool_size"], -np.inf), lambda p: p.max((1, 2)))
+def pool(function: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda c, w, x: function(windows(x, c, c["pool_size"], c["strides"] or c["pool_size"], np.nan), (4, 5))
 
 
 FORWARD: dict[str, Callable[..., Array]] = {
@@ -105,8 +80,8 @@ FORWARD: dict[str, Callable[..., Array]] = {
     "ReLU": lambda c, w, x: np.clip(x, 0, c["max_value"]),
     "Softmax": lambda c, w, x: activate(x, "softmax"),
     "Add": lambda c, w, *xs: sum(xs[1:], xs[0]),
-    "AveragePooling2D": average_pool,
-    "MaxPooling2D": max_pool,
+    "AveragePooling2D": pool(np.nanmean),
+    "MaxPooling2D": pool(np.nanmax),
     "GlobalAveragePooling2D": lambda c, w, x: x.mean((1, 2), keepdims=c.get("keepdims", False)),
     "Flatten": lambda c, w, x: x.reshape(len(x), -1),
     "Dropout": lambda c, w, x: x,
@@ -154,21 +129,17 @@ def keras3(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """The same functional model as Keras 3 writes it."""
     entries = []
     for entry in layers:
+        config = {{"batch_input_shape": "batch_shape"}.get(key, key): value for key, value in entry["config"].items()}
         tensors = [
             {"class_name": "__keras_tensor__", "config": {"shape": [], "keras_history": tensor[:3]}}
             for node in entry["inbound_nodes"]
             for tensor in node
         ]
         nodes = [{"args": tensors if len(tensors) == 1 else [tensors], "kwargs": {"mask": None}}] if tensors else []
-        config = dict(entry["config"])
-        if "batch_input_shape" in config:
-            config["batch_shape"] = config.pop("batch_input_shape")
-        entries.append({**entry, "module": "keras.layers", "registered_name": None, "config": config})
-        entries[-1]["inbound_nodes"] = nodes
+        entries.append(entry | {"registered_name": None, "config": config, "inbound_nodes": nodes})
     model = functional(entries)
-    model["config"]["input_layers"], model["config"]["output_layers"] = (
-        model["config"][key][0] for key in ("input_layers", "output_layers")
-    )
+    for end in ("input_layers", "output_layers"):
+        model["config"][end] = model["config"][end][0]
     return model
 
 
@@ -198,9 +169,8 @@ def run(path: Path, images: Array) -> Array:
     assert model.ir_version == 10
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 21)]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert [i.name for i in session.get_inputs()] == ["image"]
-    assert session.get_inputs()[0].shape == ["batch", *images.shape[1:]]
-    assert session.get_outputs()[0].shape[0] == "batch"
+    (image,), (scores,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape, scores.shape[0]) == ("image", ["batch", *images.shape[1:]], "batch")
     (output,) = session.run(["probabilities"], {"image": images.astype(np.float32)})
     return np.asarray(output)
 
@@ -216,35 +186,32 @@ def check(path: Path, layers: list[dict[str, Any]], weights: Weights, model: Any
 
 # ---------------------------------------------------------------- every layer
 
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
-    "batch norm": (
-        "BatchNormalization",
-        {"axis": [3], "epsilon": 0.01},
-        {"gamma": (4,), "beta": (4,), "moving_mean": (4,), "moving_variance": (4,)},
-    ),
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "batch norm": ("BatchNormalization", {"axis": [3], "epsilon": 0.01}, NORM),
     "batch norm plain": (
         "BatchNormalization",
         {"axis": -1, "epsilon": 0.001, "scale": False, "center": False},
-        {"moving_mean": (4,), "moving_variance": (4,)},
+        NORM[2:],
     ),
-    "relu": ("Activation", {"activation": "relu"}, {}),
-    "relu6": ("Activation", {"activation": "relu6"}, {}),
-    "linear": ("Activation", {"activation": "linear"}, {}),
-    "softmax of an image": ("Activation", {"activation": "softmax"}, {}),
-    "ReLU": ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, {}),
-    "ReLU capped": ("ReLU", {"max_value": 2.5}, {}),
-    "Softmax": ("Softmax", {"axis": -1}, {}),
-    "global average pool": ("GlobalAveragePooling2D", {"keepdims": True}, {}),
-    "dropout": ("Dropout", {"rate": 0.5}, {}),
-    "zero padding": ("ZeroPadding2D", {"padding": [[0, 1], [2, 3]]}, {}),
+    "relu": ("Activation", {"activation": "relu"}, ()),
+    "relu6": ("Activation", {"activation": "relu6"}, ()),
+    "linear": ("Activation", {"activation": "linear"}, ()),
+    "softmax of an image": ("Activation", {"activation": "softmax"}, ()),
+    "ReLU": ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, ()),
+    "ReLU capped": ("ReLU", {"max_value": 2.5}, ()),
+    "Softmax": ("Softmax", {"axis": -1}, ()),
+    "global average pool": ("GlobalAveragePooling2D", {"keepdims": True}, ()),
+    "dropout": ("Dropout", {"rate": 0.5}, ()),
+    "zero padding": ("ZeroPadding2D", {"padding": [[0, 1], [2, 3]]}, ()),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_layer_equals_numpy(tmp_path: Path, case: str) -> None:
-    class_name, config, shapes = CASES[case]
+    class_name, config, weights = CASES[case]
     layers = [image(7, 6, 4), layer(class_name, "tested", "input", **config), layer("Flatten", "flatten", "tested")]
-    check(tmp_path / "model.h5", layers, random_weights("tested", shapes) if shapes else {})
+    check(tmp_path / "model.h5", layers, random_weights("tested", dict.fromkeys(weights, (4,))) if weights else {})
 
 
 PAIRS = st.lists(st.integers(1, 3), min_size=2, max_size=2)
@@ -312,12 +279,11 @@ def residual_net() -> tuple[list[dict[str, Any]], Weights]:
         layer("BatchNormalization", "bn2", "hidden", axis=[1], epsilon=0.001, scale=False),
         layer("Dense", "probabilities", "bn2", units=4, activation="softmax"),
     ]
-    norm = ("gamma", "beta", "moving_mean", "moving_variance")
     weights = {
         **random_weights("image", {"kernel": (3, 3, 3, 5), "bias": (5,)}),
-        **random_weights("block/bn", dict.fromkeys(norm, (5,))),
+        **random_weights("block/bn", dict.fromkeys(NORM, (5,))),
         **random_weights("hidden", {"kernel": (60, 7)}),
-        **random_weights("bn2", dict.fromkeys(norm[1:], (7,))),
+        **random_weights("bn2", dict.fromkeys(NORM[1:], (7,))),
         **random_weights("probabilities", {"kernel": (7, 4), "bias": (4,)}),
     }
     return layers, weights
