@@ -26,7 +26,7 @@ LARGEST_FILE = 500 * 2**20  # bytes; this is a tool for small networks
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FloatModel:
     """A float classifier, ready for quantization.
 
@@ -47,6 +47,11 @@ class FloatModel:
     def proto(self) -> onnx.ModelProto:
         """A fresh ModelProto, which the caller may change."""
         return onnx.load_from_string(self.serialized)
+
+    def __repr__(self) -> str:
+        spec = self.input_spec
+        size = "x".join(map(str, spec.shape))
+        return f"FloatModel({self.name!r}, {len(self.serialized):,} bytes, images of {size}, {spec.classes} classes)"
 
 
 def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: int, cache: Path) -> FloatModel:

@@ -1,4 +1,4 @@
-"""The MLPerf Tiny reference weights: found or fetched, converted from Keras h5, cached by digest.
+"""The MLPerf Tiny reference weights: from a path or the network, converted from Keras h5, cached by digest.
 
 In: ``model.source`` (a path) or nothing. Out: a name for the table and the path of a converted ONNX file.
 The network: Banbury et al., MLPerf Tiny Benchmark, arXiv 2106.07597.

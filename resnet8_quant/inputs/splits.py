@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from resnet8_quant.files import sha256_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Images and their labels, in a fixed order.
 
@@ -23,8 +23,11 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        return f"<{len(self.labels):,} images of {'x'.join(map(str, self.images.shape[1:]))}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A training split (calibration draws from it) and a test split (accuracy is measured on it).
 
@@ -43,6 +46,9 @@ class Dataset:
     def classes(self) -> int:
         """Number of classes: the largest label of both splits, plus one."""
         return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, train={self.train}, test={self.test}, {self.classes} classes)"
 
 
 def array_digest(array: NDArray[Any]) -> str:

@@ -137,6 +137,7 @@ def test_a_changed_file_is_read_again(classifier, tmp_path):
 
 def test_proto_is_fresh(tmp_path):
     model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
+    assert repr(model) == f"FloatModel('resnet8', {len(model.serialized):,} bytes, images of 32x32x3, 10 classes)"
     model.proto().graph.ClearField("node")
     assert len(model.proto().graph.node) > 0
 

@@ -31,6 +31,11 @@ def test_digest_depends_on_every_array_and_its_shape_and_not_on_the_name():
     assert digested("another name", base, base).digest == digested("x", base, base).digest
 
 
+def test_repr_fits_a_terminal():
+    dataset = digested("x", split([0, 1]), split([4, 2]))
+    assert repr(dataset) == "Dataset('x', train=<2 images of 4x5x3>, test=<2 images of 4x5x3>, 5 classes)"
+
+
 def test_array_digest_is_the_sha256_of_the_raw_bytes():
     images = split([3, 2]).images
     assert array_digest(images) == hashlib.sha256(images.tobytes()).hexdigest()
