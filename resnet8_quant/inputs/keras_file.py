@@ -38,7 +38,8 @@ class Layer:
     """One layer of the config; its methods raise ``Refused`` for an attribute or weight that is not as expected.
 
     Attributes:
-        inbound: the calls of the layer, as Keras 2 writes them: one list for each, of [layer, node, tensor, arguments].
+        inbound: the calls of the layer, as Keras 2 writes them: for each a list of [layer, node, tensor, arguments],
+            where the arguments may be missing.
         weights: the file's group ``model_weights``.
     """
 
@@ -82,16 +83,19 @@ class Layer:
 
     def inputs(self) -> list[str]:
         """Names of the layers whose outputs this layer takes."""
-        if not isinstance(self.inbound, list) or len(self.inbound) > 1:
-            raise Refused(f"`inbound_nodes` is {shown(self.inbound)}; supported: a layer that is called once")
+        match self.inbound:
+            case [] | [[*_]]:
+                tensors = self.inbound[0] if self.inbound else []
+            case _:
+                raise Refused(f"`inbound_nodes` is {shown(self.inbound)}; supported: a layer that is called once")
         names = []
-        for tensor in self.inbound[0] if self.inbound and isinstance(self.inbound[0], list) else self.inbound:
+        for tensor in tensors:
             match tensor:
-                case [str(name), 0, 0, {**arguments}]:
+                case [str(name), 0, 0, *calls] if all(isinstance(call, dict) for call in calls):
                     names.append(name)
                 case _:
                     raise Refused(f"its input {shown(tensor)} is not the only output of a layer")
-            for key, value in arguments.items():
+            for key, value in (item for call in calls for item in call.items()):
                 # training=False is what a frozen backbone is called with; training=True would change every prediction
                 if value is not None and not (key == "training" and value is False):
                     raise Refused(f"it is called with {shown(key)} = {shown(value)}")
