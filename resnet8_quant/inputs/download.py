@@ -16,6 +16,7 @@ from typing import IO
 
 import pooch
 import requests
+from urllib3.exceptions import HTTPError
 
 from resnet8_quant.files import sha256_file, unwritable
 from resnet8_quant.progress import progress
@@ -45,13 +46,15 @@ def fetch(url: str, path: Path, digest: str, size: int) -> None:
 
     def download(url: str, output: str, _: object) -> None:
         received = 0
+        headers = {"Accept-Encoding": "identity"}
         with (
-            requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response,
+            requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response,
             open(output, "wb") as file,
             progress(f"fetch {path.name}", size, "bytes") as advance,
         ):
             response.raise_for_status()
-            for chunk in response.iter_content(CHUNK):
+            # As they are sent: some servers call a .tar.gz a tar with the encoding gzip, which would be unpacked here.
+            for chunk in response.raw.stream(CHUNK, decode_content=False):
                 received += len(chunk)
                 if received > size:
                     raise FetchError(f"{url} sends more than the expected {size:,} bytes")
@@ -61,7 +64,7 @@ def fetch(url: str, path: Path, digest: str, size: int) -> None:
     pooch.get_logger().setLevel("WARNING")  # it announces each download, with a handler of its own
     try:
         pooch.retrieve(url, digest, path.name, path.parent, downloader=download)
-    except (requests.RequestException, ValueError) as error:  # ValueError: another digest, an invalid URL
+    except (requests.RequestException, HTTPError, ValueError) as error:  # ValueError: another digest, an invalid URL
         # What requests says of a failed connection is the state of its pool first, then the reason.
         reason = getattr(error.args[0], "reason", error) if error.args else type(error).__name__
         raise FetchError(f"{url}: {str(reason).rpartition('): ')[2]}") from error
