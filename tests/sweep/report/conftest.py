@@ -30,19 +30,19 @@ def data() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def float_answers(data: Dataset) -> np.ndarray:
+def float_predictions(data: Dataset) -> np.ndarray:
     return _changed(data.test.labels, 120, 0)
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRun:
+def make_run(tmp_path: Path, data: Dataset, float_predictions: np.ndarray) -> MakeRun:
     """A function that makes the run number N with ``wrong`` more images wrong than float."""
 
     def make(number: int, overrides: str, wrong: int, draw: int = 0, **changes: object) -> Path:
         folder = tmp_path / "sweep" / f"{number}_x"
         folder.mkdir(parents=True)
         labels = data.test.labels
-        answers = float_answers.copy()
+        answers = float_predictions.copy()
         hit = np.random.default_rng(draw).permutation(np.flatnonzero(answers == labels))[:wrong]
         answers[hit] = (labels[hit] + 1) % 10
         right = answers == labels
@@ -60,7 +60,7 @@ def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRu
             accuracy=int(right.sum()) / len(labels),
             accuracy_ci_low=low,
             accuracy_ci_high=high,
-            float_accuracy=float(np.mean(float_answers == labels)),
+            float_accuracy=float(np.mean(float_predictions == labels)),
             accuracy_delta=-wrong / len(labels),
             flips_to_wrong=wrong,
             flips_to_right=0,
@@ -79,8 +79,8 @@ def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRu
             started_utc="2026-01-01T00:00:00Z",
         )
         np.save(folder / "predictions.npy", answers)
-        np.save(folder / "float_predictions.npy", float_answers)
-        _tables(folder, labels, answers, float_answers, quantized)
+        np.save(folder / "float_predictions.npy", float_predictions)
+        _tables(folder, labels, answers, float_predictions, quantized)
         record = {"config": {"data": {"kind": "sample"}, "latency": {"runs": 5}}, "versions": {"numpy": "2.0"}}
         (folder / "run.json").write_text(json.dumps(record))
         results.write(dataclasses.replace(row, **changes), folder)  # type: ignore[arg-type]
