@@ -16,6 +16,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from resnet8_quant import results
@@ -116,11 +117,18 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
 
 def settings(row: RunResult) -> dict[str, str]:
     """{key: value} of the overrides that a run was started with, if they can be read, and of its config.* columns."""
+    return dict(_key_values(row.overrides or "")) | config_columns(row)
+
+
+@cache
+def _key_values(overrides: str) -> tuple[tuple[str, str], ...]:
+    """Keys and values of a line of overrides; kept, because a report asks for them once for each of its plots."""
     try:
-        words = shlex.split(row.overrides or "")
+        words = shlex.split(overrides)
     except ValueError:  # an open quote
-        words = []
-    return dict(word.split("=", 1) for word in words if "=" in word) | config_columns(row)
+        return ()
+    pairs = (word.partition("=") for word in words if "=" in word)
+    return tuple((key, value) for key, _, value in pairs)
 
 
 def config_columns(row: RunResult) -> dict[str, str]:
