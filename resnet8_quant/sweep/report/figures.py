@@ -126,7 +126,9 @@ def scatter(
     }
     place = {"data": {"values": list(recommended)}, "encoding": {"x": x, "y": y, "tooltip": {"field": "hover"}}}
     ring = {"type": "point", "filled": False, "size": 320, "strokeWidth": 2.5, "color": PALETTE[0], "clip": True}
-    name = {"type": "text", "text": "recommended", "dy": -16, "color": PALETTE[0], "fontWeight": "bold"}
+    left = bool(recommended) and recommended[0]["x"] < (min(xs) + max(xs)) / 2
+    beside: Row = {"align": "left", "dx": 12} if left else {"align": "right", "dx": -12}
+    name = {"type": "text", "text": "recommended", "dy": -12, "color": PALETTE[0], "fontWeight": "bold", **beside}
     layers = [line, drawn, place | {"mark": ring}, place | {"mark": name}, *_level(level, y)]
     return {"layer": layers, "height": 380, **_all_runs(y_range)}
 
@@ -219,17 +221,19 @@ ZOOM: Row = {
 }
 
 
+def _is_log(values: Sequence[float]) -> bool:
+    return max(values, default=1) > LOG_RATIO * min(values, default=1) > 0
+
+
 def _x_scale(values: Sequence[float]) -> Row:
-    common = {"nice": False, "padding": 12}
-    if max(values, default=1) > LOG_RATIO * min(values, default=1) > 0:
-        return {"type": "log", **common}
-    return {"type": "linear", "zero": False, **common}
+    return {"type": "log", "nice": False, "padding": 12} if _is_log(values) else {"zero": False, "padding": 12}
 
 
 def _x_axis(values: Sequence[float]) -> Row:
-    """Labels at the values themselves where they are few."""
+    """Where the axis is logarithmic and the values are few, labels at the values themselves."""
     distinct = sorted(set(values))
-    return {"values": distinct, "format": ",.4~g"} if len(distinct) <= MAX_TICKS else {"format": ",.4~g"}
+    at_values = _is_log(values) and len(distinct) <= MAX_TICKS
+    return {"values": distinct, "format": ",.4~g"} if at_values else {"format": ",.4~g"}
 
 
 def _shapes(series: Sequence[str]) -> list[str]:
@@ -238,7 +242,7 @@ def _shapes(series: Sequence[str]) -> list[str]:
 
 def _y_scale(points: Sequence[Row], y_range: tuple[float, float] | None) -> Row:
     if y_range is None:
-        return {"zero": False, "padding": 8}
+        return {"zero": False, "padding": 16}
     lowest = min(point["y"] for point in points)
     return {"zero": False, "domainMin": {"expr": f"all_runs ? {lowest - 1} : {y_range[0]}"}, "domainMax": y_range[1]}
 
@@ -255,11 +259,11 @@ def _level(level: tuple[str, float] | None, y: Row) -> list[Row]:
         return []
     name, height = level
     data = {"values": [{"y": height, "name": name}]}
-    text = {"type": "text", "align": "left", "dy": 9, "fontSize": 11, "color": GREY, "clip": True}
+    text = {"type": "text", "align": "right", "dx": -4, "dy": -7, "fontSize": 11, "color": GREY, "clip": True}
     rule = {"type": "rule", "strokeDash": [5, 4], "color": GREY, "clip": True}
     return [
         {"data": data, "mark": rule, "encoding": {"y": y}},
-        {"data": data, "mark": text, "encoding": {"y": y, "x": {"value": 4}, "text": {"field": "name"}}},
+        {"data": data, "mark": text, "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "name"}}},
     ]
 
 
