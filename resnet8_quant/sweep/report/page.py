@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from resnet8_quant import terminal
 from resnet8_quant.errors import missing_extra
 from resnet8_quant.files import replacing
+from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report import plots, tables
 from resnet8_quant.sweep.report.evidence import Evidence, gather
@@ -157,6 +160,8 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"percent": terminal.percent, "bytes": terminal.size, "mean": fmean, "points": _points}
+    environment.globals |= {"mark": portability.mark, "in_default_session": portability.in_default_session}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     assets = files("resnet8_quant.sweep.report") / "templates"
     module, module_style = datatables or ("", "")
@@ -166,6 +171,7 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
         left_out=[section for section in parts if section.missing],
         specs={plot.key: plot.spec for section in parts for plot in section.plots},
         themes=themes(),
+        mark_note=portability.NOTE,
         policy=POLICY,
         plots_need=missing_extra("vl-convert-python", "report").remedy,
         style=Markup((assets / "style.css").read_text(encoding="utf-8")),
@@ -187,6 +193,10 @@ def datatables() -> tuple[str, str] | None:
         return None
     folder = Path(package.submodule_search_locations[0]) / "html"
     return tuple((folder / f"dt_bundle.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))  # type: ignore
+
+
+def _points(ratio: float) -> str:
+    return terminal.points(ratio).replace("-", "\N{MINUS SIGN}")
 
 
 def _subject(jobs: Sequence[Job]) -> str:

@@ -98,7 +98,7 @@ class Recommendation:
     Attributes:
         model: recommended.
         best: the most accurate model.
-        rule: in words.
+        paired: whether paired tests decided what qualifies.
         qualified: how many models are not worse than the best.
         portable: how many of these compute the same on every CPU; 0: ``model`` is chosen among all that qualify.
         compared: out of how many.
@@ -108,7 +108,7 @@ class Recommendation:
 
     model: Model
     best: Model
-    rule: str
+    paired: bool
     qualified: int
     portable: int
     compared: int
@@ -118,6 +118,11 @@ class Recommendation:
     @property
     def job(self) -> Job:
         return self.model.job
+
+    @property
+    def rule(self) -> str:
+        """By which the model was chosen, in words."""
+        return (PAIRED if self.paired else UNPAIRED) + PORTABLE + CHOICE
 
     def test_of(self, job: Job) -> PairedTest | None:
         """The test of the model that ``job`` made against the best."""
@@ -131,12 +136,13 @@ def recommend(evidence: Evidence) -> Recommendation | None:
         return None
     best = min(models, key=lambda model: model.quality)
     tests = tests_against_best(evidence, models)
-    if evidence.labels is None or best.predictions is None:
-        condition, compared = UNPAIRED, models
+    paired = evidence.labels is not None and best.predictions is not None
+    if not paired:
+        compared = models
         bar = best.job.row.accuracy_ci_low
         qualified = [model for model in models if model is best or (bar is not None and model.accuracy >= bar)]
     else:
-        condition, compared = PAIRED, [model for model in models if model.predictions is not None]
+        compared = [model for model in models if model.predictions is not None]
         worse = {id(test.model) for test in tests if test.holm < LEVEL}
         qualified = [model for model in compared if id(model) not in worse]
     portable = [model for model in qualified if is_portable(model.job.row)]
@@ -144,8 +150,7 @@ def recommend(evidence: Evidence) -> Recommendation | None:
     if quantized and not any(model.job.row.calibration_method for model in portable):
         portable = []  # the float model computes the same everywhere, and is not what was asked for
     chosen, timed = choose(portable or qualified)
-    rule = condition + PORTABLE + CHOICE
-    return Recommendation(chosen, best, rule, len(qualified), len(portable), len(compared), timed, tests)
+    return Recommendation(chosen, best, paired, len(qualified), len(portable), len(compared), timed, tests)
 
 
 def distinct_models(evidence: Evidence) -> list[Model]:
