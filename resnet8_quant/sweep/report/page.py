@@ -26,13 +26,15 @@ from resnet8_quant.sweep.report.figures import Plot, themes, vega_script, write_
 from resnet8_quant.sweep.report.flips import flipped
 from resnet8_quant.sweep.report.headline import headline
 from resnet8_quant.sweep.report.provenance import provenance
-from resnet8_quant.sweep.report.recommendation import Recommendation, recommend
+from resnet8_quant.sweep.report.recommendation import LEVEL, Recommendation, recommend
 
 log = logging.getLogger(__name__)
 
 # Whatever a run's text might have smuggled in, the page can neither load nor send anything. DataTables is a module,
 # which only an address can name: one that holds it (data:).
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' data:; img-src data: blob:"
+MAX_TESTS = 60
+MAX_FAILURES = 50
 RUNS_NOTE = (
     "Click a heading to sort. The search box looks for words everywhere; “Conditions” filters by columns, such as "
     "Top-1 greater than 87; “Columns” shows more of them."
@@ -47,7 +49,7 @@ class Section:
         key: its anchor, and the macro of the template that shows ``content``.
         title: its heading.
         plots: where ``one_at_a_time`` is set, a list chooses one of them.
-        content: what it says besides: a `Headline`, a `Table`, flipped images, failures or facts.
+        content: what the macro takes: a `Headline`, a `Recommendation`, a `Table`, flipped images, runs or facts.
         note: sentence below the heading.
         missing: why it is left out; empty: it is not.
     """
@@ -92,9 +94,11 @@ def sections(jobs: Sequence[Job]) -> list[Section]:
         parts += _plots(evidence, recommendation)
         parts.append(_significance(evidence, recommendation))
     if failed := sum(not job.ok for job in jobs):
-        rest = failed - tables.MAX_FAILURES
-        note = f"The first {tables.MAX_FAILURES} of {failed}; the table has all." if rest > 0 else ""
-        parts.append(Section("failed", "Failed runs", content=tables.failures(jobs), note=note))
+        rest = failed - MAX_FAILURES
+        note = f"The first {MAX_FAILURES} of {failed}; the table has all." if rest > 0 else ""
+        parts.append(
+            Section("failed", "Failed runs", content=[job for job in jobs if not job.ok][:MAX_FAILURES], note=note)
+        )
     cut = f" The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
     note = RUNS_NOTE + (cut if len(jobs) > tables.MAX_ROWS else "")
     parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, recommendation), note=note))
@@ -136,12 +140,12 @@ def _significance(evidence: Evidence, recommendation: Recommendation) -> Section
     if not count:
         reason = evidence.missing.get("labels", "there are no two models with predictions of the same images")
         return Section("significance", title, missing=reason)
-    shown = f" The {tables.MAX_TESTS} most accurate are listed." if count > tables.MAX_TESTS else ""
+    shown = f" The {MAX_TESTS} most accurate are listed." if count > MAX_TESTS else ""
     note = (
         "Exact McNemar test of each model against the most accurate one on the same images; p is corrected by Holm for "
         f"{count} comparisons. Runs that made the same model count once.{shown}"
     )
-    return Section("significance", title, content=tables.significance(recommendation), note=note)
+    return Section("significance", title, content=recommendation, note=note)
 
 
 def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, datatables: tuple[str, str] | None) -> str:
@@ -161,7 +165,9 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": terminal.percent, "bytes": terminal.size, "mean": fmean, "points": _points}
+    environment.filters |= {"p_value": tables.p_value, "shortened": tables.shortened}
     environment.globals |= {"mark": portability.mark, "in_default_session": portability.in_default_session}
+    environment.globals |= {"notes_on": portability.notes, "level": LEVEL, "max_tests": MAX_TESTS}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     assets = files("resnet8_quant.sweep.report") / "templates"
     module, module_style = datatables or ("", "")

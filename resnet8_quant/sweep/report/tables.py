@@ -1,6 +1,6 @@
-"""The tables of the page: every run with all that varies, significance against the best, failed runs.
+"""The table of all runs: the settings that vary, the main measurements, then every other column that varies.
 
-In: runs and a `Recommendation`. Out: `Table`s of plain text, which the template turns into markup.
+In: runs and a `Recommendation`. Out: a `Table` of plain text, which the template turns into markup.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from resnet8_quant import results, terminal
 from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.report.evidence import number
-from resnet8_quant.sweep.report.recommendation import LEVEL, PairedTest, Recommendation
+from resnet8_quant.sweep.report.recommendation import Recommendation
 
-MAX_TESTS = 60
 MAX_ROWS = 2000
-MAX_FAILURES = 50
 MAX_SETTINGS = 16
 MAX_CELL = 400  # characters
 # Columns that every table of runs has; the others appear where they vary.
@@ -65,7 +63,7 @@ class Table(NamedTuple):
 
 
 def all_runs(jobs: Sequence[Job], recommendation: Recommendation | None) -> Table:
-    """Every run: the settings that vary, the main measurements, then every other column that varies."""
+    """Every run of ``jobs``, at most MAX_ROWS."""
     keys = varied(jobs)[:MAX_SETTINGS]
     fixed = [*FIXED]
     fixed += DEFAULT_SESSION if any(job.row.default_session_accuracy is not None for job in jobs) else ()
@@ -93,51 +91,12 @@ def all_runs(jobs: Sequence[Job], recommendation: Recommendation | None) -> Tabl
                 _status(job, recommendation),
                 *(_setting(setting.get(key)) for key in keys),
                 *(_fixed(job, name) for name in fixed),
-                *([Cell("") if test is None else Cell(_p(test.holm), test.holm)] if tests else []),
+                *([Cell("") if test is None else Cell(p_value(test.holm), test.holm)] if tests else []),
                 *(_value(getattr(job.row, name)) for name in more),
                 Cell(shortened(job.folder)),
             ]
         )
     return Table(columns, rows, portability.notes(jobs[:MAX_ROWS]))
-
-
-def significance(recommendation: Recommendation) -> Table:
-    """The models by falling accuracy with their test against the best."""
-    columns = (
-        Column("Run", "run"),
-        Column("Settings", "settings"),
-        Column("Top-1, %", "accuracy", True),
-        Column("Points to best", "difference", True),
-        Column("Only best right", "to_wrong", True),
-        Column("Only this right", "to_right", True),
-        Column("p", "p", True),
-        Column("p, Holm", "holm", True),
-        Column("Verdict", "verdict"),
-    )
-    best, tests = recommendation.best.job, recommendation.tests[:MAX_TESTS]
-    rows = [[*_run(best), _fixed(best, "accuracy"), *[Cell("")] * 5, Cell("the best")]]
-    rows += [_test(test, best) for test in tests]
-    return Table(columns, rows, portability.notes([best, *(test.model.job for test in tests)]))
-
-
-def _test(test: PairedTest, best: Job) -> list[Cell]:
-    difference = 100 * (test.model.accuracy - (best.row.accuracy or 0.0))
-    return [
-        *_run(test.model.job),
-        _fixed(test.model.job, "accuracy"),
-        Cell(f"{difference:+.2f}" if difference else "0.00", difference),
-        Cell(f"{test.to_wrong:,}", test.to_wrong),
-        Cell(f"{test.to_right:,}", test.to_right),
-        Cell(_p(test.p), test.p),
-        Cell(_p(test.holm), test.holm),
-        Cell("worse" if test.holm < LEVEL else "not significantly worse"),
-    ]
-
-
-def failures(jobs: Sequence[Job]) -> list[tuple[str, str, str]]:
-    """The failed runs, at most MAX_FAILURES: label, settings, reason."""
-    failed = [job for job in jobs if not job.ok]
-    return [(job.label, shortened(job.choices), shortened(job.row.error or "")) for job in failed[:MAX_FAILURES]]
 
 
 def shortened(text: str, longest: int = MAX_CELL) -> str:
@@ -151,10 +110,6 @@ def _status(job: Job, recommendation: Recommendation | None) -> Cell:
     if recommendation is not None and any(run is job for run in recommendation.model.runs):
         return Cell("same model as recommended")
     return Cell(job.row.status, style="" if job.ok else "failed")
-
-
-def _run(job: Job) -> tuple[Cell, Cell]:
-    return Cell(shortened(job.label), job.number), Cell(shortened(job.choices))
 
 
 def _fixed(job: Job, name: str) -> Cell:
@@ -172,7 +127,8 @@ def _fixed(job: Job, name: str) -> Cell:
     return Cell(f"{value:,.0f}", value)
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p-value with three digits, as many as matter."""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
