@@ -241,16 +241,6 @@ def test_settings_that_no_override_names_are_choices(monkeypatch: pytest.MonkeyP
     assert [job.choices for job in jobs] == ["w4a8 percentile=99.9", "int8 percentile=99.99", "int8"]
 
 
-def test_summaries_of_two_sweeps_concatenate(tmp_path: Path) -> None:
-    for name, accuracy in (("a", 0.8), ("b", 0.7)):
-        (tmp_path / name / "0_x").mkdir(parents=True)
-        results.write(_row("int8", accuracy), tmp_path / name / "0_x")
-        summarize(tmp_path / name, ("Job",), None)
-    first, second = ((tmp_path / name / "summary.csv").read_text().splitlines() for name in "ab")
-    assert first[0] == second[0]
-    assert len(first) == len(second) == 2
-
-
 def test_summary_that_cannot_be_written_costs_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,22 @@ def test_hover_names_the_run(opened: Any) -> None:
     assert opened.get_log("browser") == []
 
 
+def test_runs_far_below_are_drawn_on_request(
+    browser: Any, make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]], tmp_path: Path
+) -> None:
+    for number, wrong in enumerate((1, 2, 500)):
+        make_run(number, f"quant=int8 seed={number}", wrong, latency_us_median=None)
+    write_report(jobs_of(), tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+    lowest = "return Math.min(...[...document.querySelectorAll('#f-pareto_bytes .role-axis-label text')].map(Number2))"
+    lowest = lowest.replace("Number2", "text => parseFloat(text.textContent)")
+    assert browser.execute_script(lowest) > 70
+    assert "1 run lies below" in _find(browser, "#f-pareto_bytes figcaption").text
+    _click(browser, "#f-pareto_bytes .vega-bindings input")
+    _until(browser, lowest + " < 45")
+    assert browser.get_log("browser") == []
+
+
 def test_heat_map_is_chosen(opened: Any, make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]) -> None:
     """Three settings make three maps; the choice shows another one."""
     make_run(20, "quant=int8 calibration.samples_per_class=2 refine=bias seed=1", 3)
