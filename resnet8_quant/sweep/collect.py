@@ -25,8 +25,6 @@ from resnet8_quant.results import RunResult
 
 PLAN = "job.json"  # what a job was asked for, written before it starts
 TWIN = "same_as.json"  # in place of a run: which other run of the sweep has the same settings
-CONFIG = "config."  # of the columns for the settings that differ from their defaults
-WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
 NUMBERED = re.compile(r"(\d{1,9})_")
 BELOW_ZERO = -1e-9  # that a ratio of 0 is above
 LIMITS: dict[str, tuple[float, float]] = {
@@ -113,6 +111,10 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
         )
     _name_sweeps([*jobs.values()])
     return list(jobs.values())
+
+
+CONFIG = "config."  # begins the names of the columns for the settings that differ from their defaults
+WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
 
 
 def settings(row: RunResult) -> dict[str, str]:
