@@ -107,9 +107,7 @@ def test_wrong_words_are_one_sentence(
     assert "try: " in error
 
 
-@pytest.mark.parametrize(
-    "name", ["results.csv", "Per_Class.csv", "run.json", "sweep.json", "same_as.json", "model.onnx", "run.log"]
-)
+@pytest.mark.parametrize("name", ["results.csv", "Per_Class.csv", "run.json", "sweep.json", "model.onnx", "run.log"])
 def test_a_runs_own_record_is_not_written_over(
     name: str, sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
