@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' data:; img-src data: blob:"
 MAX_TESTS = 60
 MAX_FAILURES = 50
-RUNS_NOTE = (
-    "Click a heading to sort. The search box looks for words everywhere; “Conditions” filters by columns, such as "
-    "Top-1 greater than 87; “Columns” shows more of them."
-)
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,8 @@ def sections(jobs: Sequence[Job]) -> list[Section]:
         parts.append(
             Section("failed", "Failed runs", content=[job for job in jobs if not job.ok][:MAX_FAILURES], note=note)
         )
-    cut = f" The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
-    note = RUNS_NOTE + (cut if len(jobs) > tables.MAX_ROWS else "")
+    cut = f"The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
+    note = cut if len(jobs) > tables.MAX_ROWS else ""
     parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, recommendation), note=note))
     parts.append(Section("provenance", "Provenance", content=provenance(jobs)))
     return parts
@@ -130,8 +126,8 @@ def _plots(evidence: Evidence, recommendation: Recommendation) -> list[Section]:
     ]
 
 
-def _plotted(key: str, title: str, found: plots.Found) -> Section:
-    plot, missing = found
+def _plotted(key: str, title: str, result: plots.PlotOrReason) -> Section:
+    plot, missing = result
     return Section(key, title, () if plot is None else (plot,), missing=missing)
 
 
@@ -194,11 +190,13 @@ def datatables() -> tuple[str, str] | None:
     The bundle is read without importing itables, which would import pandas and IPython for nothing.
     """
     package = find_spec("itables")
-    if package is None or not package.submodule_search_locations:
-        log.warning("the report's table does not filter: %s", missing_extra("itables", "report").remedy)
-        return None
-    folder = Path(package.submodule_search_locations[0]) / "html"
-    return tuple((folder / f"dt_bundle.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))  # type: ignore
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "html"
+        module, style = folder / "dt_bundle.js", folder / "dt_bundle.css"
+        if module.is_file() and style.is_file():
+            return module.read_text(encoding="utf-8"), style.read_text(encoding="utf-8")
+    log.warning("the report's table does not filter: %s", missing_extra("itables", "report").remedy)
+    return None
 
 
 def _points(ratio: float) -> str:

@@ -30,7 +30,7 @@ LATENCY = "Median latency, \N{MICRO SIGN}s"
 SIZE = "calibration.samples_per_class"
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
-Found = tuple[Plot | None, str]  # a plot, or why there is none
+PlotOrReason = tuple[Plot | None, str]  # the reason says why there is no plot
 
 
 def compared_settings(jobs: Sequence[Job]) -> list[str]:
@@ -43,11 +43,11 @@ def compared_settings(jobs: Sequence[Job]) -> list[str]:
 
 def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
     """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
-    found = (
+    plots = (
         _trade_off(jobs, recommended, "pareto_bytes", "Accuracy against size", "Model, kB", _kilobytes),
         _trade_off(jobs, recommended, "pareto_latency", "Accuracy against latency", LATENCY, _latency),
     )
-    return [plot for plot in found if plot is not None]
+    return [plot for plot in plots if plot is not None]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -108,8 +108,8 @@ def heat_maps(jobs: Sequence[Job]) -> tuple[list[Plot], str]:
     """Mean accuracy over each pair of settings that vary; the second value says why there is none."""
     keys = [key for key in compared_settings(jobs) if key != "seed"]
     usable = [key for key in keys if 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
-    maps = [found for y, x in combinations(usable, 2) if (found := _heat(jobs, x, y)) is not None]
-    maps.sort(key=lambda found: found[0])  # whole grids first
+    maps = [pair for y, x in combinations(usable, 2) if (pair := _heat(jobs, x, y)) is not None]
+    maps.sort(key=lambda pair: pair[0])  # whole grids first
     if maps:
         return [plot for _, plot in maps[:MAX_MAPS]], ""
     return [], f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
@@ -141,7 +141,7 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | Non
     return len(columns) * len(rows) - len(cells), plot
 
 
-def calibration_size(jobs: Sequence[Job]) -> Found:
+def calibration_size(jobs: Sequence[Job]) -> PlotOrReason:
     """Accuracy against the number of calibration images; a band over the seeds."""
     known = [job for job in jobs if job.row.calibration_images]
     if len({job.row.calibration_images for job in known}) < 2:
@@ -220,7 +220,7 @@ def selection(evidence: Evidence, first: Job, most: int = MAX_RUNS) -> list[Job]
     return list(distinct.values())[:most]
 
 
-def per_class(evidence: Evidence, first: Job) -> Found:
+def per_class(evidence: Evidence, first: Job) -> PlotOrReason:
     """How far each class moved from float, in points, for a few runs."""
     cells = []
     jobs = selection(evidence, first)
@@ -245,7 +245,7 @@ def per_class(evidence: Evidence, first: Job) -> Found:
     return Plot("per_class", "Accuracy of each class against float", note, spec), ""
 
 
-def confusion(evidence: Evidence, job: Job) -> Found:
+def confusion(evidence: Evidence, job: Job) -> PlotOrReason:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None:
@@ -277,7 +277,7 @@ def confusion(evidence: Evidence, job: Job) -> Found:
     return Plot("confusion", "Where the predictions moved", note, spec), ""
 
 
-def layer_snr(evidence: Evidence, first: Job) -> Found:
+def layer_snr(evidence: Evidence, first: Job) -> PlotOrReason:
     """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
     known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
     if not known:
@@ -316,11 +316,11 @@ def _names(jobs: Sequence[Job]) -> list[str]:
 
 def _levels(jobs: Sequence[Job], key: str) -> list[str]:
     """The values of a setting, numbers by size, others in the order of their appearance."""
-    found = list(dict.fromkeys(setting[key] for job in jobs if key in (setting := settings(job.row))))
+    levels = list(dict.fromkeys(setting[key] for job in jobs if key in (setting := settings(job.row))))
     try:
-        return sorted(found, key=float)
+        return sorted(levels, key=float)
     except ValueError:
-        return found
+        return levels
 
 
 def _series(drawn: Sequence[Job], jobs: Sequence[Job]) -> list[str]:

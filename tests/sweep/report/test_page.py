@@ -267,12 +267,12 @@ def test_recommendation_says_that_no_run_is_portable(make_run: MakeRun, jobs_of:
 
 def test_default_session_is_shown_with_its_accuracy_only(make_run: MakeRun, jobs_of: Read) -> None:
     make_run(0, "quant=int8", 3, **MEASURED)
-    found = _by_key(jobs_of())
-    heads = [column.key for column in found["runs"].content.columns]
+    parts = _by_key(jobs_of())
+    heads = [column.key for column in parts["runs"].content.columns]
     place = heads.index("default_session_accuracy")
     assert heads[place : place + 3] == [key for key in MEASURED if key != "portable"]
-    assert [cell.text for cell in found["runs"].content.rows[0][place : place + 3]] == ["80.00", "90", "40"]
-    for plot in found["pareto"].plots:
+    assert [cell.text for cell in parts["runs"].content.rows[0][place : place + 3]] == ["80.00", "90", "40"]
+    for plot in parts["pareto"].plots:
         (point,) = plot.spec["layer"][1]["data"]["values"]
         assert "Top-1 87.70 %* (" in point["hover"]
         assert "* not portable" in point["hover"]
