@@ -34,8 +34,8 @@ def read_runs(folders: list[Path]) -> pd.DataFrame:
     for folder in folders:
         path = folder / "summary.csv"
         try:
-            summaries.append(pd.read_csv(path, keep_default_na=False, na_values=[""]))
-        except (OSError, ValueError) as error:
+            summaries.append(pd.read_csv(path, keep_default_na=False, na_values=[""]).sort_values("job"))
+        except (OSError, ValueError, KeyError) as error:
             raise ExperimentError(f"{path} cannot be read: {error}", "python run.py experiment=five_seeds") from error
     runs = pd.concat(summaries, ignore_index=True)
     failed = int((runs.status != "ok").sum())
@@ -52,7 +52,7 @@ def read_runs(folders: list[Path]) -> pd.DataFrame:
 def label(run: pd.Series, runs: pd.DataFrame) -> str:
     """The words of a configuration: its quant type, and of the others those that are not the default."""
     methods = runs.calibration_method[runs.quant_type == run.quant_type].nunique()
-    words = [str(run.quant_type)]
+    words = ["FP32" if run.quant_type == "float" else str(run.quant_type)]
     words += [f"calibration={run.calibration_method}"] if methods > 1 else []
     words += [f"{name}={run[name]}" for name in ("refine", "deploy") if not pd.isna(run[name]) and run[name] != "none"]
     return " ".join(words)
