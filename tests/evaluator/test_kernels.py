@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from onnx.parser import parse_model
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -19,30 +20,19 @@ CONV_NET_PRODUCTS = 3
 
 def conv_net() -> onnx.ModelProto:
     """Two convolutions with Relu and a Gemm on [batch, 4, 8, 8]: three matrix products."""
-    arrays = {
-        "w1": RNG.normal(size=(8, 4, 3, 3)),
-        "b1": RNG.normal(size=8),
-        "w2": RNG.normal(size=(8, 8, 3, 3)),
-        "b2": RNG.normal(size=8),
-        "w3": RNG.normal(size=(512, 4)),
-        "b3": RNG.normal(size=4),
-    }
-    nodes = [
-        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
-        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
-        helper.make_node("Flatten", ["r2"], ["flat"], "flatten"),
-        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], "gemm"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 4, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    shapes = {"w1": (8, 4, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (512, 4), "b3": (4,)}
+    model = parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        net (float[batch, 4, 8, 8] image) => (float[batch, 4] scores) {
+            [conv1] c1 = Conv <pads = [1, 1, 1, 1]> (image, w1, b1)
+            [relu1] r1 = Relu (c1)
+            [conv2] c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2, b2)
+            [relu2] r2 = Relu (c2)
+            [flatten] flat = Flatten (r2)
+            [gemm] scores = Gemm (flat, w3, b3)
+        }""")
+    arrays = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return model
 
 
 class Reader(CalibrationDataReader):
@@ -139,26 +129,13 @@ def test_a_float_model_is_float_in_whatever_layout_it_runs(tmp_path):
 
 @pytest.mark.parametrize(("level", "integer"), [(0, 0), (1, 0), (4, 1)])
 def test_4_bit_products_are_integer_only_with_integer_compute(level, integer):
-    graph = helper.make_graph(
-        [
-            helper.make_node(
-                "MatMulNBits",
-                ["image", "w", "scale"],
-                ["scores"],
-                domain="com.microsoft",
-                **{"K": 32, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": level},
-            )
-        ],
-        "nbits",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 32])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4])],
-        [
-            numpy_helper.from_array(RNG.integers(0, 256, (4, 1, 16), dtype=np.uint8), "w"),
-            numpy_helper.from_array(np.ones(4, np.float32), "scale"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    report = kernel_report(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(), 1)
+    model = parse_model(f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+        nbits (float[batch, 32] image) => (float[batch, 4] scores) <float[4] scale = {{1, 1, 1, 1}}> {{
+            scores = com.microsoft.MatMulNBits
+                <K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = {level}> (image, w, scale)
+        }}""")
+    model.graph.initializer.append(numpy_helper.from_array(RNG.integers(0, 256, (4, 1, 16), dtype=np.uint8), "w"))
+    report = kernel_report(model.SerializeToString(), 1)
     assert (report.integer, report.total) == (integer, 1)
 
 

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator import profiler
@@ -20,49 +21,43 @@ from resnet8_quant.evaluator.kernels import FLOAT_PRODUCTS, INTEGER_PRODUCTS, ke
 from resnet8_quant.evaluator.profiler import make_inputs, profile_model
 from resnet8_quant.graphs.session import open_session
 
-FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 
-
-def serialized(nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], **weights: np.ndarray) -> bytes:
-    """A model from nodes, (name, type, shape) of its inputs and outputs, and initializers."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+def serialized(graph: str, **weights: np.ndarray) -> bytes:
+    """A model from its graph as text, and initializers."""
+    model = parse_model(f'<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> net {graph}')
+    tensors = (numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items())
+    model.graph.initializer.extend(tensors)
     return model.SerializeToString()
 
 
 def mixed() -> bytes:
     """Quantize, multiply in integers, dequantize, transpose, soften: every kind of kernel, with known names."""
-    make = helper.make_node
-    nodes = [
-        make("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantize"),
-        make("QLinearMatMul", ["q", "scale", "zero", "w", "scale", "zero", "scale", "zero"], ["p"], "product"),
-        make("MaxPool", ["p"], ["m"], "pool", kernel_shape=[1, 1]),
-        make("DequantizeLinear", ["m", "scale", "zero"], ["d"], "dequantize"),
-        make("Softmax", ["d"], ["s"], "softmax", axis=2),
-        make("Transpose", ["s"], ["y"], "transpose", perm=[0, 2, 3, 1]),
-    ]
-    weights = {"scale": np.float32(1), "zero": np.uint8(0), "w": np.eye(4, dtype=np.uint8)}
-    return serialized(nodes, [("x", FLOAT, ["n", 2, 3, 4])], [("y", FLOAT, ["n", 3, 4, 2])], **weights)
+    return serialized(
+        """(float[n, 2, 3, 4] x) => (float[n, 3, 4, 2] y) <float s = {1}, uint8 z = {0}> {
+            [quantize] q = QuantizeLinear (x, s, z)
+            [product] p = QLinearMatMul (q, s, z, w, s, z, s, z)
+            [pool] m = MaxPool <kernel_shape = [1, 1]> (p)
+            [dequantize] d = DequantizeLinear (m, s, z)
+            [softmax] t = Softmax <axis = 2> (d)
+            [transpose] y = Transpose <perm = [0, 2, 3, 1]> (t)
+        }""",
+        w=np.eye(4, dtype=np.uint8),
+    )
 
 
-def relu(kind: int = FLOAT, shape: tuple[Any, ...] = ("n", 4), name: str = "relu") -> bytes:
-    return serialized([helper.make_node("Relu", ["x"], ["y"], name)], [("x", kind, shape)], [("y", kind, shape)])
+def relu(name: str = "relu", shape: str = "n, 4") -> bytes:
+    model = onnx.load_from_string(serialized(f"(float[{shape}] x) => (float[{shape}] y) {{ y = Relu (x) }}"))
+    model.graph.node[0].name = name
+    return model.SerializeToString()
 
 
-def copy_of(kind: int, shape: list[Any]) -> bytes:
-    return serialized([helper.make_node("Identity", ["x"], ["y"])], [("x", kind, shape)], [("y", kind, shape)])
+def copy_of(kind: str, shape: str) -> bytes:
+    return serialized(f"({kind}[{shape}] x) => ({kind}[{shape}] y) {{ y = Identity (x) }}")
 
 
 def reshape() -> bytes:
     """It runs for a batch of 3 alone."""
-    node = helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")
-    return serialized([node], [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3, 4])], shape=np.array([3, 4], np.int64))
+    return serialized("(float[n, 4] x) => (float[3, 4] y) <int64[2] s = {3, 4}> { [reshape] y = Reshape (x, s) }")
 
 
 def test_every_operator_with_its_kind_in_the_order_of_execution() -> None:
@@ -116,12 +111,13 @@ def test_kind_of_kernel(operator: str, types: list[str], kind: str) -> None:
 
 @pytest.mark.parametrize(("level", "kind"), [(0, "float"), (4, "integer")])
 def test_kind_that_an_attribute_decides(level: int, kind: str) -> None:
-    sizes = {"K": 32, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": level}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], "product", domain="com.microsoft", **sizes)
-    weights = {"w": np.ones((4, 1, 16), np.uint8), "s": np.ones(4, np.float32)}
-    model = onnx.load_from_string(serialized([node], [("x", FLOAT, ["n", 32])], [("y", FLOAT, ["n", 4])], **weights))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert [n.kernel for n in profile_model(model.SerializeToString(), runs=1, warmup=0).nodes] == [kind]
+    sizes = f"K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = {level}"
+    model = serialized(
+        f"(float[n, 32] x) => (float[n, 4] y) {{ [product] y = com.microsoft.MatMulNBits <{sizes}> (x, w, s) }}",
+        w=np.ones((4, 1, 16), np.uint8),
+        s=np.ones(4, np.float32),
+    )
+    assert [node.kernel for node in profile_model(model, runs=1, warmup=0).nodes] == [kind]
 
 
 class Session:
@@ -193,16 +189,16 @@ def test_a_trace_with_fewer_calls_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_runs_within_a_branch_is_part_of_it() -> None:
-    def branch(operator: str) -> onnx.GraphProto:
-        nodes = [helper.make_node(operator, ["r"], ["i"], "inner"), helper.make_node("Neg", ["i"], ["o"], "last")]
-        return helper.make_graph(nodes, operator, [], [helper.make_tensor_value_info("o", FLOAT, None)])
+    def branch(operator: str) -> str:
+        return f"b () => (float[m, 4] o) {{ [inner] i = {operator} (r) [last] o = Neg (i) }}"
 
-    nodes = [
-        helper.make_node("Relu", ["x"], ["r"], "before"),
-        helper.make_node("If", ["c"], ["i"], "choice", then_branch=branch("Exp"), else_branch=branch("Abs")),
-        helper.make_node("Sqrt", ["i"], ["y"], "after"),
-    ]
-    model = serialized(nodes, [("c", TensorProto.BOOL, []), ("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])])
+    model = serialized(
+        f"""(bool c, float[n, 4] x) => (float[n, 4] y) {{
+            [before] r = Relu (x)
+            [choice] i = If (c) <then_branch = {branch("Exp")}, else_branch = {branch("Abs")}>
+            [after] y = Sqrt (i)
+        }}"""
+    )
     profile = profile_model(model, runs=2, warmup=1)
     assert [(node.name, node.kernel) for node in profile.nodes] == [
         ("before", "float"),
@@ -223,15 +219,15 @@ def test_names_come_through_the_trace(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "dtype", "low", "high"),
     [
-        (FLOAT, np.float32, 0, 255),
-        (UINT8, np.uint8, 0, 255),
-        (TensorProto.INT8, np.int8, -128, 127),
-        (TensorProto.INT64, np.int64, 0, 255),
-        (TensorProto.BOOL, np.bool_, 0, 1),
+        ("float", np.float32, 0, 255),
+        ("uint8", np.uint8, 0, 255),
+        ("int8", np.int8, -128, 127),
+        ("int64", np.int64, 0, 255),
+        ("bool", np.bool_, 0, 1),
     ],
 )
-def test_inputs_have_the_type_and_the_whole_range(kind: int, dtype: type, low: int, high: int) -> None:
-    session = open_session(copy_of(kind, ["n", 5000]), 1)
+def test_inputs_have_the_type_and_the_whole_range(kind: str, dtype: type, low: int, high: int) -> None:
+    session = open_session(copy_of(kind, "n, 5000"), 1)
     array = make_inputs(session, 2)["x"]
     assert (array.dtype, array.shape, array.min(), array.max()) == (dtype, (2, 5000), low, high)
     np.testing.assert_array_equal(array, np.round(array.astype(float)))
@@ -239,19 +235,18 @@ def test_inputs_have_the_type_and_the_whole_range(kind: int, dtype: type, low: i
 
 
 def test_several_inputs_are_fed() -> None:
-    node = helper.make_node("Add", ["a", "b"], ["y"], "add")
-    model = serialized([node], [("a", FLOAT, ["n", 4]), ("b", FLOAT, [4])], [("y", FLOAT, ["n", 4])])
+    model = serialized("(float[n, 4] a, float[4] b) => (float[n, 4] y) { [add] y = Add (a, b) }")
     assert profile_model(model, runs=1, warmup=0, batch=3).inputs == ("a float32[3,4]", "b float32[4]")
 
 
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (relu(shape=(2, 4)), {"batch": 2}, "no free axis"),
+        (relu(shape="2, 4"), {"batch": 2}, "no free axis"),
         (relu(), {"batch": 10**9}, "more than 1024 MiB"),
         (relu(), {"runs": 10**6}, "`--runs` 1000000 of 1 operators"),
         (b"not a model", {}, "cannot load the model"),
-        (copy_of(TensorProto.STRING, ["n"]), {}, r"'x' is tensor\(string\)"),
+        (copy_of("string", "n"), {}, r"'x' is tensor\(string\)"),
     ],
 )
 def test_what_cannot_be_profiled_is_refused(model: bytes, arguments: dict[str, int], message: str) -> None:

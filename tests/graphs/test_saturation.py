@@ -167,7 +167,12 @@ def test_weights_that_nodes_make_are_read_too():
     proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(full.ravel(), "flat"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array(full.shape), "shape"))
     proto.graph.node.insert(0, helper.make_node("Reshape", ["flat", "shape"], ["w"]))
-    assert saturating_layers(proto.SerializeToString()) == ("y",)
+    model = proto.SerializeToString()
+    assert saturating_layers(model) == ("y",)
+    assert saturating_layers(unsigned_weights(model)) == ()
+    feed = {"x": np.full((1, 4, 3, 3), 255, np.uint8)}
+    outputs = [session.run(None, feed)[0] for session in (open_session(model, 1), new_session(unsigned_weights(model)))]
+    np.testing.assert_array_equal(*outputs)
 
 
 def exact(codes, rows):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 from small_net import (
     ALL,
     FEED,
@@ -181,18 +182,13 @@ def test_matmul_on_either_side():
     """A MatMul's weight may come first; it has no bias."""
     rng = np.random.default_rng(1)
     arrays = {"left": rng.normal(size=(5, 8)), "right": rng.normal(size=(8, 4))}
-    nodes = [
-        helper.make_node("MatMul", ["left", "image"], ["m1"]),
-        helper.make_node("MatMul", ["m1", "right"], ["scores"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "products",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2, 5, 4])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    proto = parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        products (float[batch, 2, 8, 8] image) => (float[batch, 2, 5, 4] scores) {
+            m1 = MatMul (left, image)
+            scores = MatMul (m1, right)
+        }""")
+    weights = (numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items())
+    proto.graph.initializer.extend(weights)
     input_spec = InputSpec("image", Layout.NCHW, (8, 8, 2), None, 4)
     original, calibration = quantized(FloatModel("p", proto.SerializeToString(), input_spec, "p", ""), IMAGES)
     grids = calibration.grids

@@ -28,6 +28,7 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
+from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import kernels_saturate, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
@@ -85,25 +86,13 @@ def answers(model, input_spec, images, **options):
 
 def cut_at_logits(serialized):
     """The Q/DQ model up to the integers of its last layer, as floats: scale * (q - zero point); and that scale."""
-    model = onnx.load_from_string(serialized)
-    made = {output: node for node in model.graph.node for output in node.output}
-    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    last = [node for node in model.graph.node if node.op_type in LAYERS][-1]
-    quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == last.output[0])
-    pair = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == quantize.output[0])
-    output = model.graph.output[0]
-    output.name = pair.output[0]
-    kept, wanted = [], {output.name}
-    while wanted:
-        node = made.get(wanted.pop())
-        if node is not None and node not in kept:
-            kept.append(node)
-            wanted.update(node.input)
-    kept = [node for node in model.graph.node if node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    scale, zero_point = (numpy_helper.to_array(arrays[name]).item() for name in quantize.input[1:3])
-    return model.SerializeToString(), scale, zero_point
+    graph = Graph(onnx.load_from_string(serialized))
+    last = [node for node in graph.nodes if node.op_type in LAYERS][-1]
+    quantize = next(node for node in graph.consumers(last.output[0]) if node.op_type == "QuantizeLinear")
+    pair = next(node for node in graph.consumers(quantize.output[0]) if node.op_type == "DequantizeLinear")
+    graph.output.name = pair.output[0]
+    scale, zero_point = (graph.array(name).item() for name in quantize.input[1:3])
+    return graph.finish().SerializeToString(), scale, zero_point
 
 
 def integers(floats, scale, zero_point):
