@@ -170,7 +170,7 @@ def _log_run(config: Config, folder: Path, row: RunResult) -> None:
     now = int(time.time() * 1000)
     started = int(datetime.fromisoformat(row.started_utc).timestamp() * 1000) if row.started_utc else now
     values = {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
-    del values["schema_version"]
+    del values["schema_version"], values["settings"]  # the params have them
     numbers = {n: v for n, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     words = {name: str(value) for name, value in values.items() if name not in numbers} | {"folder": str(folder)}
     if row.error is not None:

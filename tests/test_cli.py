@@ -68,7 +68,8 @@ def test_run_shows_a_table(first: Done) -> None:
 def test_run_writes_one_row_that_pandas_types(first: Done) -> None:
     assert first.code == 0, first.err
     table = pandas.read_csv(first.folder / "results.csv")
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == (*COLUMNS, "config.data.kind", "config.latency.runs")
+    assert table["config.latency.runs"][0] == 5
     assert len(table) == 1
     assert pandas.api.types.is_float_dtype(table["accuracy"])
     assert pandas.api.types.is_bool_dtype(table["per_channel"])

@@ -42,8 +42,9 @@ def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
         track(config, folder, failed_row(config, error, shlex.join(words)))
         raise
     track(config, folder, result)
-    sentences = [*terminal.verdict(result), *advise(result)]
-    lines = ["", terminal.run_table(result), "", *map(terminal.wrapped, sentences), "Written to"]
+    lines = ["", *terminal.final_lines(result)]
+    terminal.log_to_file(log, "\n".join(lines))
+    lines += ["Written to"]
     lines += [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
     terminal.show("\n".join(lines))
 

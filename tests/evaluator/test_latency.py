@@ -14,14 +14,14 @@ from resnet8_quant.evaluator.latency import BLOCK, LONG_CALL_NS, MIN_BLOCKS, Ben
 from resnet8_quant.inputs.input_spec import InputSpec
 
 
-def fed(subject: BenchmarkModel, **input_spec: object) -> BenchmarkModel:
-    """The subject with another input_spec."""
-    return replace(subject, input_spec=replace(subject.input_spec, **input_spec))
+def fed(model: BenchmarkModel, **input_spec: object) -> BenchmarkModel:
+    """The model with another input_spec."""
+    return replace(model, input_spec=replace(model.input_spec, **input_spec))
 
 
 def test_zero_runs_or_no_models_measure_nothing(images, simulate):
     simulation = simulate(a=[1])
-    assert measure(simulation.subjects, images, runs=0, warmup=5, threads=1) == {}
+    assert measure(simulation.models, images, runs=0, warmup=5, threads=1) == {}
     assert measure({}, images, runs=5, warmup=5, threads=1) == {}
     assert simulation.order == ""
 
@@ -29,7 +29,7 @@ def test_zero_runs_or_no_models_measure_nothing(images, simulate):
 def test_models_alternate_in_blocks_with_one_untimed_call_each(images, simulate):
     simulation = simulate(a=[100], b=[200])
     runs = BLOCK * (MIN_BLOCKS + 2)
-    result = measure(simulation.subjects, images, runs=runs, warmup=4, threads=1)
+    result = measure(simulation.models, images, runs=runs, warmup=4, threads=1)
     turns = ("a", "b", "b", "a") * (MIN_BLOCKS // 2 + 1)
     assert simulation.order == "aaaabbbb" + "".join(turn * (BLOCK + 1) for turn in turns)
     assert simulation.collecting == [True] * 8 + [False] * (len(simulation.order) - 8)
@@ -49,7 +49,7 @@ def test_models_alternate_in_blocks_with_one_untimed_call_each(images, simulate)
 )
 def test_blocks_are_equally_long(images, simulate, runs, call_us, blocks):
     simulation = simulate(a=[call_us])
-    measured = measure(simulation.subjects, images, runs=runs, warmup=2, threads=1)["a"]
+    measured = measure(simulation.models, images, runs=runs, warmup=2, threads=1)["a"]
     assert (measured.runs, len(measured.blocks_us)) == (runs, blocks)
     uncounted = blocks if call_us < 1000 else 0  # a long call needs none
     assert len(simulation.record) == 2 + runs + uncounted
@@ -57,14 +57,14 @@ def test_blocks_are_equally_long(images, simulate, runs, call_us, blocks):
 
 def test_the_slowest_model_decides_on_the_length_of_all_blocks(images, simulate):
     simulation = simulate(a=[LONG_CALL_NS / 1000], b=[100])
-    result = measure(simulation.subjects, images, runs=40, warmup=0, threads=1)
+    result = measure(simulation.models, images, runs=40, warmup=0, threads=1)
     assert simulation.order == "aabb" + "abbbba" * 20  # b is short: one more call before each block
     assert speedup(result["a"], result["b"]) == Ratio(*[LONG_CALL_NS / 1000 / 100] * 3)
 
 
 def test_a_slow_first_call_does_not_count_as_a_long_one(images, simulate):
     simulation = simulate(a=[LONG_CALL_NS, 100])
-    measured = measure(simulation.subjects, images, runs=BLOCK * MIN_BLOCKS * 2, warmup=0, threads=1)["a"]
+    measured = measure(simulation.models, images, runs=BLOCK * MIN_BLOCKS * 2, warmup=0, threads=1)["a"]
     assert len(measured.blocks_us) == MIN_BLOCKS * 2
 
 
@@ -72,7 +72,7 @@ def test_a_slow_first_call_does_not_count_as_a_long_one(images, simulate):
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_fixed_batch_overrules_and_images_are_repeated(images, simulate, fixed, batch, expected, raw):
     simulation = simulate(a=[100])
-    models = {"a": fed(simulation.subjects["a"], batch=fixed, raw=raw)}
+    models = {"a": fed(simulation.models["a"], batch=fixed, raw=raw)}
     measured = measure(models, images, runs=2, warmup=0, threads=1, batch=batch)["a"]
     assert measured.batch == expected
     assert measured.images_per_second == pytest.approx(expected / 100e-6)
@@ -84,8 +84,8 @@ def test_a_fixed_batch_overrules_and_images_are_repeated(images, simulate, fixed
 def test_each_model_is_fed_by_its_own_contract(images, simulate):
     simulation = simulate(a=[100], b=[100])
     models = {
-        "a": fed(simulation.subjects["a"], mean=(1.0, 2.0, 3.0)),
-        "b": fed(simulation.subjects["b"], raw=True, layout=Layout.NCHW),
+        "a": fed(simulation.models["a"], mean=(1.0, 2.0, 3.0)),
+        "b": fed(simulation.models["b"], raw=True, layout=Layout.NCHW),
     }
     measure(models, images, runs=1, warmup=0, threads=1)
     feeds = dict(simulation.record)
@@ -95,9 +95,9 @@ def test_each_model_is_fed_by_its_own_contract(images, simulate):
 
 def test_sessions_are_opened_as_asked(images, simulate):
     simulation = simulate(a=[100])
-    measured = measure(simulation.subjects, images, runs=1, warmup=0, threads=0)["a"]
+    measured = measure(simulation.models, images, runs=1, warmup=0, threads=0)["a"]
     assert measured.threads == 0
-    measure(simulation.subjects, images, runs=1, warmup=0, threads=3, providers=["X", "Y"])
+    measure(simulation.models, images, runs=1, warmup=0, threads=3, providers=["X", "Y"])
     assert simulation.opened == [(0, ("CPUExecutionProvider",)), (3, ("X", "Y"))]
 
 

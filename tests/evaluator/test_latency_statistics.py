@@ -24,7 +24,7 @@ def test_the_numbers_by_hand(images, simulate):
     times[:, 2] += 40  # one disturbed call in each block
     times[-1] += 500  # one disturbed block
     simulation = simulate(a=calls_of(times))
-    measured = measure(simulation.subjects, images, runs=times.size, warmup=WARMUP, threads=1)["a"]
+    measured = measure(simulation.models, images, runs=times.size, warmup=WARMUP, threads=1)["a"]
     assert measured.blocks_us.tolist() == [*range(101, 156, 3), 658]
     assert measured.blocks_us.dtype == np.float64
     assert measured.median_us == 129.5
@@ -46,7 +46,7 @@ def test_the_interval_is_that_of_the_exact_bootstrap(images, simulate, count):
     half_among_first = binom.sf(count // 2, count, np.arange(1, count + 1) / count)
     blocks = np.repeat(values[np.random.default_rng(0).permutation(count)][:, None], BLOCK, axis=1)
     simulation = simulate(a=calls_of(blocks))
-    measured = measure(simulation.subjects, images, runs=blocks.size, warmup=WARMUP, threads=1)["a"]
+    measured = measure(simulation.models, images, runs=blocks.size, warmup=WARMUP, threads=1)["a"]
     assert measured.median_us == pytest.approx(values[count // 2])
     for end, level in ((measured.low_us, 0.025), (measured.high_us, 0.975)):
         least, most = values[np.searchsorted(half_among_first, [level - 0.012, level + 0.012])]
@@ -60,7 +60,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_measurements(images, simulate
     moods = rng.lognormal(np.log(100), 0.10, (trials, blocks, 1))
     times = moods * rng.lognormal(0, 0.01, (trials, blocks, BLOCK))
     simulation = simulate(**{f"model {trial}": calls_of(times[trial]) for trial in range(trials)})
-    result = measure(simulation.subjects, images, runs=blocks * BLOCK, warmup=WARMUP, threads=1)
+    result = measure(simulation.models, images, runs=blocks * BLOCK, warmup=WARMUP, threads=1)
     held = np.mean([measured.low_us <= 100 <= measured.high_us for measured in result.values()])
     assert 0.91 <= held <= 0.98
 
@@ -114,7 +114,7 @@ def test_one_disturbed_block_hardly_matters(images, simulate):
     results = []
     for values in (times, disturbed):
         simulation = simulate(a=calls_of(values), b=calls_of(times / 2))
-        results.append(measure(simulation.subjects, images, runs=values.size, warmup=WARMUP, threads=1))
+        results.append(measure(simulation.models, images, runs=values.size, warmup=WARMUP, threads=1))
     calm, rough = results
     assert rough["a"].blocks_us[11] > 4000
     assert rough["a"].median_us == pytest.approx(calm["a"].median_us, rel=0.002)
@@ -127,7 +127,7 @@ def test_a_seed_gives_the_same_interval_again(images, simulate):
 
     def interval(seed: int) -> tuple[float, float]:
         simulation = simulate(a=calls_of(times))
-        measured = measure(simulation.subjects, images, runs=times.size, warmup=WARMUP, threads=1, seed=seed)["a"]
+        measured = measure(simulation.models, images, runs=times.size, warmup=WARMUP, threads=1, seed=seed)["a"]
         return measured.low_us, measured.high_us
 
     assert interval(7) == interval(7)
@@ -139,5 +139,5 @@ def test_a_seed_gives_the_same_interval_again(images, simulate):
 
 def test_one_block_has_no_interval(images, simulate):
     simulation = simulate(a=[100.0])
-    measured = measure(simulation.subjects, images, runs=1, warmup=0, threads=1)["a"]
+    measured = measure(simulation.models, images, runs=1, warmup=0, threads=1)["a"]
     assert (measured.low_us, measured.median_us, measured.high_us, measured.spread) == (100.0, 100.0, 100.0, 0.0)
