@@ -1,4 +1,4 @@
-"""Files that are whole or absent, folders that belong to one run."""
+"""Files that are whole or absent, folders that belong to one run, mapped pages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import claimed, replacing
+from resnet8_quant.files import claimed, forget_pages, replacing
+
+
+def test_forgotten_pages_are_read_again(tmp_path):
+    expected = np.arange(5000, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", expected)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r").view(np.ndarray)[10:]
+    forget_pages(mapped)
+    np.testing.assert_array_equal(mapped, expected[10:])
+    forget_pages(expected)  # not mapped: nothing happens
+    np.testing.assert_array_equal(mapped, expected[10:])
 
 
 def test_error_pickles() -> None:
