@@ -65,6 +65,14 @@ def test_run_shows_a_table(first: Done) -> None:
     assert "Traceback" not in first.err
 
 
+def test_run_log_ends_with_what_the_terminal_shows(first: Done) -> None:
+    text = (first.folder / "run.log").read_text(encoding="utf-8")
+    shown, _, paths = first.out.partition("Written to\n")
+    assert text.endswith(shown)
+    assert "McNemar p = " in shown
+    assert [Path(line.strip()).name for line in paths.splitlines()][:2] == ["results.csv", "model.onnx"]
+
+
 def test_run_writes_one_row_that_pandas_types(first: Done) -> None:
     assert first.code == 0, first.err
     table = pandas.read_csv(first.folder / "results.csv")
@@ -86,15 +94,11 @@ def test_row_describes_the_written_model(first: Done) -> None:
     assert len(np.load(first.folder / "predictions.npy")) == int(row["eval_images"])
 
 
-def test_run_leaves_no_temporaries(first: Done, cache: Path) -> None:
-    assert first.code == 0, first.err
-    assert [path for folder in (first.folder, cache) for path in folder.rglob("*.part")] == []
-    assert not (first.folder / ".lock").exists()
-
-
 def test_same_command_gives_the_same_bytes(first: Done, tmp_path: Path) -> None:
     second = _start(tmp_path / "cache", tmp_path / "out", "quant=int8", hash_seed="2")
     assert second.code == 0, second.err
+    assert [path for folder in (first.folder, tmp_path) for path in folder.rglob("*.part")] == []
+    assert not (first.folder / ".lock").exists()
     for name in ("model.onnx", "predictions.npy"):
         assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
 

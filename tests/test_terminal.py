@@ -42,7 +42,7 @@ RESULT = RunResult(
     float_model_sha256="b",
     overrides="quant=w2a8 calibration.samples_per_class=10 data=sample cache_dir=/a/folder/of/mine seed=7",
 )
-COMMAND = f"  python run.py {RESULT.overrides} refine=best"
+COMMAND = f"    python run.py {RESULT.overrides} refine=best"
 
 
 def test_the_end_of_a_run_is_its_table_the_verdict_and_advice() -> None:

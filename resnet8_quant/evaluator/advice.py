@@ -32,7 +32,7 @@ _MORE_BITS = {2: 3, 3: 4, 4: 7, 5: 7, 6: 7}
 
 
 def advise(result: RunResult) -> list[str]:
-    """All sentences that apply to a result; a command is on a line of its own, indented by two spaces."""
+    """All sentences that apply to a result; a command is on a line of its own, indented by four spaces."""
     return [sentence for rule in RULES if (sentence := rule(result)) is not None]
 
 
@@ -162,7 +162,7 @@ def _slow(result: RunResult) -> str | None:
         )
     if result.deploy not in (None, "none"):
         return (
-            f"The deployed model {how}; this shows where its time goes:\n  python -m resnet8_quant.profile model.onnx"
+            f"The deployed model {how}; this shows where its time goes:\n    python -m resnet8_quant.profile model.onnx"
         )
     if result.kernels == "simulated":
         return (
@@ -200,11 +200,11 @@ def _command(result: RunResult, *words: str) -> str:
     except ValueError:  # an open quote
         own = ["experiment="]
     if any(_key(word) == "experiment" for word in own) or (not own and result.settings):
-        return f"\n  {shlex.join(words)}"
+        return f"\n    {shlex.join(words)}"
     keys = {_key(word) for word in words}
     dropped = tuple(prefix for key in keys for prefix in _DROPPED.get(key, ()))
     kept = [word for word in own if _key(word) not in {*keys, "resume"} and not _key(word).startswith(dropped)]
-    return f"\n  {shlex.join(['python', 'run.py', *kept, *words])}"
+    return f"\n    {shlex.join(['python', 'run.py', *kept, *words])}"
 
 
 def _key(word: str) -> str:

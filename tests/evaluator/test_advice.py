@@ -45,7 +45,7 @@ def quantized(**changes: object) -> RunResult:
 def only(**changes: object) -> tuple[str, str]:
     """The one sentence that applies, and the command below it."""
     (advice,) = advise(quantized(**changes))
-    sentence, _, command = advice.partition("\n  ")
+    sentence, _, command = advice.partition("\n    ")
     return sentence, command
 
 
@@ -158,7 +158,7 @@ def test_no_advice_is_what_the_run_has() -> None:
             f"quant.per_channel={str(row['per_channel']).lower()}",
         }
         for advice in advise(quantized(**row, **LOSS, latency_us_median=320.0)):
-            _, _, command = advice.partition("\n  python run.py")
+            _, _, command = advice.partition("\n    python run.py")
             assert not has.intersection(shlex.split(command)), advice
 
 
