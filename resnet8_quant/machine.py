@@ -21,7 +21,7 @@ NAME_FIELDS = ("model name", "Model", "Hardware")  # x86, Arm boards, old Arm ke
 FLAG_FIELDS = ("flags", "Features")  # x86, Arm
 IDLE_TIMES = ("idle", "iowait")
 COUNTED_TWICE = ("guest", "guest_nice")  # Linux counts them in user and nice, too
-MIN_SECONDS = 0.1  # systems count ticks of about 10 ms: from fewer than ten of them no share can be told
+MIN_SECONDS = 0.1  # systems count ticks of about 10 ms: fewer than ten of them give no share
 
 
 def cpu_description(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -89,7 +89,7 @@ def cpu_times() -> CpuTimes | None:
     except (OSError, ValueError, IndexError):  # no account, or one that psutil cannot read
         return None
     usable = _usable() or range(len(cores))
-    if not cores or max(usable) >= len(cores):  # cores that are switched off have no entry: which is whose is not told
+    if not cores or max(usable) >= len(cores):  # cores that are switched off have no entry: their numbers are unknown
         return None
     times = [cores[core]._asdict() for core in usable]
     total = sum(value for core in times for name, value in core.items() if name not in COUNTED_TWICE)

@@ -1,6 +1,6 @@
 """The record of one run: its row is put together here, and its files are written.
 
-In: a `FinishedRun`, what the stations of a run made. Out: a `RunResult`; and in the run's folder model.onnx,
+In: a `FinishedRun`, what the stations of a run return. Out: a `RunResult`; and in the run's folder model.onnx,
 predictions.npy and float_predictions.npy (int64 [N]), per_class.csv, ranges.csv and histograms.npz where there was a
 calibration, run.json and, last, results.csv: where it exists the others are whole and belong to it.
 """
@@ -64,17 +64,17 @@ class FinalModel:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the stations of a run made.
+    """What the stations of a run return.
 
     Attributes:
         config: of the run.
-        overrides: the command line's words.
+        overrides: of the command line.
         started: when it began, UTC.
         data: the dataset.
         model: the float model.
         images: that calibrated; None: no calibration.
         overlap: number of test images that calibration used and the evaluation left out; None: no calibration.
-        quantized: what the quantizer made of ``images``; None likewise.
+        quantized: the quantizer's model; None likewise.
         final: the model that was evaluated; the float model itself where nothing was quantized or deployed.
         baseline: evaluation of the float model.
         evaluation: of the final model.
@@ -116,7 +116,7 @@ def result_of(run: FinishedRun) -> RunResult:
 
 
 def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
-    """The row of a job that could not run: what was asked for, and why not."""
+    """The row of a job that could not run: its settings, and why not."""
     problem = error.problem if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
     return RunResult(
         status="failed",
@@ -172,7 +172,7 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
 
 
 def _request_columns(config: Config, overrides: str, started: datetime) -> dict[str, Any]:
-    """What was asked for, when, and of which software on which CPU: known before the run."""
+    """Settings, versions, CPU and time: known before the run."""
     return {
         "quant_type": config.quant.name,
         "refine": refine_word(config.refine),

@@ -44,7 +44,7 @@ class RunResult:
     """One run. The order of the fields is the order of the columns.
 
     ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
-    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are what was found in the
+    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are those of the
     produced graph. ``calibration_overlap`` counts test images that calibration used and the evaluation left out.
     ``quant_ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says
     whether ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;

@@ -187,7 +187,16 @@ def _ties(result: RunResult) -> str | None:
     return f"{result.quant_ties} images tie between classes in the quantized output; the first class wins."
 
 
-RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _loss, _stays_float, _slow, _ties)
+def _busy(result: RunResult) -> str | None:
+    if not result.machine_busy or result.other_processes_share is None:
+        return None
+    return (
+        "The machine was busy while latency was measured: other processes took "
+        f"{100 * result.other_processes_share:.0f} % of the cores' time. Measure again on a quiet one."
+    )
+
+
+RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _loss, _stays_float, _slow, _ties, _busy)
 
 
 def _command(result: RunResult, *words: str) -> str:

@@ -210,3 +210,8 @@ def test_what_stays_float_after_a_deployment_is_a_warning() -> None:
 def test_ties_are_mentioned() -> None:
     assert only(quant_ties=7)[0].startswith("7 images tie")
     assert advise(quantized(quant_ties=7, float_ties=7)) == []
+
+
+def test_a_busy_machine_is_mentioned() -> None:
+    assert "other processes took 65 % of the cores' time" in only(machine_busy=True, other_processes_share=0.65)[0]
+    assert advise(quantized(machine_busy=False, other_processes_share=0.01)) == []
