@@ -105,6 +105,13 @@ class Evaluation:
         return int(self.correct.sum()) / len(self.labels) if len(self.labels) else float("nan")
 
     @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Its 95 % Wilson interval."""
+        from resnet8_quant.evaluator.statistics import wilson_interval
+
+        return wilson_interval(int(self.correct.sum()), len(self.labels))
+
+    @property
     def per_class(self) -> tuple[ClassAccuracy, ...]:
         """The accuracy of each class, in the order of ``class_names``."""
         return tuple(

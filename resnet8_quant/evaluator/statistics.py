@@ -148,7 +148,7 @@ def compare(evaluation: Evaluation, float_evaluation: Evaluation) -> Comparison:
     correct, float_correct = evaluation.correct, float_evaluation.correct
     to_wrong = int((float_correct & ~correct).sum())
     to_right = int((correct & ~float_correct).sum())
-    low, high = wilson_interval(int(correct.sum()), count)
+    low, high = evaluation.accuracy_interval
     images, per_class = evaluation.counts()
     table = zip(evaluation.class_names, images, per_class, float_evaluation.counts()[1], strict=True)
     return Comparison(
