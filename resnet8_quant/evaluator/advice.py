@@ -104,7 +104,7 @@ def _accuracy_remedy(result: RunResult) -> str:
     if not result.calibration_method:
         return "Quantize the float model instead: quant=u8s7 model=onnx model.path=MODEL.onnx."
     if min(weight_bits, activation_bits) < LOW_BITS:
-        if result.refine != "best":
+        if not _refined(result):
             per_channel = () if result.per_channel else ("quant.per_channel=true",)
             return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
         return _more_bits(result, weight_bits)
@@ -120,6 +120,11 @@ def _accuracy_remedy(result: RunResult) -> str:
     if refinable:
         return f"Try:{_command(result, 'refine=best')}"
     return "ranges.csv and per_class.csv show where it is lost."
+
+
+def _refined(result: RunResult) -> bool:
+    """Whether refine=best was on, perhaps with other parameters ("best+damping=0.1")."""
+    return (result.refine or "").partition("+")[0] == "best"
 
 
 def _more_bits(result: RunResult, weight_bits: int) -> str:

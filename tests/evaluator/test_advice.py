@@ -102,7 +102,7 @@ CHAIN = [
     ({"weight_bits": 4, "refine": "gptq", "overrides": "refine=gptq refine.bias=true"}, "refine=best"),
     ({"weight_bits": 4, "refine": "best", "overrides": "quant=w4a8"}, "quant=w4a8 allocate=accuracy"),
     ({"weight_bits": 4, "refine": "best", "data": "sample"}, "quant.weight_bits=7"),
-    ({"activation_bits": 4, "refine": "best"}, "quant.activation_bits=8"),
+    ({"activation_bits": 4, "refine": "best+damping=0.1"}, "quant.activation_bits=8"),
     (
         {"weight_bits": 2, "refine": "best", "overrides": "allocate=bytes allocate.budget_bytes=40000",
          "settings": {"config.allocate.budget_bytes": "40000"}},
