@@ -32,7 +32,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against its float original on the same images; ratios, not percents. ``print`` shows it in two lines.
+    """A model against its float original on the same images; ratios, not percents. ``print`` shows it in three lines.
 
     Attributes:
         accuracy: top-1 of the model.
@@ -68,11 +68,13 @@ class Comparison:
         return self.mcnemar_p < 0.05
 
     def __str__(self) -> str:
+        significance = "real at the 5 % level" if self.significant else "within noise"
         return (
             f"top-1 {100 * self.accuracy:.2f} % (float {100 * self.float_accuracy:.2f} %, "
             f"{100 * self.accuracy_delta:+.2f} points), 95 % CI {100 * self.accuracy_ci_low:.2f}-"
             f"{100 * self.accuracy_ci_high:.2f} %\n{self.flips_to_wrong} images flipped to wrong, "
-            f"{self.flips_to_right} to right: McNemar p = {self.mcnemar_p:.3g}"
+            f"{self.flips_to_right} to right\n"
+            f"McNemar p = {self.mcnemar_p:.3g}: {significance}"
         )
 
 

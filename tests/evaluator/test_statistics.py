@@ -76,7 +76,8 @@ def test_compare_by_hand():
     assert [row.accuracy for row in quantized.per_class] == [row.accuracy for row in comparison.per_class]
     assert str(comparison) == (
         "top-1 66.67 % (float 50.00 %, +16.67 points), 95 % CI 30.00-90.32 %\n"
-        "1 images flipped to wrong, 2 to right: McNemar p = 1"
+        "1 images flipped to wrong, 2 to right\n"
+        "McNemar p = 1: within noise"
     )
 
 
