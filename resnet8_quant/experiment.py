@@ -200,7 +200,7 @@ def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImag
 
 def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None) -> FinalModel:
     """Rewrite the model for its target; as it is where the config names none."""
-    from resnet8_quant.quantizer.contents import read_contents
+    from resnet8_quant.graphs.quantization_summary import summarize
 
     serialized, input_spec = quantized.serialized if quantized else model.serialized, model.input_spec
     contents = quantized.contents if quantized else None
@@ -212,5 +212,5 @@ def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None)
         contents = None  # of another graph now
         if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
             log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
-    contents = contents or read_contents(onnx.load_from_string(serialized))
+    contents = contents or summarize(onnx.load_from_string(serialized))
     return FinalModel(serialized, input_spec, contents, (quantized.contents if quantized else contents).layers)

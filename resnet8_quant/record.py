@@ -38,7 +38,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
-    from resnet8_quant.quantizer.contents import GraphContents, LayerContents
+    from resnet8_quant.graphs.quantization_summary import LayerSummary, QuantizationSummary
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
 PACKAGES = ("onnx", "numpy", "hydra-core")
@@ -58,8 +58,8 @@ class FinalModel:
 
     serialized: bytes
     input_spec: InputSpec
-    contents: GraphContents
-    layers: Sequence[LayerContents]
+    contents: QuantizationSummary
+    layers: Sequence[LayerSummary]
 
 
 @dataclass(frozen=True)
