@@ -61,15 +61,6 @@ class Predictions:
     ties: int | None
 
 
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """One class of an evaluation; ``accuracy`` is None where the data has no image of it."""
-
-    class_name: str
-    images: int
-    accuracy: float | None
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """A model's predictions on labelled images.
@@ -113,12 +104,10 @@ class Evaluation:
         return wilson_interval(int(self.correct.sum()), len(self.labels))
 
     @property
-    def per_class(self) -> tuple[ClassAccuracy, ...]:
-        """The accuracy of each class, in the order of ``class_names``."""
-        return tuple(
-            ClassAccuracy(name, images, correct / images if images else None)
-            for name, images, correct in zip(self.class_names, *self.counts(), strict=True)
-        )
+    def per_class(self) -> dict[str, float]:
+        """Class name -> accuracy, in the order of ``class_names``; NaN where the data has no image of a class."""
+        rows = zip(self.class_names, *self.counts(), strict=True)
+        return {name: correct / images if images else float("nan") for name, images, correct in rows}
 
     def counts(self) -> tuple[list[int], list[int]]:
         """Images of each class, and how many of them are predicted correctly."""
