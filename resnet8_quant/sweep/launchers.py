@@ -20,7 +20,7 @@ from typing import Any
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.machine import usable_cores
-from resnet8_quant.sweep import ledger
+from resnet8_quant.sweep.folders import record_loss
 
 log = logging.getLogger(__name__)
 
@@ -189,14 +189,14 @@ class _Waited:
         try:
             return list(self.job.results())
         except (errors.FailedJobError, errors.UncompletedJobError) as error:
-            words, _, number, *_ = self.job.submission().args
+            overrides, _, number, *_ = self.job.submission().args
             state = str(self.job.state)
             reason = f"job {self.job.job_id} of the queue ended without a result ({state})"
             log.error("job %d failed: %s", number, reason)
             log.debug("%s", error)
             with contextlib.suppress(ExperimentError):  # a full disk is reported by the summary
-                ledger.missing(self.sweep, number, words, reason)
-            return [JobReturn(overrides=words, status=JobStatus.COMPLETED)]
+                record_loss(self.sweep, number, overrides, reason)
+            return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED)]
 
 
 @contextlib.contextmanager

@@ -1,16 +1,14 @@
 """A search in place of a grid: more accuracy for fewer bytes or microseconds, job by job, by Optuna's ask and tell.
 
-In: `hydra/sweeper=optuna` with its fields (conf/hydra/sweeper/optuna.yaml), words of the command line, and each job's
-results.csv. Out: job folders as of any sweep; in its folder search.db, which a later call continues, and pareto.csv.
+In: `hydra/sweeper=optuna` with its fields (conf/hydra/sweeper/optuna.yaml), overrides of the command line, and each
+job's results.csv. Out: job folders as of any sweep; in its folder search.db, which a later call continues, and
+pareto.csv.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -34,26 +32,14 @@ PATIENCE = 50  # proposals in a row that need no job, before the search ends
 log = logging.getLogger(__name__)
 
 
-def register_search() -> None:
-    """Let Hydra find the sweeper, before it looks for its plugins; imports neither Optuna nor the rest of the search.
-
-    Hydra takes a sweeper only from the namespace package `hydra_plugins`, whose parts may lie in any folder of
-    sys.path; ours is put there. To have setuptools map it to site-packages would not do: in an editable install
-    setuptools' finder lists no modules, so that Hydra's scan misses it, and a plain checkout has no mapping.
-    """
-    folder = str(Path(__file__).with_name("search_plugin"))
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
-def check_search(config: DictConfig) -> int | None:
+def check_search(config: DictConfig) -> tuple[int | None, tuple[str, ...]]:
     """Refuse a search before its folder is made, where no job could run.
 
     Args:
         config: of the sweep, with the node `hydra`; one with another sweeper passes.
 
     Returns:
-        How many jobs it has at most; None: not known, with another sweeper.
+        How many jobs it has at most, None: not known, with another sweeper; and the keys whose values it chooses.
 
     Raises:
         ExperimentError: nothing can be searched, Optuna is missing, or what `Search.check_inputs` finds.
@@ -65,12 +51,12 @@ def check_search(config: DictConfig) -> int | None:
     fields = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(fields, dict)
     if not str(fields.get("_target_", "")).endswith(".OptunaSweeper"):
-        return None
+        return None, ()
     search_study.require_optuna()
     search = Search(config, GlobalHydra.instance().config_loader())
     options, space = search.read({str(name): value for name, value in fields.items()}, config.hydra.overrides.task)
     search.check_inputs(space, options)
-    return int(min(options.n_trials, space.size))  # nothing runs twice
+    return int(min(options.n_trials, space.size)), space.keys()  # nothing runs twice
 
 
 @dataclass(frozen=True)
@@ -140,6 +126,7 @@ class Search:
     def _batch(self, study: Study, space: Space, size: int, seed: int) -> list[tuple[Trial, list[str]]]:
         """Up to ``size`` trials that need a job, with their words; fewer where the sampler has no new idea."""
         from resnet8_quant.errors import ExperimentError
+        from resnet8_quant.sweep.digest import digest_of
         from resnet8_quant.sweep.search_study import Known, propose
 
         batch: list[tuple[Trial, list[str]]] = []
@@ -148,7 +135,7 @@ class Search:
         while len(batch) < size and idle < PATIENCE and (trial := propose(study, space, seed, known, near)):
             words = space.words(trial.params)
             try:
-                needed = known.needs_job(trial, words, known.digest(trial) or _digest(self._checked(words)))
+                needed = known.needs_job(trial, words, known.digest(trial) or digest_of(self._checked(words)))
             except ExperimentError as error:
                 log.info("search: refused %s: %s", " ".join(words), error.problem)
                 known.refuse(trial, words, error.problem)
@@ -159,16 +146,14 @@ class Search:
         return batch
 
     def job_config(self, words: Sequence[str]) -> Config:
-        """The config of a job with these words."""
-        from resnet8_quant.sweep.compose import explain, to_config
+        """The config of a job with these overrides."""
+        from resnet8_quant.sweep.compose import explain
+        from resnet8_quant.sweep.grid import compose_job
 
         try:
-            composed = self.loader.load_sweep_config(self.config, list(words))
+            return compose_job(self.config, words, self.loader)
         except Exception as error:
             raise explain(error) or error from error
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]  # as Hydra does before it calls the job
-        return to_config(composed, words)
 
     def _checked(self, words: Sequence[str]) -> Config:
         """The config of a job that can run.
@@ -243,15 +228,6 @@ def _launch(
         problem = tell(study, trial, read_row(job_folder(folder, job)), objectives)
         if problem is not None:
             log.warning("search: job %d failed: %s", job, problem)
-
-
-def _digest(config: Config) -> str:
-    """Of the settings that have an effect, and of the paths, whose contents the sweep's own digest has instead."""
-    from resnet8_quant.sweep.digest import effective
-
-    paths = (config.model.path, config.model.source, config.data.path, config.data.root)
-    lists = (config.calibration.index_file, config.calibration.indices)
-    return hashlib.sha256(json.dumps([effective(config), paths, lists], sort_keys=True).encode()).hexdigest()
 
 
 def _next_job(folder: Path) -> int:

@@ -104,6 +104,10 @@ class Space:
         """How many different sets of values there are; infinite with a range of all numbers."""
         return math.prod(parameter.size for parameter in self.parameters.values())
 
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the overrides that a trial chooses."""
+        return tuple(dict.fromkeys(_LAYERS[:-1] if name.startswith(_LAYERS) else name for name in self.parameters))
+
     def layer_patterns(self) -> list[str]:
         """The patterns of quant.layers that the search names."""
         return [name.removeprefix(_LAYERS).rpartition(".")[0] for name in self.parameters if name.startswith(_LAYERS)]

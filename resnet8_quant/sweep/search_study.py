@@ -24,6 +24,8 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.folders import NUMBERED
+from resnet8_quant.sweep.plan import SEARCH_MEMORY
 from resnet8_quant.sweep.search_space import Choices, Space
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
-FILE_NAME = "search.db"
 PARETO = "pareto.csv"
 _NAME = "search"
 _DRAWS = 1000  # tries to find something new by chance
@@ -61,7 +62,7 @@ def readable(folder: Path) -> Iterator[None]:
     except (StorageInternalError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ExperimentError(
-            f"{folder / FILE_NAME} cannot be read or written: {reason}",
+            f"{folder / SEARCH_MEMORY} cannot be read or written: {reason}",
             "free some space or search in another folder: hydra.sweep.dir=FOLDER",
         ) from error
 
@@ -82,7 +83,7 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
 
     asked = {"objectives": list(objectives), "space": space.described(), "words": _comparable(space.fixed)}
     with readable(folder):
-        url = URL.create("sqlite", database=str(folder / FILE_NAME)).render_as_string()
+        url = URL.create("sqlite", database=str(folder / SEARCH_MEMORY)).render_as_string()
         study = optuna.create_study(
             study_name=_NAME, storage=url, directions=["maximize", "minimize"], load_if_exists=True
         )
@@ -92,7 +93,7 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
         elif found != asked:
             part = next(name for name in asked if found.get(name) != asked[name])
             raise ExperimentError(
-                f"{folder / FILE_NAME} is a search with other {part}: {found.get(part)}, now {asked[part]}",
+                f"{folder / SEARCH_MEMORY} is a search with other {part}: {found.get(part)}, now {asked[part]}",
                 "the command that began it, or another folder: hydra.sweep.dir=FOLDER",
             )
     return study
@@ -255,7 +256,8 @@ def finish_interrupted(study: Study, folder: Path, objectives: Sequence[str]) ->
 
 def job_folder(folder: Path, job: int | None) -> Path | None:
     """The folder of a job by its number."""
-    return None if job is None else next(iter(sorted(folder.glob(f"{job}_*"))), None)
+    matches = ((NUMBERED.match(path.name), path) for path in sorted(folder.iterdir()))
+    return next((path for match, path in matches if match and int(match[1]) == job), None)
 
 
 def read_row(place: Path | None) -> RunResult | str:

@@ -19,7 +19,7 @@ from resnet8_quant.sweep.plan import (
     Plan,
     asked_to_resume,
     check_kind,
-    command_words,
+    command_overrides,
     folder_to_resume,
     new_folder,
     read_plan,
@@ -38,25 +38,28 @@ def whole(other_sweeps: Callable[[], Any]) -> Any:
 
 
 def test_what_has_no_effect_runs_once(whole: Any) -> None:
-    folders = {path.name: path for path in whole.folder.glob("[0-9]*")}
-    assert len(folders) == len(whole.rows) == 6
-    twins = [name for name, path in folders.items() if (path / "same_as.json").exists()]
-    assert len(twins) == 1
-    same_as = json.loads((folders[twins[0]] / "same_as.json").read_text())
-    assert "quant=float" in same_as["overrides"]
-    assert (folders[same_as["folder"]] / "results.csv").exists()
-    assert not (folders[twins[0]] / "results.csv").exists()
+    folders = sorted(path.name for path in whole.folder.glob("[0-9]*"))
+    assert [name[:-9] for name in folders] == [
+        *("00_float_minmax", "02_int8_minmax", "03_int8_entropy", "04_u8s8_minmax", "05_u8s8_entropy")
+    ]
+    assert sorted(whole.states()) == sorted(row["folder"] for row in whole.rows) == folders
     assert {row["status"] for row in whole.rows} == {"ok"}
+    assert "same settings as job 0" in (whole.folder / folders[0] / "run.log").read_text()
 
 
 def test_every_job_says_what_it_is(whole: Any) -> None:
-    records = [json.loads(path.read_text()) for path in whole.folder.glob("*/job.json")]
-    assert len({record["digest"] for record in records}) == 5
-    for record in records:
+    for folder in whole.folder.glob("[0-9]*"):
+        record = json.loads((folder / "job.json").read_text())
         assert re.fullmatch("[0-9a-f]{64}", record["digest"])
+        assert folder.name.endswith(f"_{record['digest'][:8]}")
+        assert record["number"] == int(folder.name[:2])
         assert record["overrides"][-1].startswith("cache_dir=")
-        (folder,) = whole.folder.glob(f"{record['number']}_*")
-        assert json.loads((folder / "job.json").read_text()) == record
+
+
+def test_run_log_ends_with_what_the_numbers_are_worth(whole: Any) -> None:
+    (folder,) = whole.folder.glob("02_*")
+    assert "McNemar p = " in (folder / "run.log").read_text()
+    assert "McNemar p = " not in whole.err
 
 
 def test_missing_damaged_failed_and_foreign_rows_run_again(sweeps: Any) -> None:
@@ -123,10 +126,11 @@ def test_changed_grid_keeps_what_it_still_asks_for(sweeps: Any) -> None:
     first = sweeps("quant=int8,u8s8")
     again = sweeps("quant=float,u8s8,int8", "resume=true")
     assert again.code == 0, again.err
-    assert [row["quant_type"] for row in again.comparable] == ["float", "u8s8", "int8"]
+    assert {row["quant_type"] for row in again.comparable} == {"float", "u8s8", "int8"}
     written = {row["quant_type"]: row["started_utc"] for row in again.rows}
     assert {row["quant_type"]: row["started_utc"] for row in first.rows}.items() <= written.items()
-    assert len(list(again.folder.glob("[0-9]*"))) == 3
+    names = sorted(path.name[:-9] for path in again.folder.glob("[0-9]*"))
+    assert names == ["00_int8", "01_u8s8", "02_float"]  # 00 was taken
 
 
 @pytest.mark.parametrize("value", ["nowhere", "tests", "a,b"])
@@ -152,7 +156,7 @@ def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
     assert read_plan(tmp_path) is None
     write_plan(plan, tmp_path)
     assert read_plan(tmp_path) == plan
-    for text in ("", "[]", '{"words": 3}', '{"words": [], "unknown": 1}'):
+    for text in ("", "[]", '{"overrides": 3}', '{"overrides": [], "unknown": 1}'):
         (tmp_path / "sweep.json").write_text(text)
         assert read_plan(tmp_path) is None
 
@@ -170,12 +174,12 @@ def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
 )
 def test_what_resume_asks_for(words: list[str], value: str | None) -> None:
     assert asked_to_resume(words) == value
-    assert not any("resume" in word for word in command_words(words))
+    assert not any("resume" in word for word in command_overrides(words))
 
 
 def test_launcher_and_folder_do_not_make_another_command() -> None:
     words = ["a=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=x", "hydra.mode=MULTIRUN"]
-    assert command_words(words) == ("a=1", "hydra.mode=MULTIRUN")
+    assert command_overrides(words) == ("a=1", "hydra.mode=MULTIRUN")
 
 
 def test_resume_given_twice_or_swept_is_refused() -> None:
@@ -201,7 +205,7 @@ def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
 
 def test_words_with_plus_signs_are_the_same_words() -> None:
     assert asked_to_resume(["++resume=true"]) == "true"
-    assert command_words(["quant=int8", "++resume=true", "+hydra.sweep.dir=x"]) == ("quant=int8",)
+    assert command_overrides(["quant=int8", "++resume=true", "+hydra.sweep.dir=x"]) == ("quant=int8",)
 
 
 @pytest.mark.parametrize(("jobs", "kind", "other"), [(None, "a search", "a grid"), (2, "a grid", "a search")])

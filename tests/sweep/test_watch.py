@@ -23,7 +23,7 @@ def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") ->
     results.write(row, folder / name)
 
 
-def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
+def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
     tally = Tally(tmp_path)
     tally.look()
     assert (tally.done, tally.failed, tally.best) == (0, 0, None)
@@ -34,8 +34,7 @@ def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
     _row(tmp_path, "2_b", 0.9)
     _row(tmp_path, "3_c", None)
     (tmp_path / "4_d").mkdir()
-    (tmp_path / "5_e").mkdir()
-    (tmp_path / "5_e" / "same_as.json").write_text("{}")
+    (tmp_path / "jobs.csv").write_text("0,0_float,a=1\n1,1_a,b=1\n5,1_a,b=2\n6,4_d,c=1\n7,4_d,c=2\n")
     (tmp_path / "6_f").mkdir()
     (tmp_path / "6_f" / "results.csv").write_text("damaged")
     (tmp_path / "notes").mkdir()
