@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
@@ -35,6 +36,9 @@ def register_sweeps() -> None:
     setuptools' finder lists no modules, so that Hydra's scan misses it, and a plain checkout has no mapping.
     """
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    # Hydra copies its sources of configs, and with them the whole store, for each group of --help and each job that it
+    # composes. The store does not change after the start: what it hands out is a copy already.
+    setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010 (a method, to a type checker)
     plugins = str(Path(__file__).with_name("search_plugin"))
     if plugins not in sys.path:
         sys.path.append(plugins)

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
     from resnet8_quant.config import Config
-    from resnet8_quant.sweep.search_options import SearchOptions
-    from resnet8_quant.sweep.search_space import Space
+    from resnet8_quant.sweep.search_space import SearchOptions, Space
 
 PATIENCE = 50  # proposals in a row that need no job, before the search ends
 
@@ -56,7 +55,7 @@ def check_search(config: DictConfig) -> tuple[int | None, tuple[str, ...]]:
     search = Search(config, GlobalHydra.instance().config_loader())
     options, space = search.read({str(name): value for name, value in fields.items()}, config.hydra.overrides.task)
     search.check_inputs(space, options)
-    return int(min(options.n_trials, space.size)), space.keys()  # nothing runs twice
+    return int(min(options.n_trials, space.size)), space.keys  # nothing runs twice
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,12 @@ class Search:
 
         Args:
             fields: of conf/hydra/sweeper/optuna.yaml.
-            arguments: words of the command line.
+            arguments: overrides of the command line.
 
         Raises:
             ExperimentError: nothing can be searched.
         """
-        from resnet8_quant.sweep.search_options import read_options
-        from resnet8_quant.sweep.search_space import read_space
+        from resnet8_quant.sweep.search_space import read_options, read_space
 
         options = read_options(fields)
         return options, read_space(options.params, arguments, self.loader)
@@ -87,7 +85,7 @@ class Search:
 
         Args:
             fields: of conf/hydra/sweeper/optuna.yaml.
-            arguments: words of the command line.
+            arguments: overrides of the command line.
             launcher: runs the jobs.
 
         Raises:
@@ -124,7 +122,7 @@ class Search:
                 return
 
     def _batch(self, study: Study, space: Space, size: int, seed: int) -> list[tuple[Trial, list[str]]]:
-        """Up to ``size`` trials that need a job, with their words; fewer where the sampler has no new idea."""
+        """Up to ``size`` trials that need a job, with their overrides; fewer where the sampler has no new idea."""
         from resnet8_quant.errors import ExperimentError
         from resnet8_quant.sweep.digest import digest_of
         from resnet8_quant.sweep.search_study import Known, propose
@@ -133,37 +131,37 @@ class Search:
         known = Known(study)
         idle, near = known.idle, known.near
         while len(batch) < size and idle < PATIENCE and (trial := propose(study, space, seed, known, near)):
-            words = space.words(trial.params)
+            overrides = space.overrides(trial.params)
             try:
-                needed = known.needs_job(trial, words, known.digest(trial) or digest_of(self._checked(words)))
+                needed = known.needs_job(trial, overrides, known.digest(trial) or digest_of(self._checked(overrides)))
             except ExperimentError as error:
-                log.info("search: refused %s: %s", " ".join(words), error.problem)
-                known.refuse(trial, words, error.problem)
+                log.info("search: refused %s: %s", " ".join(overrides), error.problem)
+                known.refuse(trial, overrides, error.problem)
                 needed = False
             if needed:
-                batch.append((trial, words))
+                batch.append((trial, overrides))
             idle, near = (0, None) if needed else (idle + 1, trial.params)
         return batch
 
-    def job_config(self, words: Sequence[str]) -> Config:
+    def job_config(self, overrides: Sequence[str]) -> Config:
         """The config of a job with these overrides."""
         from resnet8_quant.sweep.compose import explain
         from resnet8_quant.sweep.grid import compose_job
 
         try:
-            return compose_job(self.config, words, self.loader)
+            return compose_job(self.config, overrides, self.loader)
         except Exception as error:
             raise explain(error) or error from error
 
-    def _checked(self, words: Sequence[str]) -> Config:
+    def _checked(self, overrides: Sequence[str]) -> Config:
         """The config of a job that can run.
 
         Raises:
-            ExperimentError: no run can do what the words say.
+            ExperimentError: no run can do what the overrides say.
         """
         from resnet8_quant.checks import check
 
-        config = self.job_config(words)
+        config = self.job_config(overrides)
         check(config)
         return config
 
@@ -195,7 +193,7 @@ class Search:
         height, width, channels = data.test.images.shape[1:]
         model = load_model(config.model, (height, width, channels), data.classes, cache)
         names = [node.output[0] for node in layer_nodes(model.proto().graph)]
-        for pattern in space.layer_patterns():
+        for pattern in space.layer_patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ExperimentError(
                     f"the search names {pattern!r} in quant.layers, which matches no layer of model={model.name}; it "
@@ -219,7 +217,7 @@ def _launch(
     for job, (trial, _) in zip(jobs, batch, strict=True):
         trial.set_user_attr("job", job)
     try:
-        launcher.launch([words for _, words in batch], initial_job_idx=first)
+        launcher.launch([overrides for _, overrides in batch], initial_job_idx=first)
     except Exception as error:
         if not any(job_folder(folder, job) for job in jobs):
             raise  # nothing started: the launcher itself does not work

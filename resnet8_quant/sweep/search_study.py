@@ -1,8 +1,8 @@
 """The memory of a search: an Optuna study in search.db, and its front in pareto.csv.
 
 In: the sweep's folder, a `Space`, the objectives, and what became of each trial. Out: proposals, and the trials that no
-other beats in both objectives. What a trial is besides its values is in its attributes: `words`, `config` (a digest),
-`job` (the number of its folder) and `error`.
+other beats in both objectives. What a trial is besides its values is in its attributes: `overrides`, `config` (a
+digest), `job` (the number of its folder) and `error`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.folders import NUMBERED
 from resnet8_quant.sweep.plan import SEARCH_MEMORY
-from resnet8_quant.sweep.search_space import Choices, Space
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
+
+    from resnet8_quant.sweep.search_space import Space
 
 PARETO = "pareto.csv"
 _NAME = "search"
@@ -81,7 +81,8 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
     import optuna
     from sqlalchemy import URL
 
-    asked = {"objectives": list(objectives), "space": space.described(), "words": _comparable(space.fixed)}
+    described = {name: repr(parameter) for name, parameter in space.parameters.items()}
+    asked = {"objectives": list(objectives), "space": described, "overrides": _comparable(space.fixed)}
     with readable(folder):
         url = URL.create("sqlite", database=str(folder / SEARCH_MEMORY)).render_as_string()
         study = optuna.create_study(
@@ -99,9 +100,9 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
     return study
 
 
-def _comparable(words: Sequence[str]) -> list[str]:
-    """The fixed words that change what a trial measures."""
-    return sorted(word for word in words if not word.startswith(("hydra", "cache_dir", "tracking", "resume")))
+def _comparable(overrides: Sequence[str]) -> list[str]:
+    """The fixed overrides that change what a trial measures."""
+    return sorted(word for word in overrides if not word.startswith(("hydra", "cache_dir", "tracking", "resume")))
 
 
 def propose(study: Study, space: Space, seed: int, known: Known, near: Mapping[str, Any] | None) -> Trial | None:
@@ -133,19 +134,7 @@ def propose(study: Study, space: Space, seed: int, known: Known, near: Mapping[s
             return None
         study.enqueue_trial(new)
     study.sampler = TPESampler(seed=number)
-    return study.ask({name: _distribution(parameter) for name, parameter in space.parameters.items()})
-
-
-def _distribution(parameter: Any) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(parameter, Choices):
-        return CategoricalDistribution(parameter.values)
-    if parameter.integer:
-        return IntDistribution(
-            int(parameter.low), int(parameter.high), log=parameter.log, step=int(parameter.step or 1)
-        )
-    return FloatDistribution(float(parameter.low), float(parameter.high), log=parameter.log, step=parameter.step)
+    return study.ask(dict(space.parameters))
 
 
 def tell(study: Study, trial: Trial | FrozenTrial, row: RunResult | str, objectives: Sequence[str]) -> str | None:
@@ -197,30 +186,30 @@ class Known:
         """That of the config of an earlier trial with the same values, if it was not refused."""
         return self.digests.get(_key(trial.params))
 
-    def needs_job(self, trial: Trial, words: Sequence[str], digest: str) -> bool:
+    def needs_job(self, trial: Trial, overrides: Sequence[str], digest: str) -> bool:
         """Whether a trial has to run; if not, because it ran before or twice ended the search, it is closed.
 
-        Args: trial: new. words: of its job. digest: of its config.
+        Args: trial: new. overrides: of its job. digest: of its config.
         """
-        self._note(trial, words, digest)
+        self._note(trial, overrides, digest)
         if digest in self.numbers:
             problem = f"the same as trial {self.numbers[digest]}"
         elif self.losses[digest] >= _LOSSES:
             problem = f"the search died {self.losses[digest]} times while it ran"
-            log.warning("search: %s is left out: %s", " ".join(words), problem)
+            log.warning("search: %s is left out: %s", " ".join(overrides), problem)
         else:
             self.numbers[digest] = trial.number
             return True
         tell(self.study, trial, problem, ())
         return False
 
-    def refuse(self, trial: Trial, words: Sequence[str], problem: str) -> None:
+    def refuse(self, trial: Trial, overrides: Sequence[str], problem: str) -> None:
         """Close a trial that no run can do."""
-        self._note(trial, words, None)
+        self._note(trial, overrides, None)
         tell(self.study, trial, problem, ())
 
-    def _note(self, trial: Trial, words: Sequence[str], digest: str | None) -> None:
-        trial.set_user_attr("words", list(words))
+    def _note(self, trial: Trial, overrides: Sequence[str], digest: str | None) -> None:
+        trial.set_user_attr("overrides", list(overrides))
         if digest is not None:
             trial.set_user_attr("config", digest)
         self.digests[_key(trial.params)] = digest
@@ -285,7 +274,7 @@ def front(study: Study) -> list[FrozenTrial]:
 
 
 def write_front(study: Study, space: Space, folder: Path, objectives: Sequence[str]) -> Path:
-    """Write pareto.csv: trial, job, folder, both objectives, each parameter and the words; the cheapest first."""
+    """Write pareto.csv: trial, job, folder, both objectives, each parameter and the overrides; the cheapest first."""
     path = folder / PARETO
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -293,8 +282,8 @@ def write_front(study: Study, space: Space, folder: Path, objectives: Sequence[s
         for trial in front(study):
             job = trial.user_attrs["job"]
             place = job_folder(folder, job)
-            words = shlex.join(trial.user_attrs["words"])
+            overrides = shlex.join(trial.user_attrs["overrides"])
             parameters = [trial.params[name] for name in space.parameters]
             values = [f"{value:.12g}" for value in trial.values]
-            writer.writerow([trial.number, job, place.name if place else "", *values, *parameters, words])
+            writer.writerow([trial.number, job, place.name if place else "", *values, *parameters, overrides])
     return path

@@ -28,7 +28,7 @@ from resnet8_quant.sweep.folders import (
     read_jobs,
     record_loss,
 )
-from resnet8_quant.sweep.grid import check_subdir, job_folder, varied_keys
+from resnet8_quant.sweep.grid import check_subdir, job_folder
 from resnet8_quant.sweep.plan import Plan
 
 DIGEST = "d" * 64
@@ -113,11 +113,6 @@ def test_digests_that_begin_alike_are_told_apart(tmp_path: Path, task: Make) -> 
 )
 def test_choices_in_a_name(overrides: list[str], name: str) -> None:
     assert describe_choices(overrides, ("quant", "calibration.samples_per_class"), ("quant", "data")) == name
-
-
-def test_keys_that_vary() -> None:
-    jobs = [["a=1", "+b=1", "c=2"], ["a=1", "+b=2", "c=2"], ["a=1", "+b=2", "c=2", "d=1"]]
-    assert varied_keys(jobs) == ("b",)
 
 
 def test_a_duplicate_does_not_run(task: Make) -> None:

@@ -230,7 +230,7 @@ def test_the_preset_has_no_illegal_combination() -> None:
     _, space = search_of.read(fields, config.hydra.overrides.task)  # type: ignore[arg-type]
     chance = random.Random(0)
     for _ in range(20):
-        words = space.words(space.draw({}, 1.0, chance))
+        words = space.overrides(space.draw({}, 1.0, chance))
         composed = search_of.job_config(words)
         check(composed)
         assert composed.quant.layers.keys() == {"conv", "stack1.*", "stack2.*", "stack3.*", "dense"}
