@@ -8,7 +8,6 @@ pareto.csv.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
+
+from resnet8_quant.sweep.folders import NUMBERED
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -100,7 +101,7 @@ class Search:
         with search_study.readable(folder):
             study = search_study.open_study(folder, space, options.objectives)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-            search_study.finish_interrupted(study, folder, options.objectives)
+            search_study.settle(study, folder, options.objectives)
             try:
                 self._search(study, space, folder, options, launcher)
             finally:
@@ -110,10 +111,9 @@ class Search:
     def _search(self, study: Study, space: Space, folder: Path, options: SearchOptions, launcher: Launcher) -> None:
         from resnet8_quant.sweep.search_study import jobs_run
 
-        done = len(jobs_run(study))
-        if done:
+        if done := jobs_run(study):
             log.info("search: %d of %d jobs are there already", done, options.n_trials)
-        while (missing := options.n_trials - len(jobs_run(study))) > 0:
+        while (missing := options.n_trials - jobs_run(study)) > 0:
             batch = self._batch(study, space, min(missing, options.n_jobs), options.seed)
             if batch:
                 _launch(study, batch, folder, options.objectives, launcher)
@@ -122,15 +122,22 @@ class Search:
                 return
 
     def _batch(self, study: Study, space: Space, size: int, seed: int) -> list[tuple[Trial, list[str]]]:
-        """Up to ``size`` trials that need a job, with their overrides; fewer where the sampler has no new idea."""
+        """Up to ``size`` trials that need a job, with their overrides; fewer where the sampler has no new idea.
+
+        First those that an earlier process began.
+        """
         from resnet8_quant.errors import ExperimentError
         from resnet8_quant.sweep.digest import digest_of
-        from resnet8_quant.sweep.search_study import Known, propose
+        from resnet8_quant.sweep.search_study import Known, interrupted, propose
 
         batch: list[tuple[Trial, list[str]]] = []
         known = Known(study)
         idle, near = known.idle, known.near
-        while len(batch) < size and idle < PATIENCE and (trial := propose(study, space, seed, known, near)):
+        begun = interrupted(study)
+        while len(batch) < size and idle < PATIENCE:
+            trial = begun.pop(0) if begun else propose(study, space, seed, known, near)
+            if trial is None:
+                break
             overrides = space.overrides(trial.params)
             try:
                 needed = known.needs_job(trial, overrides, known.digest(trial) or digest_of(self._checked(overrides)))
@@ -213,25 +220,28 @@ def _launch(
     from resnet8_quant.sweep.search_study import job_folder, read_row, tell
 
     first = _next_job(folder)
-    jobs = range(first, first + len(batch))
-    for job, (trial, _) in zip(jobs, batch, strict=True):
+    for job, (trial, _) in enumerate(batch, first):
         trial.set_user_attr("job", job)
+        trial.set_user_attr("starts", trial.user_attrs.get("starts", 0) + 1)
     try:
         launcher.launch([overrides for _, overrides in batch], initial_job_idx=first)
     except Exception as error:
-        if not any(job_folder(folder, job) for job in jobs):
+        if not any(job_folder(folder, trial) for trial, _ in batch):
             raise  # nothing started: the launcher itself does not work
         log.error("search: the launcher stopped: %s: %s", type(error).__name__, error)
-    for job, (trial, _) in zip(jobs, batch, strict=True):
-        problem = tell(study, trial, read_row(job_folder(folder, job)), objectives)
+    for trial, _ in batch:
+        place = job_folder(folder, trial)
+        if place is not None:  # one that an earlier process made has its number
+            trial.set_user_attr("job", int(place.name.partition("_")[0]))
+        problem = tell(study, trial, read_row(place), objectives)
         if problem is not None:
-            log.warning("search: job %d failed: %s", job, problem)
+            log.warning("search: job %d failed: %s", trial.user_attrs["job"], problem)
 
 
 def _next_job(folder: Path) -> int:
-    """One more than the highest number of a job's folder, lost ones included; a folder is never used twice."""
-    found = (re.match(r"(?:\.lost_)?(\d+)_", path.name) for path in folder.iterdir())
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    """One more than the highest number of a job's folder."""
+    numbers = (int(match[1]) for path in folder.iterdir() if (match := NUMBERED.match(path.name)))
+    return 1 + max(numbers, default=-1)
 
 
 def _log_front(study: Study, options: SearchOptions) -> None:
