@@ -85,8 +85,9 @@ def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
     if layers:
         raise ExperimentError(
             f"`deploy` is {config.name}: {len(layers)} layers ({', '.join(layers[:3])}{', ...' if layers[3:] else ''}) "
-            "can saturate in this CPU's kernels, which have no VNNI, and would answer differently",
-            f"python run.py quant=u8s7 deploy={config.name} (weights of 7 bits are exact), or deploy=x86",
+            "can saturate in this CPU's kernels, which have no VNNI, and would answer differently; weights of 7 bits "
+            "and deploy=x86 are exact",
+            f"python run.py quant=u8s7 deploy={config.name}, or python run.py quant=u8s8 deploy=x86",
         )
 
 

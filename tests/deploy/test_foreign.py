@@ -19,7 +19,7 @@ from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import open_session, run_batch
+from resnet8_quant.graphs.session import kernels_saturate, open_session, run_batch
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -73,6 +73,8 @@ def answers(model: bytes, input_spec: InputSpec, images: CalibrationImages) -> n
 @pytest.mark.parametrize("target", [X86, PRODUCTS])
 @pytest.mark.parametrize("opset", [11, 12, 13, 17])
 def test_nodes_without_names_and_old_operator_sets(images, target, opset) -> None:
+    if target is PRODUCTS and kernels_saturate():
+        pytest.skip("deploy=x86_amx needs kernels that do not saturate, which this CPU lacks (probe)")
     plain = quantize(unnamed(opset=opset), images, U8S8, CalibrationConfig()).serialized
     deployed, input_spec = deploy(plain, target, CONTRACT)
     np.testing.assert_array_equal(answers(deployed, input_spec, images), answers(plain, CONTRACT, images))

@@ -2,13 +2,13 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.checks import LEGAL
 from resnet8_quant.config import CalibrationConfig, DType, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.session import new_session, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -23,12 +23,8 @@ COMBINATIONS = [
 ]
 
 
-def run(serialized, feed, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-    return session.run(None, feed)[0]
+def run(serialized, feed):
+    return open_session(serialized, 1).run(None, feed)[0]
 
 
 def feed_of(model, images):
@@ -128,7 +124,7 @@ def test_one_conv_equals_numpy(small_images, activation):
     y += dequantize(feeding[conv.input[2]])[:, None, None]
     expected, step = round_trip(y, next(node for node in nodes if node.input[0] == conv.output[0]))
 
-    plain = run(serialized, feed, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    (plain,) = new_session(serialized, level="none").run(None, feed)
     off = np.rint(np.abs(plain - expected) / step)
     assert off.max() <= 1  # a sum that lies on a rounding boundary in float32
     assert (off != 0).mean() < 0.01

@@ -28,7 +28,7 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import PRECISE, kernels_saturate, new_session, open_session
+from resnet8_quant.graphs.session import kernels_saturate, new_session, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -60,11 +60,11 @@ def quant_config(types, per_channel=False, **options):
 
 def session(model, allow_int8=True, level="all"):
     """A session of a plain model; ``allow_int8``: int8 activations in integer kernels, as on Arm."""
-    entries = {"session.qdqisint8allowed": "1"} if allow_int8 else {}
     serialized = model if isinstance(model, bytes) else model.SerializeToString()
-    if kernels_saturate() and not (allow_int8 and has_int8_activations(serialized)):
-        entries |= PRECISE  # int8 with int8 is exact, and does not load with it
-    return new_session(serialized, level=level, entries=entries)
+    if kernels_saturate() and level == "all" and not (allow_int8 and has_int8_activations(serialized)):
+        return open_session(serialized, 1)
+    # int8 with int8 is exact on every CPU.
+    return new_session(serialized, level=level, entries={"session.qdqisint8allowed": "1"} if allow_int8 else {})
 
 
 def has_int8_activations(serialized):

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
+from resnet8_quant.graphs.session import new_session, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
@@ -116,12 +117,9 @@ def small_plan(
 
 
 def run(model, feed, level=OFF, outputs=None):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
+    """OFF: float operators between Q and DQ; ALL: ONNX Runtime's kernels, without saturation on any CPU."""
     serialized = model if isinstance(model, bytes) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    session = open_session(serialized, 1) if level == ALL else new_session(serialized, level="none")
     return session.run(outputs, feed)
 
 
