@@ -139,7 +139,7 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     from resnet8_quant.sweep.folders import JOBS
     from resnet8_quant.sweep.grid import check_subdir
     from resnet8_quant.sweep.summary import check_columns
-    from resnet8_quant.sweep.watch import Watch
+    from resnet8_quant.sweep.watch import Tally, Watch
 
     check_columns(columns)
     check_subdir(config)
@@ -162,7 +162,8 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
         cancel = resources.enter_context(launchers.steady_submitit(fields, folder))
         if launchers.parallel(fields):
             log.info("%s", launchers.share(fields, started.jobs).description)
-        watch = Watch(folder, most, again=again is None and started.jobs is not None)
+        grid = started.jobs is not None
+        watch = Watch(Tally(folder, again=grid and again is None, duplicates=grid), most)
         _running = Running(folder, started, columns, plots, watch, cancel, resources.pop_all())
 
 

@@ -33,8 +33,14 @@ class Tally:
         best_folder: whose it is.
     """
 
-    def __init__(self, folder: Path, again: bool = True) -> None:
-        """Args: folder: of the sweep; again: whether a job that failed before, or lost its files, is run again."""
+    def __init__(self, folder: Path, *, again: bool = True, duplicates: bool = True) -> None:
+        """Look into ``folder``.
+
+        Args:
+            folder: of the sweep.
+            again: whether a job that failed before, or lost its files, is run again.
+            duplicates: whether several jobs may share a folder; those of a search do only when they are run again.
+        """
         self.folder = folder
         self.done = self.failed = 0
         self.best: float | None = None
@@ -42,7 +48,7 @@ class Tally:
         self._best_rank = (False, 0.0)
         self._seen: set[str] = set()
         self._old: dict[str, int] = {}
-        self._first = again
+        self._first, self._duplicates = again, duplicates
 
     def look(self) -> None:
         """Count what has come since the last look; what the first one finds to be run again is not done yet."""
@@ -54,7 +60,7 @@ class Tally:
         for name in names:
             self._count(name)
         self._first = False
-        begun = Counter(read_jobs(self.folder).values())
+        begun = Counter(read_jobs(self.folder).values() if self._duplicates else ())
         self.done = len(self._seen) + sum(begun[name] - 1 for name in self._seen & begun.keys())
 
     def _count(self, name: str) -> None:
@@ -107,9 +113,14 @@ def _clock(seconds: float) -> str:
 class Watch:
     """Looks into a sweep's folder until it is stopped, and says what it sees."""
 
-    def __init__(self, folder: Path, jobs: int | None, again: bool = True) -> None:
-        """Args: folder, again: as of `Tally`. jobs: how many there will be at most, None where that is not known."""
-        self.tally, self.jobs = Tally(folder, again), jobs
+    def __init__(self, tally: Tally, jobs: int | None) -> None:
+        """Start to look.
+
+        Args:
+            tally: of the sweep's folder.
+            jobs: how many there will be at most; None where that is not known.
+        """
+        self.tally, self.jobs = tally, jobs
         self.tally.look()
         self._before, self._started = self.tally.done, time.monotonic()
         self._stream: TextIO = sys.stderr

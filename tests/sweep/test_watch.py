@@ -66,7 +66,8 @@ def test_finished_jobs_of_an_earlier_start_count_if_their_files_are_there(tmp_pa
 def test_failures_of_a_search_are_done_when_it_goes_on(tmp_path: Path) -> None:
     _row(tmp_path, "0_a", None)
     _row(tmp_path, "1_b", 0.5)
-    tally = Tally(tmp_path, again=False)
+    (tmp_path / "jobs.csv").write_text("0,0_a,a=1\n1,1_b,a=2\n2,1_b,a=2\n")  # interrupted and run again
+    tally = Tally(tmp_path, again=False, duplicates=False)
     tally.look()
     assert (tally.done, tally.failed) == (2, 1)
 
@@ -86,7 +87,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stderr", pipe)
-    watch = Watch(tmp_path, 1)
+    watch = Watch(Tally(tmp_path), 1)
     _row(tmp_path, "0_a", 0.5)
     watch.stop()
     assert pipe.getvalue() == "1/1 done, 0 failed, best 50.00 % (0_a)\n"
@@ -100,7 +101,7 @@ class _Terminal(io.StringIO):
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    watch = Watch(tmp_path, 2)
+    watch = Watch(Tally(tmp_path), 2)
     assert watch._live is not None
     watch._live.draw("0/2 done")
     sys.stderr.write("a log line\n")
