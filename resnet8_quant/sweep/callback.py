@@ -184,7 +184,7 @@ def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | No
         most, varied = check_search(config)
     else:
         most, varied = len(jobs), varied_keys(jobs)
-        _warn_of_seeds(varied, *check_grid(config, jobs))
+        _warn_of_seeds(varied, *check_grid(config, jobs, serial=not launchers.parallel(launcher)))
     count = None if jobs is None else len(jobs)
     threads = launchers.share(launcher, count).threads
     command = plan.command_overrides([*words, *hydra_words])

@@ -53,7 +53,7 @@ class Job:
     folder: str
     row: RunResult
     path: Path = Path()
-    twin: bool = False  # TODO(B): nothing sets it
+    twin: bool = False  # nothing sets it; the report asks for it until its own rebuild is merged
     choices: str = ""
     sweep: str = ""
 

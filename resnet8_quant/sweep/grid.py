@@ -121,18 +121,17 @@ def compose_job(config: DictConfig, overrides: Sequence[str], loader: Any = None
         loader: Hydra's config loader; None: the one that runs.
 
     Raises:
-        ExperimentError: a value that the schema does not take.
-        Exception: Hydra's, where no option or field has that name.
+        ExperimentError: an option, a field or a value that there is not.
     """
     loader = loader or GlobalHydra.instance().config_loader()
-    return to_config(without_hydra(loader.load_sweep_config(config, list(overrides))), overrides)
+    return to_config(without_hydra(_compose(loader, config, overrides)), overrides)
 
 
-def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[Config, Prepared]:
+def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) -> tuple[Config, Prepared]:
     """Refuse a grid before anything is made, where a name in it is unknown, or none of its jobs can run.
 
-    Composing a job costs tens of milliseconds. As many are composed as it takes to see each value once: so Hydra need
-    not validate all of them, as it would, before the first starts.
+    Composing a job takes some 80 ms. As many are composed as it takes to see each value once; so Hydra need not validate
+    all of them, as it would, before the first starts. A serial sweep keeps them until they start.
 
     Returns:
         The first job that can run, and what it starts from.
@@ -146,38 +145,56 @@ def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[Confi
     from resnet8_quant.experiment import prepare
     from resnet8_quant.tracking import connect
 
+    loader = GlobalHydra.instance().config_loader()
+    setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
     seen: set[str] = set()
     covering: list[Sequence[str]] = []
     for job in jobs:
         if not seen.issuperset(job):
             seen.update(job)
             covering.append(job)
-    composed = {tuple(job): _compose_or_refuse(config, job) for job in covering}
-    setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
+    composed = {tuple(job): _compose(loader, config, job) for job in covering}
+    configs = {job: to_config(without_hydra(copy.deepcopy(node)), job) for job, node in composed.items()}
+    if serial:
+        _hand_out(loader, composed)
     first: ExperimentError | None = None
-    for job in [*covering, *(job for job in jobs if tuple(job) not in composed)]:
-        outcome = composed.get(tuple(job)) or _compose_or_refuse(config, job)
+    for job in [*covering, *(job for job in jobs if tuple(job) not in configs)]:
         try:
-            if isinstance(outcome, ExperimentError):
-                raise outcome
-            prepared = prepare(outcome)
-            connect(outcome.tracking)
-            return outcome, prepared
+            candidate = configs.get(tuple(job)) or compose_job(config, job)
+            prepared = prepare(candidate)
+            connect(candidate.tracking)
+            return candidate, prepared
         except ExperimentError as error:
             first = first or error
     assert first is not None
     raise first
 
 
-def _compose_or_refuse(config: DictConfig, job: Sequence[str]) -> Config | ExperimentError:
-    """The config of a job, or why the job cannot run.
+def _compose(loader: Any, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job with the node `hydra`.
 
     Raises:
-        ExperimentError: Hydra knows no such option or field.
+        ExperimentError: an option, a field or a value that there is not.
     """
     try:
-        return compose_job(config, job)
-    except ExperimentError as error:
-        return error
+        composed = loader.load_sweep_config(config, list(overrides))
     except Exception as error:
         raise explain(error) or error from error
+    assert isinstance(composed, DictConfig)
+    return composed
+
+
+def _hand_out(loader: Any, composed: dict[tuple[str, ...], DictConfig]) -> None:
+    """Have Hydra's ``loader`` return what is composed already, once for each job; the others it composes."""
+    compose = loader.load_sweep_config
+
+    def load_sweep_config(sweep: DictConfig, overrides: list[str]) -> Any:
+        config = composed.pop(tuple(overrides), None)
+        if config is None:
+            return compose(sweep, overrides)
+        with read_write(config), open_dict(config):  # the folder was chosen in between
+            config.hydra.sweep.dir = sweep.hydra.sweep.dir
+            config.hydra.overrides.hydra = sweep.hydra.overrides.hydra
+        return config
+
+    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010
