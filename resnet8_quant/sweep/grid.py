@@ -130,7 +130,7 @@ def compose_job(config: DictConfig, overrides: Sequence[str], loader: Any = None
 def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) -> tuple[Config, Prepared]:
     """Refuse a grid before anything is made, where a name in it is unknown, or none of its jobs can run.
 
-    Composing a job takes some 80 ms. As many are composed as it takes to see each value once; so Hydra need not validate
+    Composing a job takes some 80 ms. As many are composed as it takes to see each value once; Hydra need not validate
     all of them, as it would, before the first starts. A serial sweep keeps them until they start.
 
     Returns:

@@ -19,7 +19,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.folders import Task
 from resnet8_quant.sweep.job import run_in_sweep
-from resnet8_quant.sweep.plan import Plan, new_folder
+from resnet8_quant.sweep.plan import Plan
 from resnet8_quant.sweep.summary import summarize
 
 
@@ -47,13 +47,6 @@ def test_terminated_sweep_leaves_a_summary(sweeps: Any) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert (sweeps.folder / "summary.csv").exists()
-
-
-def test_sweeps_of_one_moment_have_folders_of_their_own(tmp_path: Path) -> None:
-    wanted = tmp_path / "2026-01-01_00-00-00.000000"  # also when the clock is set back and shows a time again
-    folders = [new_folder(wanted, explicit=False) for _ in range(3)]
-    assert len({*folders}) == 3
-    assert all(folder.is_dir() for folder in folders)
 
 
 def test_two_sweeps_started_together_do_not_meet(sweeps: Any) -> None:
