@@ -202,12 +202,18 @@ def read_result(folder: Path) -> RunResult | None:
 
 
 def sound_row(file: Path) -> RunResult:
-    """The row of a results.csv whose numbers can be what they say.
+    """The row of a results.csv whose numbers can be what they say: finite, ratios between 0 and 1, sizes above 0.
 
     Raises:
         ExperimentError: it is not one.
     """
-    return _sound(results.read(file))
+    row = results.read(file)
+    for name, value in vars(row).items():
+        low, high = LIMITS.get(name, (-math.inf, math.inf))
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if infinite or (name in LIMITS and value is not None and not low < value <= high):
+            raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
+    return row
 
 
 def _row(path: Path) -> RunResult:
@@ -216,23 +222,6 @@ def _row(path: Path) -> RunResult:
         return sound_row(file)
     except ExperimentError as error:
         return replace(_failed(_reason(file, error)), overrides=_overrides(path))
-
-
-def _sound(row: RunResult) -> RunResult:
-    """``row`` if its numbers can be what they say: finite, ratios between 0 and 1, sizes and times above 0.
-
-    Raises:
-        ExperimentError: one cannot.
-    """
-    for name, value in vars(row).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            break
-        low, high = LIMITS.get(name, (-math.inf, math.inf))
-        if name in LIMITS and value is not None and not low < value <= high:
-            break
-    else:
-        return row
-    raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
 
 
 def _reason(file: Path, error: ExperimentError) -> str:
