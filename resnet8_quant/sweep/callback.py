@@ -176,8 +176,8 @@ def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | No
     from resnet8_quant.sweep.grid import check_grid, read_grid, typed_overrides, varied_keys
     from resnet8_quant.sweep.search import check_search
 
-    words, hydra_words = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
-    plan.asked_to_resume(words)
+    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    plan.asked_to_resume(overrides)
     jobs, most = read_grid(config), None
     varied: tuple[str, ...] = ()
     if jobs is None:
@@ -187,7 +187,7 @@ def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | No
         _warn_of_seeds(varied, *check_grid(config, jobs, serial=not launchers.parallel(launcher)))
     count = None if jobs is None else len(jobs)
     threads = launchers.share(launcher, count).threads
-    command = plan.command_overrides([*words, *hydra_words])
+    command = plan.command_overrides([*overrides, *hydra_overrides])
     return Plan(command, count, threads, varied, pid=os.getpid()), most
 
 
@@ -212,9 +212,9 @@ def _choose_folder(config: DictConfig, started: Plan) -> Path:
     """
     from resnet8_quant.sweep.grid import typed_overrides
 
-    words, hydra_words = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
-    resume = plan.asked_to_resume(words)
-    explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_words)
+    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    resume = plan.asked_to_resume(overrides)
+    explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_overrides)
     default = Path(str(config.hydra.sweep.dir)).absolute()
     existing = None
     if resume is not None:
@@ -231,9 +231,9 @@ def _tell_hydra(config: DictConfig, folder: Path, batch_size: int | None) -> Non
     """Tell Hydra the folder; a job's config is composed anew from the overrides, so that it must be among them."""
     from resnet8_quant.sweep.grid import typed_overrides
 
-    words = [word for word in typed_overrides(config.hydra.overrides.hydra) if not word.startswith(plan.FOLDER)]
+    kept = [word for word in typed_overrides(config.hydra.overrides.hydra) if not word.startswith(plan.FOLDER)]
     with read_write(config), open_dict(config):
-        config.hydra.overrides.hydra = [*words, f'{plan.FOLDER}"{folder}"']
+        config.hydra.overrides.hydra = [*kept, f'{plan.FOLDER}"{folder}"']
         config.hydra.sweep.dir = str(folder)
         if batch_size is not None and "max_batch_size" in config.hydra.sweeper:
             config.hydra.sweeper.max_batch_size = config.hydra.sweeper.max_batch_size or batch_size

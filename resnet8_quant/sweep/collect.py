@@ -98,8 +98,7 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
             raise ExperimentError(
                 f"`DIR`: {folder} is not a folder", "python -m resnet8_quant.summary outputs/sweeps/DATE_TIME"
             )
-        found = sorted(_walk(str(folder), set()), key=_natural)
-        for place in found:
+        for place in sorted(_walk(str(folder), set()), key=_natural):
             key = os.path.realpath(place)
             if key not in jobs:
                 jobs[key] = replace(_read(place), folder=place)
@@ -115,10 +114,10 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
 def settings(row: RunResult) -> dict[str, str]:
     """{key: value} of the overrides that a run was started with; empty where they cannot be read."""
     try:
-        words = shlex.split(row.overrides or "")
+        overrides = shlex.split(row.overrides or "")
     except ValueError:  # an open quote
         return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    return dict(word.split("=", 1) for word in overrides if "=" in word)
 
 
 def varied(jobs: Iterable[Job]) -> list[str]:
@@ -175,9 +174,9 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
             if target in seen or os.path.commonpath((os.path.realpath(folder), target)) == target:
                 continue
             seen.add(target)
-        for found in _walk(entry.path, seen):
+        for run in _walk(entry.path, seen):
             empty = False
-            yield found
+            yield run
     if empty and NUMBERED.match(os.path.basename(folder)) and any(entry.name == ".hydra" for entry in listed):
         yield folder
 

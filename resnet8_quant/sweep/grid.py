@@ -97,9 +97,9 @@ def read_grid(config: DictConfig) -> list[list[str]] | None:
     if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
         return None
     params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
-    words = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]]
+    return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]]
 
 
 def varied_keys(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:

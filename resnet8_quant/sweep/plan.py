@@ -132,8 +132,9 @@ def check_kind(folder: Path, search: bool) -> None:
     if holds_search == search or not (plan or holds_search):
         return
     held, asked = ("a search", "a grid") if holds_search else ("a grid", "a search")
-    words = () if plan is None else [word for word in plan.overrides if not word.startswith("hydra.mode=")]
-    began = f"; what is there goes on with python run.py -m {shlex.join(words)} {RESUME}{folder}" if words else ""
+    overrides = () if plan is None else [word for word in plan.overrides if not word.startswith("hydra.mode=")]
+    command = f"python run.py -m {shlex.join(overrides)} {RESUME}{folder}"
+    began = f"; what is there goes on with {command}" if overrides else ""
     raise ExperimentError(
         f"`hydra.sweep.dir` or `resume`: {folder} holds {held}, this is {asked}; each has a folder of its own",
         f"hydra.sweep.dir=FOLDER without resume, for a new one{began}",

@@ -1,8 +1,8 @@
 """The memory of a search: an Optuna study in search.db, and its front in pareto.csv.
 
 In: the sweep's folder, a `Space`, the objectives, and what became of each trial. Out: proposals, and the trials that no
-other beats in both objectives. What a trial is besides its values is in its attributes: `overrides`, `config` (a
-digest), `job` (the number of its folder) and `error`.
+other beats in both objectives. What a trial is besides its values is in its attributes: `overrides`, `digest` of its
+config, `job` (the number of its folder), `starts` of that job, and `error`.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
         study = optuna.create_study(
             study_name=_NAME, storage=url, directions=["maximize", "minimize"], load_if_exists=True
         )
-        found = study.user_attrs.get("asked")
-        if found is None:
+        earlier = study.user_attrs.get("asked")
+        if earlier is None:
             study.set_user_attr("asked", asked)
-        elif found != asked:
-            part = next(name for name in asked if found.get(name) != asked[name])
+        elif earlier != asked:
+            part = next(name for name in asked if earlier.get(name) != asked[name])
             raise ExperimentError(
-                f"{folder / SEARCH_MEMORY} is a search with other {part}: {found.get(part)}, now {asked[part]}",
+                f"{folder / SEARCH_MEMORY} is a search with other {part}: {earlier.get(part)}, now {asked[part]}",
                 "the command that began it, or another folder: hydra.sweep.dir=FOLDER",
             )
     return study

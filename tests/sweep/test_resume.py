@@ -120,9 +120,8 @@ def test_changed_grid_keeps_what_it_still_asks_for(sweeps: Any) -> None:
     assert names == ["00_int8", "01_u8s8", "02_float"]  # 00 was taken
 
 
-@pytest.mark.parametrize("value", ["nowhere", "tests", "a,b"])
-def test_resume_of_no_sweep_is_refused(value: str, sweeps: Any) -> None:
-    done = sweeps("quant=int8", f"resume={value}")
+def test_resume_of_no_sweep_is_refused(sweeps: Any) -> None:
+    done = sweeps("quant=int8", "resume=nowhere")
     assert done.code == 1
     assert "error: `resume`" in done.err
     assert "Traceback" not in done.err
