@@ -68,7 +68,7 @@ def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
     assert folder_to_resume("true", ("a=3",), tmp_path / "mine", explicit=True) == tmp_path / "mine"
     assert folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path, explicit=False).name == "2026-01-03"
     for value in (str(tmp_path / "absent"), str(tmp_path)):
-        with pytest.raises(ExperimentError, match="is not a folder|is no sweep's folder"):
+        with pytest.raises(ExperimentError, match=r"is not a folder|is no sweep's folder"):
             folder_to_resume(value, ("a=1",), tmp_path, explicit=False)
     with pytest.raises(ExperimentError, match=r"but `hydra\.sweep\.dir` is"):
         folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path / "2026-01-02", explicit=True)
