@@ -21,7 +21,6 @@ import numpy as np
 import onnx
 
 from resnet8_quant import __version__, results
-from resnet8_quant.checks import check
 from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
@@ -35,13 +34,14 @@ from resnet8_quant.graphs.session import check_providers, differs_by_default
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
-from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
+from resnet8_quant.options import derive_name, quant_name
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.refine.bits import layer_bits
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
 from resnet8_quant.results import RunResult
+from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def prepare(config: Config) -> Prepared:
     Raises:
         ExperimentError: the config, the data, the model or the number of calibration images.
     """
-    check(config)
+    validate(config)
     check_providers(config.evaluation.providers)
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache)
@@ -82,6 +82,8 @@ def prepare(config: Config) -> Prepared:
             layer_bits(model.proto().graph, config.quant)  # a name that matches no layer
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
+        calibrating, total = len(chosen) if split == "train" else 0, len(data.train.labels)
+        check_validation_images(config, total - calibrating, calibrating, total)
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
     return Prepared(data, model, images, cache)
 
@@ -151,9 +153,9 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             **speed,
             **default_columns,
             portable=not layers,
-            quant_type=config.quant.name,
-            refine=refine_word(config.refine),
-            deploy=config.deploy.name,
+            quant_type=quant_name(config.quant),
+            refine=derive_name("refine", config.refine),
+            deploy=derive_name("deploy", config.deploy),
             deploy_input=config.deploy.input.name,
             deploy_output=config.deploy.output.name,
             model=model.name,
@@ -193,11 +195,11 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
     return RunResult(
         status="failed",
         error=" ".join(problem.split()),
-        quant_type=config.quant.name,
+        quant_type=quant_name(config.quant),
         calibration_method=config.calibration.method.name,
         samples_per_class=config.calibration.samples_per_class,
-        refine=refine_word(config.refine),
-        deploy=config.deploy.name,
+        refine=derive_name("refine", config.refine),
+        deploy=derive_name("deploy", config.deploy),
         deploy_input=config.deploy.input.name,
         deploy_output=config.deploy.output.name,
         model=config.model.kind.name,

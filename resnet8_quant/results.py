@@ -23,7 +23,7 @@ CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
 FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """One run. The order of the fields is the order of the columns.
 
@@ -138,6 +138,11 @@ class RunResult:
     cpu: str | None = None
     overrides: str | None = None
     started_utc: str | None = None
+
+    def __repr__(self) -> str:
+        shown = ("status", "error", "quant_type", "accuracy", "float_accuracy", "model_bytes", "latency_us_median")
+        values = (f"{name}={value!r}" for name in shown if (value := getattr(self, name)) is not None)
+        return f"RunResult({', '.join(values)}, ...)"
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(RunResult))

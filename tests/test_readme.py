@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from resnet8_quant.checks import check
 from resnet8_quant.results import COLUMNS
 from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.validation import validate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_a_run_of_the_readme_passes_the_checks(words: str) -> None:
     pairs = [word.partition("=") for word in overrides]
     first = [f"{key}={value if '[' in value else value.split(',')[0]}" for key, _, value in pairs]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        check(to_config(compose("config", overrides=first), first))
+        validate(to_config(compose("config", overrides=first), first))
 
 
 def test_ci_runs_exactly_the_two_commands() -> None:

@@ -31,6 +31,10 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        shapes = (f"{name}={array.dtype}{list(array.shape)}" for name, array in vars(self).items())
+        return f"Split({', '.join(shapes)})"
+
 
 @dataclass(frozen=True)
 class Dataset:

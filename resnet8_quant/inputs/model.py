@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class FloatModel:
     """
 
     name: str
-    serialized: bytes
+    serialized: bytes = dataclass_field(repr=False)
     input_spec: InputSpec
     digest: str
     source: str

@@ -26,7 +26,6 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from resnet8_quant.config import AllocateConfig, CalibrationConfig, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.compact import compact
@@ -39,6 +38,7 @@ from resnet8_quant.quantizer.plan import Plan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
 from resnet8_quant.quantizer.refine.equalize import equalized
 from resnet8_quant.quantizer.refine.walk import refine
+from resnet8_quant.validation import is_low_bit, is_refined
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def quantize(
     calibrated = time.perf_counter()
     serialized = insert_ranges(model, found, quant)
     allocates = allocation.budget_bytes is not None or allocation.max_accuracy_drop is not None
-    if narrowed(quant) or refines(refinement) or allocates:
+    if is_low_bit(quant) or is_refined(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
         made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
         named, serialized = made.named, made.serialized

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from resnet8_quant import __version__
 from resnet8_quant.config import Config, DType, Sampling
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.machine import runtime_version
+from resnet8_quant.validation import is_low_bit, is_refined
 
 if TYPE_CHECKING:
     from resnet8_quant.experiment import Prepared
@@ -32,7 +32,7 @@ def _allocates(config: Config) -> bool:
 
 
 def _rewrites_weights(config: Config) -> bool:
-    return refines(config.refine) or narrowed(config.quant) or _allocates(config)
+    return is_refined(config.refine) or is_low_bit(config.quant) or _allocates(config)
 
 
 # Settings that cannot change a result in any run: where things are kept, and what is done with a finished row. Paths of
