@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from resnet8_quant.errors import ExperimentError
     from resnet8_quant.inputs.dataset import Dataset, Split
     from resnet8_quant.inputs.model import FloatModel
+    from resnet8_quant.options import quant_name
     from resnet8_quant.results import RunResult
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _MODULES = {
     "errors": ("ExperimentError",),
     "inputs.dataset": ("Dataset", "Split"),
     "inputs.model": ("FloatModel",),
+    "options": ("quant_name",),
     "results": ("RunResult",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -87,6 +89,7 @@ __all__ = [
     "evaluate",
     "load_dataset",
     "load_model",
+    "quant_name",
     "quantize",
     "run",
 ]

@@ -63,7 +63,7 @@ def derive_name(group: str, part: Any, folders: tuple[Path, ...] = (CONF,)) -> s
 
     Args:
         group: ``quant``, ``refine`` or ``deploy``.
-        part: the settings; of equally close presets, ``part.name`` is preferred.
+        part: the settings; of equally close presets, ``part.name`` is preferred, then the one with fewest settings.
         folders: where the presets are.
 
     Returns:
@@ -73,7 +73,12 @@ def derive_name(group: str, part: Any, folders: tuple[Path, ...] = (CONF,)) -> s
     base = part.name.partition("+")[0]
     if base not in known:
         return str(part.name)
-    name = min((base, *known), key=lambda name: len(_changes(group, part, known[name])))
+    plain = GROUPS[group]()
+
+    def distance(name: str) -> tuple[int, bool, int]:
+        return len(_changes(group, part, known[name])), name != base, len(_changes(group, known[name], plain))
+
+    name = min(known, key=distance)
     changes = _changes(group, part, known[name])
     rest = [f"{len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
     return "+".join([name, *changes[:_SHOWN], *rest])
