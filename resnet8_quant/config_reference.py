@@ -29,7 +29,7 @@ Usage
   {command} -m quant=int8,uint8 calibration=minmax,entropy
   {command} -m quant=int8,uint8 hydra/launcher=joblib resume=true
   {command} experiment=seed_table
-  python -m resnet8_quant.summary outputs --sort -accuracy --top 10
+  {summary} outputs --sort -accuracy --top 10
 """
 _CLOSING = """\
 Outputs
@@ -53,9 +53,10 @@ def help_text(command: str = COMMAND, folders: tuple[Path, ...] = (CONF,)) -> st
         command: how the program is called.
         folders: that hold option files.
     """
+    summary = "python -m resnet8_quant.summary" if command == COMMAND else f"{command} summary"
     studies = ", ".join(options("experiment", folders))
     lines = [
-        _INTRODUCTION.format(command=command),
+        _INTRODUCTION.format(command=command, summary=summary),
         "Groups (GROUP=OPTION) and their settings (SETTING=VALUE), with the defaults",
         "",
     ]
