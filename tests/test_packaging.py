@@ -19,9 +19,8 @@ def test_every_option_file_is_package_data(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(setuptools, "setup", lambda **words: arguments.update(words))
     monkeypatch.chdir(ROOT)
     runpy.run_path(str(ROOT / "setup.py"))
-    packages = {
-        name: ROOT / arguments["package_dir"].get(name, name.replace(".", "/")) for name in arguments["packages"]
-    }
+    folders = arguments["package_dir"]
+    packages = {name: ROOT / folders.get(name, name.replace(".", "/")) for name in arguments["packages"]}
     assert all(path.is_dir() for path in packages.values())
     data = {
         file
