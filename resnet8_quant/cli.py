@@ -85,15 +85,14 @@ def completed(error: ExperimentError, overrides: Sequence[str]) -> ExperimentErr
     """The error with a remedy that repeats what else was typed, so that it can be typed as it is.
 
     Args:
-        error: a remedy that begins with the command is completed, any other stays.
+        error: a remedy of overrides, with or without the command, is completed; any other stays.
         overrides: of the command line; those that the remedy sets are replaced.
     """
-    program, _, words = error.remedy.partition(f"{COMMAND} ")
     try:
-        typed = shlex.split(words)
-    except ValueError:  # a remedy in prose
+        typed = shlex.split(error.remedy.removeprefix(f"{COMMAND} "))
+    except ValueError:  # a sentence with an apostrophe
         return error
-    if program or not typed or not all("=" in word for word in typed):
+    if not all("=" in word and not word.endswith(",") for word in typed):
         return error
-    key = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *typed)}
-    return ExperimentError(error.problem, f"{COMMAND} {' '.join(map(shlex.quote, key.values()))}")
+    merged = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *typed)}
+    return ExperimentError(error.problem, f"{COMMAND} {shlex.join(merged.values())}")

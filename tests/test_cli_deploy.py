@@ -147,7 +147,7 @@ def test_all_targets_answer_alike(start):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["quant=float", "deploy=x86"], "`deploy`: the model has no QuantizeLinear"),
+        (["quant=float", "deploy=x86"], "`deploy` is x86, but the model has no QuantizeLinear"),
         (["deploy.input=uint8"], "`deploy.input` is uint8, but deploy=none rewrites nothing"),
         (["deploy=x86", "deploy.activation_type=int16"], "`deploy.activation_type` is int16; valid are uint8, int8"),
         (["deploy=x86", "evaluation.providers=[NoSuchExecutionProvider]"], "this build of ONNX Runtime has"),

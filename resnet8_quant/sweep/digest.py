@@ -73,6 +73,9 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
 def effective(config: Config) -> dict[str, Any]:
     """The settings that have an effect, as plain values; the others are left out."""
     settings = dataclasses.asdict(config, dict_factory=_plain)
+    for part in settings.values():
+        if isinstance(part, dict):
+            part.pop("name", None)  # says nothing that the other settings do not say
     unread = [*NEVER, *(path for paths, condition in UNREAD if condition(config) for path in paths)]
     for path in unread:
         parent: dict[str, Any] | None = settings
