@@ -45,22 +45,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "api": (
-        *("Calibration", "Comparison", "Evaluation", "QuantizedModel", "calibrate", "compare", "compose", "evaluate"),
-        *("load_dataset", "load_model", "quantize", "run"),
-    ),
-    "config": (
-        *("AllocateConfig", "CalibrationConfig", "Config", "DataConfig", "DeployConfig", "EvaluationConfig"),
-        *("LatencyConfig", "ModelConfig", "QuantConfig", "RefineConfig", "TrackingConfig"),
-    ),
-    "errors": ("ExperimentError",),
-    "inputs.dataset": ("Dataset", "Split"),
-    "inputs.model": ("FloatModel",),
-    "options": ("quant_name",),
-    "results": ("RunResult",),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+# Where the names of __all__ are looked up, in this order; the last one loads ONNX Runtime.
+_MODULES = ("config", "errors", "options", "api")
 
 __all__ = [
     "AllocateConfig",
@@ -96,9 +82,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    for module in map(importlib.import_module, (f"{__name__}.{part}" for part in _MODULES if name in __all__)):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
