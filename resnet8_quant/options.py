@@ -29,7 +29,7 @@ _SHOWN = 2  # changed settings that a name spells out
 
 
 def options(group: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, str]:
-    """{option: the first line of its file} of a group, of all ``folders``."""
+    """{option: the first sentence of its file} of a group, of all ``folders``."""
     files = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
     return {name: _description(path) for name, path in sorted(files.items())}
 
@@ -37,7 +37,10 @@ def options(group: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, str]:
 def _description(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
         comments = [line[1:].strip() for line in file if line.startswith("#")]
-    return next((comment for comment in comments if not comment.startswith("@")), "")
+    first, *rest = [comment for comment in comments if not comment.startswith("@")] or [""]
+    if first.endswith(".") or not rest:
+        return first
+    return f"{first} {' '.join(rest).partition('. ')[0].removesuffix('.')}."
 
 
 @lru_cache
