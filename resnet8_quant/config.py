@@ -294,10 +294,10 @@ class DeployConfig(Group):
     avoid_saturation: bool = setting(
         False, "uint8 weights where int8 could saturate on an x86 CPU without VNNI: exact, slower"
     )
-    wide_input: bool = setting(
+    pixel_blocking: bool = setting(
         False, "the first layer computes several pixels at once: it has too few channels for the fast kernels"
     )
-    products: bool = setting(False, "convolutions as matrix products: faster with AMX, slower without")
+    gemm_convolutions: bool = setting(False, "convolutions by im2col and Gemm: faster with AMX, slower without")
     input: DeployInput = setting(
         DeployInput.float32, "input of the model. float32: as the float model; uint8: the pixels of the images"
     )

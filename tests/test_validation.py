@@ -89,8 +89,8 @@ REFUSED: dict[str, str] = {
     "allocate=bytes allocate.choices=[4,16]": "`allocate.choices` is [4, 16]; valid are one or more of 2 to 8",
     # deployment
     "deploy.avoid_saturation=true": "`deploy.avoid_saturation` is true, but deploy=none rewrites nothing",
-    "deploy.wide_input=true": "`deploy.wide_input` is true, but deploy=none rewrites nothing",
-    "deploy.products=true": "`deploy.products` is true, but deploy=none rewrites nothing",
+    "deploy.pixel_blocking=true": "`deploy.pixel_blocking` is true, but deploy=none rewrites nothing",
+    "deploy.gemm_convolutions=true": "`deploy.gemm_convolutions` is true, but deploy=none rewrites nothing",
     "deploy.input=uint8": "`deploy.input` is uint8, but deploy=none rewrites nothing",
     "deploy.output=label": "`deploy.output` is label, but deploy=none rewrites nothing",
     "deploy=x86 deploy.activation_type=int16": "`deploy.activation_type` is int16; valid are uint8, int8",
@@ -126,7 +126,7 @@ PASSES = [
     f"{shlex.join(LISTED)} calibration.allow_test_images=true",
     "quant=float calibration.samples_per_class=1 calibration.bins=1",  # a float model is not calibrated
     "quant.format=QOperator",
-    "deploy=x86 deploy.input=uint8 deploy.output=label deploy.products=true",
+    "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
     f"{MLFLOW} tracking.uri=http://localhost:5000",
     f"{MLFLOW} tracking.uri=https://host/path",

@@ -25,12 +25,13 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from resnet8_quant.config import AllocateConfig, CalibrationConfig, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.compact import compact
+from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.compact import compact
-from resnet8_quant.quantizer.contents import GraphContents, read_contents
-from resnet8_quant.quantizer.emit import OLDEST_OPSET, at_least_opset, emit
+from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
 from resnet8_quant.quantizer.mixed_precision.budget import Choice
 from resnet8_quant.quantizer.mixed_precision.fit import check_budget, fit, shrink
 from resnet8_quant.quantizer.mixed_precision.sensitivity import allowed, sensitivities
@@ -65,7 +66,7 @@ class QuantizedModel:
 
     serialized: bytes
     named: bytes
-    contents: GraphContents
+    contents: QuantizationSummary
     calibration: Calibration
     seconds: float
 
@@ -114,9 +115,9 @@ def quantize(
         named = serialized
         if quant.compact:
             serialized = _compacted(onnx.load_from_string(named))
-    contents = read_contents(onnx.load_from_string(serialized))
+    contents = summarize(onnx.load_from_string(serialized))
     if quant.compact:
-        contents = dataclasses.replace(contents, layers=read_contents(onnx.load_from_string(named)).layers)
+        contents = dataclasses.replace(contents, layers=summarize(onnx.load_from_string(named)).layers)
     if contents.quantized_ops == 0:
         raise ExperimentError(
             f"`model`: none of its {contents.float_ops} operators could be quantized",

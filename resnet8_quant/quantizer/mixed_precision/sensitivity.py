@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from resnet8_quant.config import QuantConfig, RefineConfig, Rounding, WeightScale
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.session import new_session
+from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels

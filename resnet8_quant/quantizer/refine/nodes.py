@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from resnet8_quant.graphs.session import new_session
+from resnet8_quant.graphs.runtime import new_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
