@@ -52,8 +52,10 @@ def _run() -> int:
     from resnet8_quant.options import CONF
     from resnet8_quant.sweep.compose import register
     from resnet8_quant.sweep.ending import run_to_the_end
+    from resnet8_quant.sweep.grid import register_sweeps
 
     register()
+    register_sweeps()
     return run_to_the_end(hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job))
 
 
@@ -67,7 +69,7 @@ def job(composed: DictConfig) -> None:
 
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
-        from resnet8_quant.sweep.start import start_job
+        from resnet8_quant.sweep.job import start_job
 
         start_job(composed, context)
         return

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.options import CONF, GROUPS, derive_name, options, presets, quant_name
-from resnet8_quant.sweep.compose import check_subdir, compose_config, explain, register
+from resnet8_quant.sweep.compose import compose_config, explain, register
 from resnet8_quant.validation import validate
 
 EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}
@@ -199,20 +199,3 @@ def test_a_likely_fault_is_a_sentence_that_names_the_file(fault: str, tmp_path: 
         compose_config(overrides, tmp_path)
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
-
-
-@pytest.mark.usefixtures("hydra")
-@pytest.mark.parametrize("subdir", ["${hydra.job.num}_${quant.name}", "${hydra.job.num}_", None])
-def test_job_folders_begin_with_the_number(subdir: str | None) -> None:
-    words = [] if subdir is None else [f"hydra.sweep.subdir={subdir}"]
-    check_subdir(compose("config", words, return_hydra_config=True))
-
-
-@pytest.mark.usefixtures("hydra")
-@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "x${hydra.job.num}_a", "${seed}_a", "${hydra.job.num}_a/b"])
-def test_other_job_folders_are_refused(subdir: str) -> None:
-    config = compose("config", [f"hydra.sweep.subdir={subdir}"], return_hydra_config=True)
-    with pytest.raises(ExperimentError) as caught:
-        check_subdir(config)
-    assert f"`hydra.sweep.subdir` is {subdir}; " in caught.value.problem
-    assert caught.value.remedy.startswith("'hydra.sweep.subdir=${hydra.job.num}_")
