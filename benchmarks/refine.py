@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from resnet8_quant.checks import check
 from resnet8_quant.config import CalibrationConfig, Config, ModelConfig, ModelKind, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
@@ -33,6 +32,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.sampling import choose_images
 from resnet8_quant.terminal import markdown
+from resnet8_quant.validation import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 CALIBRATIONS = sorted(path.stem for path in (CONF / "calibration").glob("*.yaml"))
@@ -97,7 +97,7 @@ def config_of(case: Case, seed: int) -> Config:
         model=ModelConfig(ModelKind[case.model], source=case.source),
         seed=seed,
     )
-    check(config)
+    validate(config)
     return config
 
 

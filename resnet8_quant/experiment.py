@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from resnet8_quant.checks import check
 from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
@@ -35,6 +34,7 @@ from resnet8_quant.quantizer.refine.bits import layer_bits
 from resnet8_quant.quantizer.sampling import choose_images, overlapping
 from resnet8_quant.record import FinalModel, FinishedRun, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
+from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def prepare(config: Config) -> Prepared:
     Raises:
         ExperimentError: the config, the data, the model or the number of calibration images.
     """
-    check(config)
+    validate(config)
     check_providers(config.evaluation.providers)
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache)
@@ -77,6 +77,8 @@ def prepare(config: Config) -> Prepared:
             layer_bits(model.proto().graph, config.quant)  # refuses a name that matches no layer
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
+        calibrating, total = len(chosen) if split == "train" else 0, len(data.train.labels)
+        check_validation_images(config, total - calibrating, calibrating, total)
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
     return Prepared(data, model, images, cache)
 

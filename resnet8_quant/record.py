@@ -32,8 +32,8 @@ from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
+from resnet8_quant.options import derive_name, quant_name
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.results import RunResult
 
@@ -174,9 +174,9 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
 def _request_columns(config: Config, overrides: str, started: datetime) -> dict[str, Any]:
     """Settings, versions, CPU and time: known before the run."""
     return {
-        "quant_type": config.quant.name,
-        "refine": refine_word(config.refine),
-        "deploy": config.deploy.name,
+        "quant_type": quant_name(config.quant),
+        "refine": derive_name("refine", config.refine),
+        "deploy": derive_name("deploy", config.deploy),
         "deploy_input": config.deploy.input.name,
         "deploy_output": config.deploy.output.name,
         "seed": config.seed,

@@ -39,7 +39,7 @@ MOST_SETTINGS = 200
 _SETTING = re.compile(r"config(\.[a-z][a-z0-9_]{0,63}){2}", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """One run. The order of the fields is the order of the columns.
 
@@ -157,6 +157,11 @@ class RunResult:
     overrides: str | None = None
     started_utc: str | None = None
     settings: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        shown = ("status", "error", "quant_type", "accuracy", "float_accuracy", "model_bytes", "latency_us_median")
+        values = (f"{name}={value!r}" for name in shown if (value := getattr(self, name)) is not None)
+        return f"RunResult({', '.join(values)}, ...)"
 
 
 COLUMNS = tuple(column.name for column in dataclasses.fields(RunResult) if column.name != "settings")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import COMMAND, ExperimentError, shown_command
 from resnet8_quant.results import RunResult
 
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
@@ -166,7 +166,7 @@ def show(text: str, *, error: bool = False) -> None:
 def show_error(error: ExperimentError) -> None:
     """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
-    show(wrapped(error.remedy, "  try: ", "       "), error=True)
+    show(wrapped(error.remedy.replace(COMMAND, shown_command()), "  try: ", "       "), error=True)
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -99,14 +99,14 @@ def deployed(start: Start) -> Done:
     return start("quant=int8", "deploy=x86", "latency.runs=5", "latency.throughput_batch=2")
 
 
-def assert_refused(done: Done, problem: str) -> None:
+def assert_refused(done: Done, problem: str, remedy: str = "") -> None:
     """Exit code 1, what is wrong, what to type, nothing else."""
     assert done.code == 1
     assert "Traceback" not in done.err
-    error, remedy = done.err.rpartition("error: ")[2].split("\n  try: ")
+    error, attempt = done.err.rpartition("error: ")[2].split("\n  try: ")
     assert problem in " ".join(error.split())  # it is wrapped
-    assert remedy.strip()
-    assert max(map(len, f"error: {error}\n  try: {remedy}".splitlines())) <= 80
+    assert attempt.strip()
+    assert remedy in " ".join(attempt.split())
     assert list(done.folder.parent.rglob("results.csv")) == []
 
 
@@ -158,36 +158,6 @@ def test_same_command_gives_the_same_bytes(first: Done, start: Start, tmp_path: 
     assert not (first.folder / ".lock").exists()
     for name in ("model.onnx", "predictions.npy"):
         assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
-
-
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (["quant=int9"], "`quant`"),
-        (["calibration.samples_per_class=0"], "`calibration.samples_per_class`"),
-        (["calibration.samples_per_class=101"], "`calibration.samples_per_class`"),
-        (["calibration.samples_per_class=many"], "`calibration.samples_per_class`"),
-        (["calibration.samples_per_clas=3"], "`calibration.samples_per_clas`"),
-        (["quant.weight_type=uint8"], "`quant.weight_type`"),
-        (["quant=int8", "quant=uint8"], "`quant`"),
-        (["+calibration.foo=1"], "`calibration.foo`"),
-        (["calibration.percentile=5"], "`calibration.percentile`"),
-        (["model=onnx"], "`model.path`"),
-        (["deploy=riscv"], "`deploy`"),
-        (["quant=float", "deploy=x86"], "`deploy`: the model has no QuantizeLinear"),
-        (["deploy.input=uint8"], "`deploy.input` is uint8, but deploy=none rewrites nothing"),
-        (["evaluation.providers=[]"], "`evaluation.providers` is []; this build of ONNX Runtime has"),
-        (["quant.weight_bits=9"], "`quant.weight_bits` is 9"),
-        (["quant=w4a8", "quant.layers={dens: {weight_bits: 8}}"], "names 'dens'"),
-        (["quant.layers={dense: {bits: 8}}"], "`quant.layers.dense.bits`"),
-        (["quant=int8", "quant.format=QOperator", "refine=gptq"], "`quant.format` is QOperator"),
-        (["refine=best", "refine.damping=0"], "`refine.damping` is 0.0"),
-        (["quant=u8s8", "allocate=bytes", "allocate.budget_bytes=100"], "`allocate.budget_bytes` is 100"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_cannot_be_is_two_lines(start: Start, words: list[str], problem: str) -> None:
-    assert_refused(start(*words), problem)
 
 
 def test_output_folder_below_a_file_is_refused(start: Start, tmp_path: Path) -> None:
@@ -258,11 +228,11 @@ def test_killed_run_leaves_no_row_and_can_be_repeated(start: Start, tmp_path: Pa
     assert start("quant=int8", cache=cache, folder=folder).row["status"] == "ok"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--version"]])
 def test_information_options_exit_0(words: list[str], start: Start) -> None:
     done = start(*words)
     assert done.code == 0, done.err
-    assert "samples_per_class" in done.out
+    assert "samples_per_class" in done.out or words == ["--version"]
     assert not done.folder.exists()
 
 
@@ -330,7 +300,11 @@ def test_a_quantized_file_is_deployed_as_it_is(start: Start) -> None:
 
 def test_one_layer_keeps_its_bits(start: Start) -> None:
     done = start("quant=w4a8", "quant.keep_first_last=null", "quant.layers={dense: {weight_bits: 8}}")
-    assert (done.row["quant_type"], done.row["weight_bits"], done.row["activation_bits"]) == ("w4a8", "4", "8")
+    assert (done.row["quant_type"], done.row["weight_bits"], done.row["activation_bits"]) == (
+        "w4a8+keep_first_last=null+layers",
+        "4",
+        "8",
+    )
     assert [layer["weight_type"] for layer in done.record["layers"]] == ["int4"] * 9 + ["int8"]
 
 

@@ -29,7 +29,6 @@ from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.opset import at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
@@ -40,6 +39,7 @@ from resnet8_quant.quantizer.plan import Plan
 from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
 from resnet8_quant.quantizer.refine.equalize import equalized
 from resnet8_quant.quantizer.refine.walk import refine
+from resnet8_quant.validation import is_low_bit, is_refined
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def quantize(
     calibrated = time.perf_counter()
     serialized = insert_ranges(model, found, quant)
     allocates = allocation.budget_bytes is not None or allocation.max_accuracy_drop is not None
-    if narrowed(quant) or refines(refinement) or allocates:
+    if is_low_bit(quant) or is_refined(refinement) or allocates:
         draft = _Draft(model, images, quant, calibration, found, serialized, threads)
         made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
         named, serialized = made.named, made.serialized

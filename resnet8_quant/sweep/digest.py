@@ -18,8 +18,8 @@ from typing import Any
 from resnet8_quant import __version__
 from resnet8_quant.config import Config, DType, Sampling
 from resnet8_quant.files import sha256_bytes, sha256_file
-from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.machine import runtime_version
+from resnet8_quant.validation import is_low_bit, is_refined
 
 
 def _is_float(config: Config) -> bool:
@@ -31,7 +31,7 @@ def _allocates(config: Config) -> bool:
 
 
 def _rewrites_weights(config: Config) -> bool:
-    return refines(config.refine) or narrowed(config.quant) or _allocates(config)
+    return is_refined(config.refine) or is_low_bit(config.quant) or _allocates(config)
 
 
 # Files that a config names: their contents count instead of their paths.
@@ -69,6 +69,9 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
 def effective(config: Config) -> dict[str, Any]:
     """The settings that have an effect, as plain values; the others are left out."""
     settings = dataclasses.asdict(config, dict_factory=_plain)
+    for part in settings.values():
+        if isinstance(part, dict):
+            part.pop("name", None)  # says nothing that the other settings do not say
     unread = [*NEVER, *(path for paths, condition in UNREAD if condition(config) for path in paths)]
     for path in unread:
         parent: dict[str, Any] | None = settings

@@ -162,10 +162,10 @@ class Search:
         Raises:
             ExperimentError: no run can do what the overrides say.
         """
-        from resnet8_quant.checks import check
+        from resnet8_quant.validation import validate
 
         config = self.job_config(overrides)
-        check(config)
+        validate(config)
         return config
 
     def check_inputs(self, space: Space, options: SearchOptions) -> None:

@@ -5,7 +5,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.checks import LEGAL
 from resnet8_quant.config import CalibrationConfig, DType, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.session import new_session, open_session
@@ -13,6 +12,7 @@ from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
+from resnet8_quant.validation import LEGAL
 
 COMBINATIONS = [
     pytest.param(form, activation, weight, id=f"{form.name}-{activation.name}-{weight.name}")

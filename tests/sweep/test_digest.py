@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from resnet8_quant.checks import check
 from resnet8_quant.config import Config, DataConfig, DataKind, ModelConfig, ModelKind
 from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.sweep import digest
 from resnet8_quant.sweep.compose import register, to_config
 from resnet8_quant.sweep.digest import NEVER, UNREAD, digest_of, effective
+from resnet8_quant.validation import validate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -25,7 +25,7 @@ def _config(*words: str) -> Config:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = to_config(compose("config", ["data=sample", *words]), words)
-    check(config)
+    validate(config)
     return config
 
 

@@ -229,7 +229,7 @@ def test_illegal_combinations_are_failed_trials_without_a_job(tmp_path: Path) ->
 
 
 def test_the_preset_has_no_illegal_combination() -> None:
-    from resnet8_quant.checks import check
+    from resnet8_quant.validation import validate
 
     config, loader = sweep_config(Path("unused"), ["experiment=search"], {})
     search_of = Search(config, loader)
@@ -239,7 +239,7 @@ def test_the_preset_has_no_illegal_combination() -> None:
     for _ in range(20):
         words = space.overrides(space.draw({}, 1.0, chance))
         composed = search_of.job_config(words)
-        check(composed)
+        validate(composed)
         assert composed.quant.layers.keys() == {"conv", "stack1.*", "stack2.*", "stack3.*", "dense"}
 
 

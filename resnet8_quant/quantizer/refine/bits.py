@@ -14,7 +14,7 @@ import onnx
 
 from resnet8_quant.config import QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.low_bit import typed_width
+from resnet8_quant.validation import layer_override
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -61,7 +61,7 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
         if not matching:
             raise ExperimentError(
                 f"`quant.layers` names {pattern!r}, which matches no layer; the model has {', '.join(names)}",
-                typed_width(names[-1] if names else "LAYER", "weight_bits", 8),
+                layer_override(names[-1] if names else "LAYER", "weight_bits", 8),
             )
         for name in matching:
             bits[name] |= override

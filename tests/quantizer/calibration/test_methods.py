@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from resnet8_quant.checks import PARAMETERS, check
 from resnet8_quant.config import CalibrationConfig, Config, Method
 from resnet8_quant.quantizer.calibration.entropy import entropy_threshold
 from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.calibration.methods import DEFAULTS, METHODS, moving_average, percentile
+from resnet8_quant.validation import PARAMETERS, validate
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "calibration"
 INT8, SYMMETRIC = Levels(-128, 127, False), Levels(-127, 127, True)
@@ -142,7 +142,7 @@ def test_a_constant_tensor_keeps_its_value(observation, configs, method, levels,
 @pytest.mark.parametrize("method", Method)
 def test_the_method_alone_is_its_file_in_conf(observation, method):
     alone = CalibrationConfig(method)
-    check(Config(calibration=alone))
+    validate(Config(calibration=alone))
     file = OmegaConf.load(CONF / f"{method.name}.yaml")
     read = PARAMETERS[method].keys() - {"bins"}
     assert {name: file[name] for name in read} == {name: DEFAULTS[name] for name in read}
