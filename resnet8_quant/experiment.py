@@ -37,9 +37,8 @@ from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.low_bit import refine_word
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.refine.bits import layer_bits
-from resnet8_quant.quantizer.sampling import choose_images, overlapping
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
+from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation_split import accuracy_drop
@@ -275,17 +274,8 @@ def _made(config: Config, prepared: Prepared) -> _Made:
     if images is not None:
         from resnet8_quant.quantizer.quantize import quantize
 
-        quantized = quantize(
-            model,
-            images,
-            config.quant,
-            config.calibration,
-            config.refine,
-            config.allocate,
-            _drop(config, prepared, images),
-            threads=config.evaluation.threads,
-            cache=prepared.cache,
-        )
+        drop = _drop(config, prepared, images)
+        quantized = quantize(model, images, config, accuracy_drop=drop, cache=prepared.cache)
         serialized, named = quantized.serialized, quantized.named
         details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
         columns = calibration_columns(config, quantized, len(images))

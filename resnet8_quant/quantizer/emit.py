@@ -22,8 +22,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import DType
-from resnet8_quant.quantizer.calibration.grid import Grid
-from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_codes
+from resnet8_quant.quantizer.quant_params import QuantParams
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input
 REDEFINED = ("RoiAlign", "Split")  # at opsets 16 and 18, under the attributes that they had
@@ -43,7 +43,7 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     Raises:
         ValueError: the plan is not one for this graph, or it contradicts itself.
     """
-    opset = max([OLDEST_OPSET, *(OPSETS.get(layer.weight.container, 0) for layer in plan.layers)])
+    opset = max([OLDEST_OPSET, *(OPSETS.get(layer.weight.dtype, 0) for layer in plan.layers)])
     draft = _Draft(at_least_opset(model, opset))
     sites = [draft.site(layer) for layer in plan.layers]
     if missing := {layer.input for layer in plan.layers} - plan.tensors.keys():
@@ -64,9 +64,9 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         draft.set_weight(site)
         if site.layer.bias is not None:
             draft.set_bias(site)
-    chains: dict[tuple[str, Grid], str] = {}
+    chains: dict[tuple[str, QuantParams], str] = {}
     for site in sites:
-        read, grid = site.node.input[site.data], site.layer.input_grid
+        read, grid = site.node.input[site.data], site.layer.input_params
         if grid != plan.tensors[site.layer.input]:
             if (read, grid) not in chains:
                 chains[read, grid] = draft.requantized(read, site.layer, plan.activation_type)
@@ -146,8 +146,8 @@ class _Draft:
         node, position = users[0]
         if node.op_type not in LAYERS or position > 1:
             raise ValueError(f"weight {name!r} is input {position} of a {node.op_type}, expected {', '.join(LAYERS)}")
-        if layer.weight.values.shape != (shape := tuple(self.tensors[stored].dims)):
-            raise ValueError(f"weight {name!r} has the shape {layer.weight.values.shape}, the graph has {shape}")
+        if layer.weight.codes.shape != (shape := tuple(self.tensors[stored].dims)):
+            raise ValueError(f"weight {name!r} has the shape {layer.weight.codes.shape}, the graph has {shape}")
         bias = str(node.input[2]) if node.op_type in BIASED and len(node.input) > 2 else ""
         if layer.bias is None and bias:
             raise ValueError(f"layer {layer.output!r} has a bias, whose integers depend on the scales: plan it too")
@@ -159,7 +159,7 @@ class _Draft:
             raise ValueError(f"layer {layer.output!r} does not read a quantized {layer.input!r}")
         return _Site(layer, node, 1 - position, position, bias)
 
-    def activations(self, grids: dict[str, Grid]) -> list[tuple[str, list[NodeProto]]]:
+    def activations(self, grids: dict[str, QuantParams]) -> list[tuple[str, list[NodeProto]]]:
         """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``grids``."""
         readers = defaultdict(list)
         for node in self.nodes:
@@ -194,21 +194,20 @@ class _Draft:
         self.tensors[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
 
-    def set_grid(self, name: str, grid: Grid, kind: DType, pair: list[NodeProto]) -> None:
+    def set_grid(self, name: str, grid: QuantParams, kind: DType, pair: list[NodeProto]) -> None:
         """Give a QuantizeLinear and its DequantizeLinears a grid; a Clip where that has fewer bits than its type.
 
         Not where it has fewer levels but as many bits: onnxruntime's symmetric int8 leaves -128 out of the range that
         a scale is made for, not out of the integers.
         """
-        levels = grid.levels
-        if not levels.lowest <= grid.zero_point <= levels.highest:
-            raise ValueError(f"tensor {name!r} has its zero point {grid.zero_point} outside its levels {levels}")
-        ends = _cast(name, np.array([levels.lowest, levels.highest]), kind)
+        if not grid.qmin <= grid.zero_point <= grid.qmax:
+            raise ValueError(f"tensor {name!r} has its zero point {grid.zero_point} outside {grid.qmin}..{grid.qmax}")
+        ends = _cast(name, np.array([grid.qmin, grid.qmax]), kind)
         scale = self.store(f"{name}_scale", np.float32(grid.scale))
         zero_point = self.store(f"{name}_zero_point", _cast(name, np.array(grid.zero_point), kind))
         for node in pair:
             node.input.extend([scale, zero_point])
-        if (levels.count - 1).bit_length() < kind.bits:
+        if grid.bit_width < kind.bits:
             limits = [
                 self.store(f"{name}_{end}", value) for end, value in zip(("lowest", "highest"), ends, strict=True)
             ]
@@ -226,18 +225,18 @@ class _Draft:
             helper.make_node("QuantizeLinear", [read], [integers], f"{name}_QuantizeLinear"),
             helper.make_node("DequantizeLinear", [integers], [floats], f"{name}_DequantizeLinear"),
         ]
-        self.set_grid(name, layer.input_grid, kind, pair)
+        self.set_grid(name, layer.input_params, kind, pair)
         self.after[read] += [pair[0], *self.after.pop(integers, []), pair[1]]
         return floats
 
     def set_weight(self, site: _Site) -> None:
         """Store a layer's weight."""
         weight = site.layer.weight
-        channels = () if weight.axis is None else (weight.values.shape[weight.axis],)
+        channels = () if weight.axis is None else (weight.codes.shape[weight.axis],)
         if not weight.scale.shape == weight.zero_point.shape == channels:
             raise ValueError(f"weight {weight.name!r}: one scale and zero point for each of {channels} expected")
-        container = weight.container
-        integers = self.store(weight.name + TENSOR_NAME_QUANT_SUFFIX, _cast(weight.name, weight.values, container))
+        container = weight.dtype
+        integers = self.store(weight.name + TENSOR_NAME_QUANT_SUFFIX, _cast(weight.name, weight.codes, container))
         if container.bits < 8:
             container = DType["uint8" if container.name.startswith("u") else "int8"]
             wide = self.unique(f"{weight.name}_Cast_Output")
@@ -253,10 +252,10 @@ class _Draft:
         """Store a layer's bias."""
         layer, bias = site.layer, site.layer.bias
         # An integer kernel takes the float32 product of the two scales for this one, whatever is stored here.
-        scale = np.asarray(np.float32(layer.input_grid.scale) * layer.weight.scale.astype(np.float32))
+        scale = np.asarray(np.float32(layer.input_params.scale) * layer.weight.scale.astype(np.float32))
         if bias is None or bias.ndim != 1 or scale.shape not in ((), bias.shape):
             raise ValueError(f"layer {layer.output!r}: its bias does not fit the {scale.size} scales of its weight")
-        integers = bias_integers(bias, scale).astype(np.int32)
+        integers = bias_codes(bias, scale).astype(np.int32)
         name = site.bias or f"{layer.output}_bias"
         parts = {"": integers, "_scale": scale, "_zero_point": np.zeros(scale.shape, np.int32)}
         inputs = [self.store(f"{name}{TENSOR_NAME_QUANT_SUFFIX}{part}", values) for part, values in parts.items()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import CalibrationConfig
+from resnet8_quant.config import CalibrationConfig, Config
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
@@ -30,6 +30,6 @@ def resnet8(model, sample):
     @functools.cache
     def make(types, per_channel):
         images, quant = CalibrationImages.of(sample[:100]), quant_config(types, per_channel)
-        return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+        return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
     return make

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import (
-    CalibrationConfig,
+    Config,
     DeployConfig,
     DeployOutput,
     DType,
@@ -75,7 +75,7 @@ def answers(model: bytes, input_spec: InputSpec, images: CalibrationImages) -> n
 def test_nodes_without_names_and_old_operator_sets(images, target, opset) -> None:
     if target is PRODUCTS and kernels_saturate():
         pytest.skip("deploy=x86_amx needs kernels that do not saturate, which this CPU lacks (probe)")
-    plain = quantize(unnamed(opset=opset), images, U8S8, CalibrationConfig()).serialized
+    plain = quantize(unnamed(opset=opset), images, Config(U8S8)).serialized
     deployed, input_spec = deploy(plain, target, CONTRACT)
     np.testing.assert_array_equal(answers(deployed, input_spec, images), answers(plain, CONTRACT, images))
     assert kernel_report(deployed, 1).kernels == "integer"
@@ -91,13 +91,13 @@ def test_nodes_without_names_and_old_operator_sets(images, target, opset) -> Non
     ],
 )
 def test_an_end_that_is_not_logits_is_refused(images, ends, wanted) -> None:
-    plain = quantize(unnamed(*ends), images, U8S8, CalibrationConfig()).serialized
+    plain = quantize(unnamed(*ends), images, Config(U8S8)).serialized
     with pytest.raises(ExperimentError, match=rf"`deploy.output` is {wanted.name}, but the model ends in"):
         deploy(plain, DeployConfig("x86", DType.uint8, output=wanted), CONTRACT)
 
 
 def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> None:
-    plain = onnx.load_from_string(quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized)
+    plain = onnx.load_from_string(quantize(unnamed(), images, Config(U8S8)).serialized)
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.graph.initializer}
     dropped = 0
     for node in plain.graph.node:
@@ -115,7 +115,7 @@ def test_missing_zero_points_are_zero_and_every_kernel_is_integer(images) -> Non
 
 
 def test_bytes_in_are_quantized_operators(images) -> None:
-    plain = quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized
+    plain = quantize(unnamed(), images, Config(U8S8)).serialized
     floats, _ = deploy(plain, X86, CONTRACT)
     taken = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True, input=type(X86.input).uint8)
     contents = read_contents(onnx.load_from_string(deploy(plain, taken, CONTRACT)[0]))
@@ -126,7 +126,7 @@ def test_bytes_in_are_quantized_operators(images) -> None:
 
 
 def test_what_is_quantized_is_not_quantized_again(images) -> None:
-    plain = quantize(unnamed(), images, U8S8, CalibrationConfig()).serialized
+    plain = quantize(unnamed(), images, Config(U8S8)).serialized
     refuse_quantized(unnamed())
     for data in (plain, deploy(plain, X86, CONTRACT)[0]):
         with pytest.raises(ExperimentError, match="is quantized already"):

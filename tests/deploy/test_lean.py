@@ -21,7 +21,7 @@ from deployed import (
 )
 from onnx import TensorProto
 
-from resnet8_quant.config import CalibrationConfig, DeployInput, DeployOutput, Layout
+from resnet8_quant.config import CalibrationConfig, Config, DeployInput, DeployOutput, Layout
 from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -120,7 +120,7 @@ def test_bytes_give_what_floats_give(options, calibrated, target):
     model = build(TWO_LAYERS, **options)
     images = pictures(model)
     shown = CalibrationImages.of(images if calibrated == "bright" else images // 3)
-    serialized = quantize(model, shown, quant_config("int8"), CalibrationConfig(bins=None), threads=1).serialized
+    serialized = quantize(model, shown, Config(quant_config("int8"), CalibrationConfig(bins=None))).serialized
     for wanted in (DeployOutput.same, DeployOutput.logits):
         floats, input_spec = rewritten(serialized, target, model.input_spec, give=wanted)
         taken, raw = rewritten(serialized, target, model.input_spec, give=wanted, take=DeployInput.uint8)
@@ -142,7 +142,7 @@ def test_bytes_are_no_int8():
     images = pictures(model)
     quant = quant_config("int8", activation_symmetric=True)
     shown = CalibrationImages.of(np.minimum(images, 127))
-    serialized = quantize(model, shown, quant, CalibrationConfig(bins=None), threads=1).serialized
+    serialized = quantize(model, shown, Config(quant, CalibrationConfig(bins=None))).serialized
     floats, input_spec = rewritten(serialized, "arm", model.input_spec)
     taken, raw = rewritten(serialized, "arm", model.input_spec, take=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))

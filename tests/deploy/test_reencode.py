@@ -19,7 +19,7 @@ from deployed import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
+from resnet8_quant.config import CalibrationConfig, Config, DType, Format, QuantConfig
 from resnet8_quant.deploy.graph import Graph
 from resnet8_quant.deploy.reencode import reencode
 from resnet8_quant.errors import ExperimentError
@@ -118,14 +118,14 @@ def deployed_already():
 def integer_operators():
     model = build(**NET)
     quant, images = quant_config("int8", format=Format.QOperator), CalibrationImages.of(pictures(model))
-    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
 
 def wide_activations():
     model = build(**NET)
     quant = QuantConfig("a16w8", DType.uint16, DType.int8)
     images = CalibrationImages.of(pictures(model))
-    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
 
 def int4_activations():

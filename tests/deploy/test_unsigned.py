@@ -8,7 +8,7 @@ import pytest
 from deployed import EXACT, PAD, answers, build, cut_at_logits, integers, pictures, plain, quant_config
 from onnx import TensorProto
 
-from resnet8_quant.config import CalibrationConfig, DeployConfig, DType
+from resnet8_quant.config import CalibrationConfig, Config, DeployConfig, DType
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.saturation import saturating_layers
@@ -24,7 +24,7 @@ def seven_bits(types):
     model = build(NET)
     images = CalibrationImages.of(pictures(model)[:20], np.arange(20), "test")
     quant = quant_config(types, per_channel=types == "u8s8", weight_bits=7)
-    return quantize(model, images, quant, CalibrationConfig(samples_per_class=1)).serialized
+    return quantize(model, images, Config(quant, CalibrationConfig(samples_per_class=1))).serialized
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
+from resnet8_quant.config import Config, DType, Format, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.sample import load_sample
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.compact import MICROSOFT_DEFAULTS, compact
 from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, QuantizedWeight
+from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme
 from resnet8_quant.quantizer.quantize import quantize
 
 LEVELS = (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -36,8 +36,10 @@ def with_few_bits(float_model, original, grids, bits, activation_bits):
     """Weights rounded to nearest, signed, per channel; all activations on grids of ``activation_bits``."""
     graph = float_model.proto().graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    levels = Levels(0, 2**activation_bits - 1, False)
-    grids = {name: Grid.of(np.float32(grid.low), np.float32(grid.high), levels) for name, grid in grids.items()}
+    scheme = QuantScheme(DType.uint8, 0, 2**activation_bits - 1, False)
+    grids = {
+        name: QuantParams.of_range(np.float32(grid.low), np.float32(grid.high), scheme) for name, grid in grids.items()
+    }
     layers = []
     for node in graph.node:
         if node.op_type not in ("Conv", "Gemm"):
@@ -49,7 +51,7 @@ def with_few_bits(float_model, original, grids, bits, activation_bits):
         scale = (largest / (2 ** (bits - 1) - 1)).astype(np.float32)
         integers = np.rint(arrays[name] / scale.reshape(shape)).astype(np.int8)
         zero = np.zeros(scale.shape, np.int8)
-        weight = IntegerWeight(name, integers, scale, zero, axis, bits, DType[f"int{bits}"])
+        weight = QuantizedWeight(name, integers, scale, zero, axis, bits, DType[f"int{bits}"])
         layers.append(LayerPlan(node.output[0], source, grids[source], weight, arrays[bias].astype(np.float64)))
     return emit(original, Plan(tuple(layers), grids, DType.uint8))
 
@@ -59,11 +61,11 @@ def bundled(model, images):
     """{what: the bundled ResNet8 so quantized}."""
 
     def make(**options):
-        return quantize(model, images, QuantConfig(**options), CalibrationConfig(), threads=1)
+        return quantize(model, images, Config(QuantConfig(**options)))
 
     u8s8 = make(activation_type=DType.uint8, per_channel=True)
     original = onnx.load_from_string(u8s8.serialized)
-    grids = u8s8.calibration.grids
+    grids = u8s8.calibration.params
     return {
         "float": model.proto(),
         "int8": original,

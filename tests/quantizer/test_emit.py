@@ -24,7 +24,7 @@ from resnet8_quant.config import DType
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, QuantizedWeight
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
@@ -41,8 +41,8 @@ def test_weights_compute_what_the_plan_says(base, bits, per_channel, symmetric):
     for layer in plan.layers:
         tensor = stored[layer.weight.name + "_quantized"]
         assert tensor.data_type == getattr(TensorProto, container_of(bits, symmetric).name.upper())
-        assert len(tensor.raw_data) == -(-layer.weight.values.size * layer.weight.container.bits // 8)
-        np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(int), layer.weight.values)
+        assert len(tensor.raw_data) == -(-layer.weight.codes.size * layer.weight.dtype.bits // 8)
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(int), layer.weight.codes)
         zero = numpy_helper.to_array(stored[layer.weight.name + "_zero_point"])
         np.testing.assert_array_equal(zero.astype(int), layer.weight.zero_point)
 
@@ -57,8 +57,8 @@ def test_activations_compute_what_the_plan_says(base, kind, bits):
     assert_optimized_agrees(emitted, plan)
     for name in ("r1", "pool", "flat"):
         assert len(np.unique(found[name])) <= 2**bits
-    levels = plan.tensors["r1"].levels
-    assert (found["r1"].min(), found["r1"].max()) == (levels.lowest, levels.highest)
+    params = plan.tensors["r1"]
+    assert (found["r1"].min(), found["r1"].max()) == (params.qmin, params.qmax)
 
 
 @pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
@@ -69,14 +69,14 @@ def test_one_layer_reads_a_tensor_on_a_grid_of_its_own(base, kind, bits):
     plan = small_plan(calibration, kind, narrow=bits)
     if bits == 8:
         halved = replace(plan.tensors["r1"], scale=np.float32(plan.tensors["r1"].scale / 2))
-        plan = replace(plan, layers=(plan.layers[0], replace(plan.layers[1], input_grid=halved), plan.layers[2]))
+        plan = replace(plan, layers=(plan.layers[0], replace(plan.layers[1], input_params=halved), plan.layers[2]))
     emitted = emit(model, plan)
     found = assert_simulated(emitted, plan)
     private = found["r1_for_c2"]
     assert len(np.unique(private)) <= 2**bits
     r1 = plan.tensors["r1"]
     floats = (found["r1"].astype(float) - r1.zero_point) * np.float64(r1.scale)
-    np.testing.assert_array_equal(private, rounded(floats, plan.layers[1].input_grid)[1])
+    np.testing.assert_array_equal(private, rounded(floats, plan.layers[1].input_params)[1])
     assert_optimized_agrees(emitted, plan)
 
 
@@ -86,7 +86,7 @@ def test_layers_share_a_chain_only_where_they_share_a_grid(base):
     operators = [node.op_type for node in emit(model, plan).graph.node]
     assert operators.count("QuantizeLinear") == len(PAIRS) + 1
     assert operators.count("Clip") == 1
-    same = replace(plan.layers[1], input_grid=plan.tensors["r1"])
+    same = replace(plan.layers[1], input_params=plan.tensors["r1"])
     operators = [
         node.op_type for node in emit(model, replace(plan, layers=(plan.layers[0], same, plan.layers[2]))).graph.node
     ]
@@ -107,7 +107,7 @@ def test_a_narrow_grid_saturates_however_far_a_value_is(base):
     image.flat[:8] = [*near, -3e38, 3e38, -np.inf, np.inf]
     found = run(traced, {"image": image}, outputs=[names["image"]])[0]
     np.testing.assert_array_equal(found, rounded(image, grid)[1])
-    assert set(found.flat[:8]) == {grid.levels.lowest, grid.levels.highest}
+    assert set(found.flat[:8]) == {grid.qmin, grid.qmax}
 
 
 def plan_of(model, calibration, kind, weight_of):
@@ -120,8 +120,8 @@ def plan_of(model, calibration, kind, weight_of):
             axis = 0 if node.op_type == "Conv" else 1
             weight = weight_of(node.input[1], arrays[node.input[1]], axis)
             bias = arrays[node.input[2]].astype(np.float64)
-            layers.append(LayerPlan(node.output[0], node.input[0], calibration.grids[node.input[0]], weight, bias))
-    return Plan(tuple(layers), dict(calibration.grids), kind)
+            layers.append(LayerPlan(node.output[0], node.input[0], calibration.params[node.input[0]], weight, bias))
+    return Plan(tuple(layers), dict(calibration.params), kind)
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
@@ -138,7 +138,7 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_
     def weight(name, array, axis):
         scale, zero = stored[f"{name}_scale"], stored[f"{name}_zero_point"]
         values = stored[f"{name}_quantized"]
-        return IntegerWeight(name, values, scale, zero, axis if scale.ndim else None, 8, DType.int8)
+        return QuantizedWeight(name, values, scale, zero, axis if scale.ndim else None, 8, DType.int8)
 
     before = original.SerializeToString(deterministic=True)
     plan = plan_of(model, calibration, activation, weight)

@@ -25,9 +25,9 @@ from small_net import (
 from resnet8_quant.config import DType, Layout
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.emit import at_least_opset, emit
 from resnet8_quant.quantizer.plan import LayerPlan, Plan
+from resnet8_quant.quantizer.quant_params import QuantParams
 
 
 def test_opsets_in_between_are_bridged(base):
@@ -81,7 +81,7 @@ def test_matmul_on_either_side():
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     input_spec = InputSpec("image", Layout.NCHW, (8, 8, 2), None, 4)
     original, calibration = quantized(FloatModel("p", proto.SerializeToString(), input_spec, "p", ""), IMAGES)
-    grids = calibration.grids
+    grids = calibration.params
     left = nearest("left", arrays["left"], 4, None, True)
     right = nearest("right", arrays["right"], 4, 1, True)
     layers = (
@@ -122,11 +122,11 @@ REFUSED = {
     "other input": (lambda plan: change_layer(plan, input="r1"), "does not read"),
     "no grid": (lambda plan: without(plan, "r1"), "no grid"),
     "levels": (
-        lambda plan: replace(plan, tensors=plan.tensors | {"r1": Grid(np.float32(1), 0, Levels(-8, 7, False))}),
+        lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 0, DType.uint8, -8, 7)}),
         "uint8 has not",
     ),
     "zero point": (
-        lambda plan: replace(plan, tensors=plan.tensors | {"r1": Grid(np.float32(1), 9, Levels(0, 7, False))}),
+        lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 9, DType.uint8, 0, 7)}),
         "outside its levels",
     ),
 }

@@ -1,4 +1,4 @@
-"""Observations are computed once, found again by all that may share them, and never trusted when damaged."""
+"""Statistics are computed once, found again by all that may share them, and never trusted when damaged."""
 
 import dataclasses
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import DType, QuantConfig
+from resnet8_quant import npz_cache
+from resnet8_quant.config import Config, DType, QuantConfig
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.quantizer.calibration import cache as module
-from resnet8_quant.quantizer.calibration.cache import cached_observations
-from resnet8_quant.quantizer.calibration.engine import calibrate
+from resnet8_quant.quantizer.calibration.cache import cached_stats
+from resnet8_quant.quantizer.calibration.calibrate import calibrate
+from resnet8_quant.quantizer.calibration.collect import collect_stats
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.calibration.stream import observe
-from resnet8_quant.quantizer.quantize import OPERATORS
 
 TENSORS = ("hidden", "image", "scores")
 WARNING = "unusable cache entry is replaced"
@@ -27,10 +27,10 @@ def entries(folder):
 
 @pytest.fixture
 def fetch(conv, small_images, tmp_path):
-    """Observe through a cache in ``tmp_path``, with changes to what is asked for."""
+    """Collect through a cache in ``tmp_path``, with changes to what is asked for."""
 
     def call(model=None, tensors=TENSORS, images=small_images, bins=256, threads=1):
-        return cached_observations(model or conv(), tensors, images, bins, threads=threads, cache=tmp_path)
+        return cached_stats(model or conv(), tensors, images, bins, threads=threads, cache=tmp_path)
 
     return call
 
@@ -39,8 +39,8 @@ def fetch(conv, small_images, tmp_path):
 def test_the_second_time_they_come_from_the_cache(fetch, conv, small_images, assert_same, monkeypatch, bins):
     first, cached = fetch(bins=bins)
     assert not cached
-    assert_same(first, observe(conv(), TENSORS, small_images, bins, 1))
-    monkeypatch.setattr(module, "observe", None)  # whoever runs the model now fails
+    assert_same(first, collect_stats(conv(), TENSORS, small_images, bins, 1))
+    monkeypatch.setattr(module, "collect_stats", None)  # whoever runs the model now fails
     second, cached = fetch(bins=bins, threads=2)
     assert cached
     assert_same(second, first)
@@ -75,15 +75,13 @@ def test_whatever_can_move_a_value_misses(fetch, conv, small_images, tmp_path, m
 
 
 def test_methods_and_quant_types_share_an_entry(conv, small_images, configs, assert_same, tmp_path):
-    first = calibrate(
-        conv(), small_images, QuantConfig(), next(iter(configs.values())), OPERATORS, threads=1, cache=tmp_path
-    )
+    first = calibrate(conv(), small_images, Config(calibration=next(iter(configs.values()))), cache=tmp_path)
     assert not first.cached
     for config in configs.values():
         for quant in (QuantConfig(activation_symmetric=True), QuantConfig(activation_type=DType.uint8)):
-            found = calibrate(conv(), small_images, quant, config, OPERATORS, threads=1, cache=tmp_path)
+            found = calibrate(conv(), small_images, Config(quant, config), cache=tmp_path)
             assert found.cached
-            assert_same(found.observations, first.observations)
+            assert_same(found.stats, first.stats)
     assert len(entries(tmp_path)) == 1
 
 
@@ -135,7 +133,7 @@ def _rewritten(change):
         del arrays["digest"]
         change(arrays)
         with path.open("wb") as file:
-            np.savez(file, key=key, digest=np.array(module._digest(arrays)), **arrays)
+            np.savez(file, key=key, digest=np.array(npz_cache.digest(arrays)), **arrays)
 
     return damage
 

@@ -7,8 +7,8 @@ from nets import NETS, PICTURES
 from onnx import helper, numpy_helper
 from small_net import OFF, run
 
-from resnet8_quant.quantizer.refine import nodes as module
-from resnet8_quant.quantizer.refine.nodes import NodeRunner
+from resnet8_quant.quantizer.refine import reconstruct as module
+from resnet8_quant.quantizer.refine.reconstruct import NodeRunner
 
 
 def walked(model, feed, batch=None):

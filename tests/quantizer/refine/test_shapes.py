@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig, RefineConfig
+from resnet8_quant.config import Config, DType, Layout, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
@@ -45,10 +45,10 @@ def net(batch=None):
 
 
 def test_more_images_than_a_chunk():
-    made = quantize(net(), IMAGES, QUANT, CalibrationConfig(), RefineConfig("bias", bias=True), threads=1)
+    made = quantize(net(), IMAGES, Config(QUANT, refine=RefineConfig("bias", bias=True)))
     assert [layer.weight_bits for layer in made.contents.layers] == [4, 4]
 
 
 def test_a_fixed_batch_is_refused():
     with pytest.raises(ExperimentError, match=r"computes with shapes \(Shape\)"):
-        quantize(net(10), IMAGES, QUANT, CalibrationConfig(), RefineConfig("bias", bias=True), threads=1)
+        quantize(net(10), IMAGES, Config(QUANT, refine=RefineConfig("bias", bias=True)))

@@ -5,8 +5,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from resnet8_quant.quantizer.refine import unfold as module
-from resnet8_quant.quantizer.refine.unfold import Geometry, moments, unfold
+from resnet8_quant.quantizer.refine import im2col as module
+from resnet8_quant.quantizer.refine.im2col import Geometry, im2col, moments
 
 RNG = np.random.default_rng(11)
 
@@ -58,7 +58,7 @@ def test_rows_times_weight_are_the_convolution(case):
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
     expected = by_onnxruntime(node, x, weight)
     geometry = Geometry.of(node, weight, x.shape)
-    rows = unfold(x, geometry)
+    rows = im2col(x, geometry)
     count, channels, height, width = expected.shape
     assert rows.shape == (count * height * width, geometry.group, weight[0].size)
     grouped = weight.reshape(geometry.group, -1, weight[0].size)
@@ -72,8 +72,8 @@ def test_every_line_is_taken_once_by_steps(case):
     x = RNG.normal(size=(2, 4, 11, 10)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
     geometry = Geometry.of(node, np.zeros(shape, np.float32), x.shape)
-    whole = unfold(x, geometry)
-    parts = np.concatenate([unfold(x, geometry, 3, offset) for offset in range(3)])
+    whole = im2col(x, geometry)
+    parts = np.concatenate([im2col(x, geometry, 3, offset) for offset in range(3)])
     assert parts.shape == whole.shape
     np.testing.assert_array_equal(np.sort(parts.reshape(len(parts), -1), 0), np.sort(whole.reshape(len(parts), -1), 0))
 
@@ -83,7 +83,7 @@ def test_rows_times_weight_are_a_gemm(transposed):
     x = RNG.normal(size=(7, 6)).astype(np.float32)
     weight = RNG.normal(size=(4, 6) if transposed else (6, 4)).astype(np.float32)
     node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=transposed)
-    rows = unfold(x, Geometry.of(node, weight, x.shape))
+    rows = im2col(x, Geometry.of(node, weight, x.shape))
     assert rows.shape == (7, 1, 6)
     matrix = weight if transposed else weight.T
     np.testing.assert_allclose(rows[:, 0] @ matrix.T, by_onnxruntime(node, x, weight), rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_rows_times_weight_are_a_matmul(shape):
     x = RNG.normal(size=shape).astype(np.float32)
     weight = RNG.normal(size=(6, 4)).astype(np.float32)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    rows = unfold(x, Geometry.of(node, weight, x.shape))
+    rows = im2col(x, Geometry.of(node, weight, x.shape))
     expected = by_onnxruntime(node, x, weight)
     np.testing.assert_allclose((rows[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
@@ -103,7 +103,7 @@ def test_a_matmul_of_four_axes_multiplies_the_last():
     x = RNG.normal(size=(3, 2, 5, 6)).astype(np.float32)
     weight = RNG.normal(size=(6, 4)).astype(np.float32)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    rows = unfold(x, Geometry.of(node, weight, x.shape))
+    rows = im2col(x, Geometry.of(node, weight, x.shape))
     expected = by_onnxruntime(node, x, weight)
     np.testing.assert_allclose((rows[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
@@ -116,7 +116,7 @@ def pair(shape=(70, 4, 8, 8)):
 
 def by_numpy(quantized, floating, geometry):
     """[(mean, float mean, covariance, cross)] of each group, in float64 from all rows at once."""
-    a, b = (unfold(x, geometry).astype(np.float64) for x in (quantized, floating))
+    a, b = (im2col(x, geometry).astype(np.float64) for x in (quantized, floating))
     found = []
     for g in range(geometry.group):
         both = np.cov(a[:, g].T, b[:, g].T, bias=True)
@@ -153,7 +153,7 @@ def test_moments_of_some_lines_are_close(monkeypatch, most):
     quantized, floating = pair((100, 4, 8, 8))
     geometry = Geometry((3, 3), pads=(1, 1, 1, 1))
     whole = moments(quantized, floating, geometry)
-    monkeypatch.setattr(module, "MOST_ROWS", most)
+    monkeypatch.setattr(module, "MOST_PATCHES", most)
     part = moments(quantized, floating, geometry)
     for name in ("mean", "float_mean", "covariance", "cross"):
         a, b = getattr(part, name), getattr(whole, name)

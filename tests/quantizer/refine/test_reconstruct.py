@@ -9,12 +9,21 @@ from nets import NETS, PICTURES, assert_same_integers, net, pictures, quantized_
 from onnx import helper, numpy_helper
 from small_net import ALL, OFF, run, with_integers
 
-from resnet8_quant.config import CalibrationConfig, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import (
+    Config,
+    DType,
+    EvaluationConfig,
+    QuantConfig,
+    RefineConfig,
+    Rounding,
+    Target,
+    WeightScale,
+)
 from resnet8_quant.quantizer.contents import read_contents
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.refine import walk
-from resnet8_quant.quantizer.refine.walk import needs_images, refine, spread_images
+from resnet8_quant.quantizer.refine import reconstruct as module
+from resnet8_quant.quantizer.refine.reconstruct import needs_images, reconstruct, spread_images
 
 GPTQ = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True)
 REFINEMENTS = {
@@ -51,7 +60,7 @@ def plain():
     def make(case, kind="uint8"):
         if (case, kind) not in made:
             model = NETS[case]()
-            found = quantize(model, pictures(), replace(W4A4, **PLAIN, **TYPES[kind]), CalibrationConfig(), threads=1)
+            found = quantize(model, pictures(), Config(replace(W4A4, **PLAIN, **TYPES[kind])))
             made[case, kind] = model, onnx.load_from_string(found.serialized), found.calibration
         return made[case, kind]
 
@@ -66,7 +75,12 @@ def refined(plain):
         model, base, calibration = plain(case, kind)
         quant = replace(W4A4, **TYPES[kind], **changes)
         config = REFINEMENTS[refinement]
-        plan = refine(model, pictures(count), quant, CalibrationConfig(), config, calibration, threads=threads)
+        plan = reconstruct(
+            model,
+            pictures(count),
+            Config(quant, refine=config, evaluation=EvaluationConfig(threads=threads)),
+            calibration,
+        )
         return model, plan, emit(base, plan)
 
     return make
@@ -101,19 +115,19 @@ def test_every_layer_is_as_narrow_as_asked(refined, case):
 def test_the_walk_sees_what_the_emitted_model_computes(monkeypatch, refined, kind):
     """Each layer's input, as its integers were chosen for it, is that of the emitted model to the bit."""
     seen = {}
-    original = walk.plan_layer
+    original = module.quantize_layer
 
-    def recording(node, constants, grid, width, quant, refinement, quantized, floating):
-        seen[node.output[0]] = quantized.copy()
-        return original(node, constants, grid, width, quant, refinement, quantized, floating)
+    def recording(node, constants, params, bit_width, quant, refinement, inputs):
+        seen[node.output[0]] = inputs[0].copy()
+        return original(node, constants, params, bit_width, quant, refinement, inputs)
 
-    monkeypatch.setattr(walk, "plan_layer", recording)
+    monkeypatch.setattr(module, "quantize_layer", recording)
     model, plan, emitted = refined("two convolutions", kind)
     traced, names = with_integers(emitted)
     found = dict(zip(names, run(traced, {"image": feed_of(model, 30)}, outputs=list(names.values())), strict=True))
     for layer in plan.layers:
         private = f"{layer.input}_for_{layer.output}"
-        integers = np.rint(seen[layer.output] / layer.input_grid.scale) + layer.input_grid.zero_point
+        integers = np.rint(seen[layer.output] / layer.input_params.scale) + layer.input_params.zero_point
         stored = found[private if private in found else layer.input].astype(np.int64)
         np.testing.assert_array_equal(stored.reshape(integers.shape), integers)
 
@@ -169,9 +183,9 @@ def test_behind_a_folded_relu_zero_is_the_lowest_level(refined):
         _, plan, emitted = refined("two convolutions", kind)
         assert "Relu" not in {node.op_type for node in emitted.graph.node}
         for name, count in (("r1", 16), ("r2", 256)):  # Flatten is no layer: residual_bits
-            grid = plan.tensors[name]
-            assert grid.zero_point == grid.levels.lowest
-            assert grid.levels.count == count
+            params = plan.tensors[name]
+            assert params.zero_point == params.qmin
+            assert params.levels == count
     _, plan, _ = refined("two convolutions", "int8 symmetric")
     assert plan.tensors["r1"].zero_point == 0
 
@@ -197,7 +211,7 @@ def test_widths_of_layers_and_of_what_is_between_them(residual, refinement):
         keep_first_last=8,
         layers={"c*": {"activation_bits": 3}, "c2": {"weight_bits": 2}},
     )
-    done = quantize(branching(), pictures(), quant, CalibrationConfig(), REFINEMENTS[refinement], threads=1)
+    done = quantize(branching(), pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     layers = {layer.output: layer for layer in done.contents.layers}
     # r1 is what onnxruntime names c1 after; Flatten hands the residual's grid on
     widths = {"r1": 3, "c2": 3, "scores": residual}
@@ -227,7 +241,7 @@ def test_layers_that_share_a_bias_get_one_each(refinement):
     ]
     model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100, w3=(144, 3), b3=(3,))
     quant = replace(W4A4, weight_bits=8, activation_bits=None, layers={"c2": {"weight_bits": 7}})
-    done = quantize(model, pictures(), quant, CalibrationConfig(), REFINEMENTS[refinement], threads=1)
+    done = quantize(model, pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     feed = {"image": feed_of(model, 30)}
     scores = run(model.serialized, feed)[0]
     assert np.abs(run(done.serialized, feed, ALL)[0] - scores).max() < 0.03 * np.ptp(scores)

@@ -6,7 +6,7 @@ from onnx import helper
 
 from resnet8_quant.config import DType, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits, layer_nodes
+from resnet8_quant.quantizer.plan import LayerBits, layer_bits, layer_nodes
 
 BLOCKS = [f"stack{stack}.{name}" for stack in (1, 2, 3) for name in ("conv1", "conv2", "skip")]
 RESNET8 = ["conv", *(name for name in BLOCKS if name != "stack1.skip"), "dense"]

@@ -5,8 +5,8 @@ import pytest
 
 from resnet8_quant.config import CalibrationConfig, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer import sampling
-from resnet8_quant.quantizer.sampling import choose_images, overlapping
+from resnet8_quant.quantizer.calibration import images as module
+from resnet8_quant.quantizer.calibration.images import choose_images, overlapping
 
 LABELS = np.random.default_rng(3).permutation(np.repeat(np.arange(5), [40, 30, 20, 60, 50]))
 
@@ -118,7 +118,7 @@ def test_an_unreadable_list_is_refused(tmp_path, monkeypatch, name, content):
     elif content == "folder":
         path.mkdir()
     elif content == "large":
-        monkeypatch.setattr(sampling, "LARGEST_LIST", 10)
+        monkeypatch.setattr(module, "LARGEST_LIST", 10)
         path.write_text("1\n" * 6)
     elif content is not None:
         path.write_bytes(content)
@@ -156,7 +156,7 @@ def test_only_chosen_images_overlap():
 
 
 def test_a_hash_is_not_taken_for_the_image(monkeypatch):
-    monkeypatch.setattr(sampling, "hash", lambda _: 0, raising=False)
+    monkeypatch.setattr(module, "hash", lambda _: 0, raising=False)
     calibration, test = pictures(0, 10), pictures(1, 10)
     test[3] = calibration[7]
     assert np.flatnonzero(overlapping(calibration, np.arange(10), test)).tolist() == [3]
