@@ -114,8 +114,8 @@ def without(plan, name):
 
 REFUSED = {
     "no such weight": (lambda plan: change_weight(plan, name="w9"), "has 0 users"),
-    "another shape": (lambda plan: change_weight(plan, values=np.zeros((4, 2, 1, 1), np.int8)), "has the shape"),
-    "too wide": (lambda plan: change_weight(plan, container=DType.int4), "int4 has not"),
+    "another shape": (lambda plan: change_weight(plan, codes=np.zeros((4, 2, 1, 1), np.int8)), "has the shape"),
+    "too wide": (lambda plan: change_weight(plan, dtype=DType.int4), "int4 has not"),
     "scales": (lambda plan: change_weight(plan, scale=np.float32([1, 2])), "expected"),
     "no bias": (lambda plan: change_layer(plan, bias=None), "plan it too"),
     "bias shape": (lambda plan: change_layer(plan, bias=np.zeros(3)), "does not fit"),
@@ -127,7 +127,7 @@ REFUSED = {
     ),
     "zero point": (
         lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 9, DType.uint8, 0, 7)}),
-        "outside its levels",
+        "outside 0..7",
     ),
 }
 

@@ -1,14 +1,24 @@
-"""Rows times weight is what ONNX Runtime computes; moments are NumPy's."""
+"""Patches times weight are what ONNX Runtime computes; moments are NumPy's."""
 
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from strategies import PROPERTY
 
 from resnet8_quant.quantizer.refine import im2col as module
 from resnet8_quant.quantizer.refine.im2col import Geometry, im2col, moments
 
 RNG = np.random.default_rng(11)
+X = RNG.normal(size=(3, 4, 11, 10)).astype(np.float32)
+ONE_TO_THREE = st.lists(st.integers(1, 3), min_size=2, max_size=2)
+PADDINGS = st.one_of(
+    st.fixed_dictionaries({"pads": st.lists(st.integers(0, 3), min_size=4, max_size=4), "dilations": ONE_TO_THREE}),
+    # ONNX Runtime takes no dilations here
+    st.fixed_dictionaries({"auto_pad": st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])}),
+)
 
 
 def by_onnxruntime(node, x, weight):
@@ -24,88 +34,53 @@ def by_onnxruntime(node, x, weight):
     return session.run(None, {"x": x, "w": weight})[0]
 
 
-SAME = ((3, [1, 1]), (3, [2, 2]), (5, [2, 3]), (2, [1, 2]), (1, [2, 2]))  # ONNX Runtime takes no dilations here
-CONVOLUTIONS = {
-    "1x1": ((5, 4, 1, 1), {}),
-    "1x1 stride": ((5, 4, 1, 1), {"strides": [2, 2]}),
-    "3x3": ((5, 4, 3, 3), {}),
-    "3x3 pads": ((5, 4, 3, 3), {"pads": [1, 1, 1, 1]}),
-    "3x3 asymmetric pads": ((5, 4, 3, 3), {"pads": [0, 1, 2, 3], "strides": [2, 1]}),
-    "5x5 strides": ((5, 4, 5, 5), {"strides": [3, 2], "pads": [2, 2, 2, 2]}),
-    "3x5": ((5, 4, 3, 5), {"pads": [1, 0, 0, 2]}),
-    "dilations": ((5, 4, 3, 3), {"dilations": [2, 3]}),
-    "dilations, strides, pads": ((5, 4, 3, 3), {"dilations": [2, 1], "strides": [1, 2], "pads": [2, 1, 1, 0]}),
-    "groups": ((6, 2, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
-    "depthwise": ((4, 1, 3, 3), {"group": 4, "strides": [2, 2]}),
-    "depthwise, twice the channels": ((8, 1, 5, 5), {"group": 4, "pads": [2, 2, 2, 2]}),
-    "explicit kernel": ((5, 4, 3, 3), {"kernel_shape": [3, 3], "auto_pad": "NOTSET", "pads": [1, 0, 1, 0]}),
-    **{
-        f"{auto} {kernel}x{kernel} {strides}": (
-            (5, 4, kernel, kernel),
-            {"auto_pad": auto, "strides": strides},
-        )
-        for auto in ("SAME_UPPER", "SAME_LOWER", "VALID")
-        for kernel, strides in SAME
-    },
-}
-
-
-@pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_rows_times_weight_are_the_convolution(case):
-    shape, attributes = CONVOLUTIONS[case]
-    x = RNG.normal(size=(3, 4, 11, 10)).astype(np.float32)
-    weight = RNG.normal(size=shape).astype(np.float32)
+@PROPERTY
+@given(
+    kernel=st.lists(st.integers(1, 5), min_size=2, max_size=2),
+    strides=ONE_TO_THREE,
+    padding=PADDINGS,
+    group=st.sampled_from([1, 2, 4]),
+    explicit=st.booleans(),
+    step=st.integers(2, 4),
+)
+def test_patches_times_weight_are_the_convolution(kernel, strides, padding, group, explicit, step):
+    dilations = padding.get("dilations", [1, 1])
+    assume(all((k - 1) * d < size for k, d, size in zip(kernel, dilations, X.shape[2:], strict=True)))
+    weight = RNG.normal(size=(8, 4 // group, *kernel)).astype(np.float32)
+    attributes = padding | {"strides": strides, "group": group} | ({"kernel_shape": kernel} if explicit else {})
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    expected = by_onnxruntime(node, x, weight)
-    geometry = Geometry.of(node, weight, x.shape)
-    rows = im2col(x, geometry)
+    expected = by_onnxruntime(node, X, weight)
+    geometry = Geometry.of(node, weight, X.shape)
+    patches = im2col(X, geometry)
     count, channels, height, width = expected.shape
-    assert rows.shape == (count * height * width, geometry.group, weight[0].size)
-    grouped = weight.reshape(geometry.group, -1, weight[0].size)
-    found = np.einsum("rgk,gok->rgo", rows, grouped).reshape(count, height, width, channels).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert patches.shape == (count * height * width, group, weight[0].size)
+    grouped = weight.reshape(group, -1, weight[0].size)
+    outputs = np.einsum("rgk,gok->rgo", patches, grouped).reshape(count, height, width, channels)
+    np.testing.assert_allclose(outputs.transpose(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-4)
+
+    # with a step, every line of the output is still taken once over all offsets
+    parts = np.concatenate([im2col(X, geometry, step, offset) for offset in range(step)]).reshape(len(patches), -1)
+    np.testing.assert_array_equal(np.sort(parts, 0), np.sort(patches.reshape(len(patches), -1), 0))
 
 
-@pytest.mark.parametrize("case", ["3x3 pads", "5x5 strides", "groups"])
-def test_every_line_is_taken_once_by_steps(case):
-    shape, attributes = CONVOLUTIONS[case]
-    x = RNG.normal(size=(2, 4, 11, 10)).astype(np.float32)
-    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    geometry = Geometry.of(node, np.zeros(shape, np.float32), x.shape)
-    whole = im2col(x, geometry)
-    parts = np.concatenate([im2col(x, geometry, 3, offset) for offset in range(3)])
-    assert parts.shape == whole.shape
-    np.testing.assert_array_equal(np.sort(parts.reshape(len(parts), -1), 0), np.sort(whole.reshape(len(parts), -1), 0))
-
-
-@pytest.mark.parametrize("transposed", [0, 1])
-def test_rows_times_weight_are_a_gemm(transposed):
-    x = RNG.normal(size=(7, 6)).astype(np.float32)
-    weight = RNG.normal(size=(4, 6) if transposed else (6, 4)).astype(np.float32)
-    node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=transposed)
-    rows = im2col(x, Geometry.of(node, weight, x.shape))
-    assert rows.shape == (7, 1, 6)
-    matrix = weight if transposed else weight.T
-    np.testing.assert_allclose(rows[:, 0] @ matrix.T, by_onnxruntime(node, x, weight), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(7, 6), (3, 5, 6)], ids=["matrix", "sequence"])
-def test_rows_times_weight_are_a_matmul(shape):
+@pytest.mark.parametrize(
+    ("operator", "shape", "attributes"),
+    [
+        ("Gemm", (7, 6), {"transB": 0}),
+        ("Gemm", (7, 6), {"transB": 1}),
+        ("MatMul", (7, 6), {}),
+        ("MatMul", (3, 5, 6), {}),
+        ("MatMul", (3, 2, 5, 6), {}),  # four axes that are no image: the last is multiplied
+    ],
+)
+def test_patches_times_weight_are_the_matrix_product(operator, shape, attributes):
     x = RNG.normal(size=shape).astype(np.float32)
     weight = RNG.normal(size=(6, 4)).astype(np.float32)
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    rows = im2col(x, Geometry.of(node, weight, x.shape))
-    expected = by_onnxruntime(node, x, weight)
-    np.testing.assert_allclose((rows[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_matmul_of_four_axes_multiplies_the_last():
-    x = RNG.normal(size=(3, 2, 5, 6)).astype(np.float32)
-    weight = RNG.normal(size=(6, 4)).astype(np.float32)
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    rows = im2col(x, Geometry.of(node, weight, x.shape))
-    expected = by_onnxruntime(node, x, weight)
-    np.testing.assert_allclose((rows[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+    stored = weight.T.copy() if attributes.get("transB") else weight
+    node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
+    patches = im2col(x, Geometry.of(node, stored, x.shape))
+    expected = by_onnxruntime(node, x, stored)
+    np.testing.assert_allclose((patches[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 def pair(shape=(70, 4, 8, 8)):
@@ -114,48 +89,48 @@ def pair(shape=(70, 4, 8, 8)):
     return (np.round(floating * 2) / 2 + 0.1).astype(np.float32), floating
 
 
-def by_numpy(quantized, floating, geometry):
-    """[(mean, float mean, covariance, cross)] of each group, in float64 from all rows at once."""
+GEOMETRIES = {
+    "1x1": Geometry(),
+    "3x3 pads": Geometry((3, 3), pads=(1, 1, 1, 1)),
+    "5x5 strides": Geometry((5, 5), strides=(3, 2), pads=(2, 2, 2, 2)),
+    "groups": Geometry((3, 3), pads=(1, 1, 1, 1), group=2),
+    "depthwise": Geometry((3, 3), strides=(2, 2), group=4),
+    "matrix": Geometry(spatial=False),
+}
+
+
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_moments_are_those_of_numpy(case):
+    """In float64 from all patches at once."""
+    geometry = GEOMETRIES[case]
+    quantized, floating = pair((70, 5) if case == "matrix" else (70, 4, 8, 8))
+    result = moments(quantized, floating, geometry)
     a, b = (im2col(x, geometry).astype(np.float64) for x in (quantized, floating))
-    found = []
     for g in range(geometry.group):
         both = np.cov(a[:, g].T, b[:, g].T, bias=True)
         size = a.shape[2]
-        found.append((a[:, g].mean(0), b[:, g].mean(0), both[:size, :size], both[size:, :size]))
-    return found
+        expected = {
+            "mean": a[:, g].mean(0),
+            "float_mean": b[:, g].mean(0),
+            "covariance": both[:size, :size],
+            "cross": both[size:, :size],
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(getattr(result, name)[g], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            result.about_zero().covariance[g], a[:, g].T @ a[:, g] / len(a), rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(result.about_zero().cross[g], b[:, g].T @ a[:, g] / len(a), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["1x1", "3x3 pads", "5x5 strides", "groups", "depthwise"])
-def test_moments_are_those_of_numpy(case):
-    shape, attributes = CONVOLUTIONS[case]
-    quantized, floating = pair()
-    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    geometry = Geometry.of(node, np.zeros(shape, np.float32), quantized.shape)
-    found = moments(quantized, floating, geometry)
-    for g, expected in enumerate(by_numpy(quantized, floating, geometry)):
-        for name, value in zip(("mean", "float_mean", "covariance", "cross"), expected, strict=True):
-            np.testing.assert_allclose(getattr(found, name)[g], value, rtol=1e-4, atol=1e-4, err_msg=name)
-
-
-def test_moments_of_a_matrix():
-    quantized, floating = pair((70, 5))
-    found = moments(quantized, floating, Geometry())
-    ((mean, float_mean, covariance, cross),) = by_numpy(quantized, floating, Geometry())
-    np.testing.assert_allclose(found.mean[0], mean, rtol=1e-5)
-    np.testing.assert_allclose(found.float_mean[0], float_mean, rtol=1e-5)
-    np.testing.assert_allclose(found.covariance[0], covariance, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.cross[0], cross, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("most", [200, 1000, 2000])
-def test_moments_of_some_lines_are_close(monkeypatch, most):
-    """A step that is larger than the number of lines still leaves rows."""
+@pytest.mark.parametrize(("most", "tolerance"), [(200, 0.5), (1000, 0.3), (2000, 0.25)])
+def test_moments_of_some_lines_are_close(monkeypatch, most, tolerance):
+    """A step that is larger than the number of lines still leaves patches."""
     quantized, floating = pair((100, 4, 8, 8))
-    geometry = Geometry((3, 3), pads=(1, 1, 1, 1))
-    whole = moments(quantized, floating, geometry)
+    whole = moments(quantized, floating, GEOMETRIES["3x3 pads"])
     monkeypatch.setattr(module, "MOST_PATCHES", most)
-    part = moments(quantized, floating, geometry)
+    part = moments(quantized, floating, GEOMETRIES["3x3 pads"])
     for name in ("mean", "float_mean", "covariance", "cross"):
         a, b = getattr(part, name), getattr(whole, name)
         assert np.isfinite(a).all(), name
-        assert np.linalg.norm(a - b) < {200: 0.5, 1000: 0.3, 2000: 0.25}[most] * np.linalg.norm(b), name
+        assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b), name
