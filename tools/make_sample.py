@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from resnet8_quant.config import DataConfig
 from resnet8_quant.files import cache_folder, replacing, sha256_file
-from resnet8_quant.inputs.cifar10 import DIGESTS
+from resnet8_quant.inputs.cifar10_sources import ARRAYS
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.sample import SAMPLE
 
@@ -70,7 +70,7 @@ def main() -> None:
     provenance = {
         "source": "CIFAR-10, official order (data_batch_1 to 5, test_batch), uint8 [N, 32, 32, 3]",
         "origin": ORIGIN,
-        "source_sha256": DIGESTS,
+        "source_sha256": {name: digest for name, (_, digest) in ARRAYS.items()},
         "made_by": "python tools/make_sample.py",
         "seed": SEED,
         "images_per_class": PER_CLASS,

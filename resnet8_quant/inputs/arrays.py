@@ -1,10 +1,12 @@
 """Datasets of the user's own: one .npz file with the arrays x_train, y_train, x_test and y_test.
 
-In: the path of the file (``data.path``), or its bytes. Out: a checked ``Dataset``. Nothing in the file is unpickled.
+In: the path of the file (``data.path``), or its bytes. Out: a checked ``Dataset``. Nothing in the file is unpickled,
+and no memory is set aside for more than the file holds.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.dataset import Dataset, Split, dataset_of
+from resnet8_quant.inputs.splits import Dataset, Split, digested
 
+LARGEST_ARRAY = 1 << 33  # bytes of one array: a small archive can claim to unpack to any size
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 REMEDY = (
     "write it with np.savez_compressed('data.npz', x_train=..., y_train=..., x_test=..., y_test=...): images uint8 "
@@ -51,7 +55,7 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
     Args:
         stream: an open .npz file.
         name: the name of the dataset.
-        where: how messages name the file.
+        where: the file, as messages name it.
 
     Raises:
         ExperimentError: not an .npz, or arrays of another name, type or shape.
@@ -59,19 +63,17 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
     if not zipfile.is_zipfile(stream):
         raise ExperimentError(f"{where} is not an .npz file (a zip archive of arrays)", REMEDY)
     stream.seek(0)
-    arrays: dict[str, NDArray[Any]] = {}
     try:
-        with np.load(stream, allow_pickle=False) as npz:
-            missing = [key for key in NAMES if key not in npz.files]
+        with zipfile.ZipFile(stream) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [key for key in NAMES if key not in members]
             if missing:
-                found = ", ".join(npz.files) or "nothing"
-                raise ExperimentError(f"{where} lacks {', '.join(missing)}; it holds {found}", REMEDY)
-            for key in NAMES:
-                arrays[key] = _array(npz, key, where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                present = ", ".join(members) or "nothing"
+                raise ExperimentError(f"{where} lacks {', '.join(missing)}; it holds {present}", REMEDY)
+            arrays = {key: _read_array(archive, members[key], f"{where}: {key}") for key in NAMES}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ExperimentError(f"{where} is damaged ({error})", REMEDY) from error
-    train = _split(arrays, "train", where)
-    test = _split(arrays, "test", where)
+    train, test = (_split(arrays, split, where) for split in ("train", "test"))
     train_shape, test_shape = train.images.shape[1:], test.images.shape[1:]
     if train_shape != test_shape:
         raise ExperimentError(
@@ -79,44 +81,43 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
             "expected the same height, width and channels",
             REMEDY,
         )
-    return dataset_of(name, train, test)
+    return digested(name, train, test)
 
 
-def _array(npz: Any, key: str, where: str) -> NDArray[Any]:
-    """One array of the file; numpy reports pickled objects and bad headers as a ValueError."""
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> NDArray[Any]:
+    """One array; NumPy reports a bad header and pickled objects as a ValueError."""
     try:
-        array = npz[key]
+        # NumPy sets aside what the header declares before it reads on: compare that with the size of the member.
+        with archive.open(member) as file:
+            header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = header(file)
+        declared = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and declared > min(member.file_size, LARGEST_ARRAY):
+            raise ValueError(f"it declares {declared:,} bytes, its file has {member.file_size:,}")
+        with archive.open(member) as file:
+            array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+            return array
     except ValueError as error:
-        raise ExperimentError(f"{where}: {key} is not a plain array of numbers ({error})", REMEDY) from error
-    if not isinstance(array, np.ndarray):  # a zip member without the .npy header comes back as bytes
-        raise ExperimentError(f"{where}: {key} is not an array", REMEDY)
-    return array
+        raise ExperimentError(f"{where} is not a plain array of numbers ({error})", REMEDY) from error
 
 
 def _split(arrays: dict[str, NDArray[Any]], split: str, where: str) -> Split:
     images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise ExperimentError(
-            f"{where}: x_{split} is {images.dtype} {_shape(images.shape)}, expected uint8 [N, H, W, C]", REMEDY
+        problem = f"x_{split} is {images.dtype} {_shape(images.shape)}, expected uint8 [N, H, W, C]"
+    elif images.size == 0:
+        problem = f"x_{split} is empty {_shape(images.shape)}, expected at least one image"
+    elif labels.dtype.kind not in "iu" or labels.ndim != 1:
+        problem = (
+            f"y_{split} is {labels.dtype} {_shape(labels.shape)}, expected integers [N] (one-hot labels: y.argmax(1))"
         )
-    if images.size == 0:
-        raise ExperimentError(
-            f"{where}: x_{split} is empty {_shape(images.shape)}, expected at least one image", REMEDY
-        )
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise ExperimentError(
-            f"{where}: y_{split} is {labels.dtype} {_shape(labels.shape)}, expected integers [N] "
-            "(one-hot labels: y.argmax(1))",
-            REMEDY,
-        )
-    if len(labels) != len(images):
-        raise ExperimentError(
-            f"{where}: y_{split} has {len(labels)} labels, expected {len(images)}, one per image of x_{split}", REMEDY
-        )
-    labels = labels.astype(np.int64)  # before the comparison: a huge uint64 turns negative here
-    if labels.min() < 0:
-        raise ExperimentError(f"{where}: y_{split} holds {labels.min()}, expected labels of at least 0", REMEDY)
-    return Split(images, labels)
+    elif len(labels) != len(images):
+        problem = f"y_{split} has {len(labels)} labels, expected {len(images)}, one per image of x_{split}"
+    elif (labels := labels.astype(np.int64)).min() < 0:  # as int64, in which a huge uint64 is negative
+        problem = f"y_{split} holds {labels.min()}, expected labels of at least 0"
+    else:
+        return Split(images, labels)
+    raise ExperimentError(f"{where}: {problem}", REMEDY)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -1,60 +1,61 @@
 """CIFAR-10 from where it is nearest: the folder that the user names, the cache, the network.
 
-In: ``data.root`` or None, and the cache folder. Out: a ``Dataset`` whose four arrays have the SHA-256 digests below,
-whichever source they came from. Nothing else is ever returned: a source that was asked for and is missing, damaged or
+In: ``data.root`` or None, and the cache folder. Out: a ``Dataset`` whose four arrays have the digests of
+``cifar10_sources.ARRAYS``. Nothing else is ever returned: a source that was asked for and is missing, damaged or
 different is an error, never a reason to take another one.
+
+The cache is a folder of .npy files, memory-mapped when they are read. Digests are checked before the arrays are
+stored; verified.json, written last, says so, and a folder without it counts as empty. At each opening the shapes,
+types and lengths of the files are checked, which takes milliseconds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import locked
-from resnet8_quant.inputs import formats, store
-from resnet8_quant.inputs.dataset import Dataset, Split, array_digest, combined_digest
+from resnet8_quant.files import locked, replacing, unwritable
+from resnet8_quant.inputs import cifar10_sources
+from resnet8_quant.inputs.cifar10_sources import ARRAYS, TEMPORARY, Arrays, find_source
+from resnet8_quant.inputs.splits import Dataset, Split, combined_digest
 
 if TYPE_CHECKING:
-    from resnet8_quant.inputs.formats import Arrays, Source
+    from resnet8_quant.inputs.cifar10_files import Source
 
 log = logging.getLogger(__name__)
 
-# SHA-256 of the raw bytes: images uint8 [N, 32, 32, 3] in the official order, labels uint8 [N].
-DIGESTS = {
-    "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-    "train_labels": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
-    "test_images": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-    "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
-}
+MARKER = "verified.json"
+KNOWN_SOURCES = "sources.json"  # path -> fingerprint of the users' own sources that were compared with the cache
 
 
 def load_cifar10(root: str | None, cache: Path) -> Dataset:
     """Load CIFAR-10: 50,000 train and 10,000 test images, uint8 ``[N, 32, 32, 3]``, mapped from the cache.
 
     Args:
-        root: a folder that holds one of ``formats.SOURCES``, or one of these itself; None: the cache or the network.
+        root: a folder that holds one of ``cifar10_files.SOURCES``, or one of these itself; None: the cache or the
+            network.
         cache: the verified arrays are kept in its folder ``cifar10``.
 
     Raises:
         ExperimentError: ``root`` holds no CIFAR-10, or another one than the digests say; no network; cache unwritable.
     """
-    expected = {name: (shape, DIGESTS[name]) for name, shape in formats.shapes().items()}
     folder = cache / "cifar10"
-    found = None if root is None else find_source(root)
-    arrays = _from_cache(folder, found, expected)
+    source = None if root is None else find_source(root)
+    arrays = _open_for(source, folder)
     if arrays is None:
         with locked(cache / "cifar10.lock"):
-            # Another process may have been faster.
-            arrays = _from_cache(folder, found, expected, holds_lock=True)
+            arrays = _open_for(source, folder)  # another process may have been faster
             if arrays is None:
-                store.remove_leftovers(folder)
-                _fill_cache(folder, found, expected)
-                arrays = _from_cache(folder, found, expected)
+                _fill_cache(source, folder)
+                arrays = _open_for(source, folder)
     if arrays is None:
         raise ExperimentError(
             f"{folder} changes while it is read", "remove that folder, or choose another one: cache_dir=FOLDER"
@@ -62,30 +63,54 @@ def load_cifar10(root: str | None, cache: Path) -> Dataset:
     train, test = (
         Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64)) for split in ("train", "test")
     )
-    return Dataset("cifar10", train, test, combined_digest(expected))
+    return Dataset("cifar10", train, test, combined_digest(ARRAYS))
 
 
-def find_source(root: str) -> tuple[Source, Path]:
-    """The first of ``formats.SOURCES`` that ``root`` holds or is.
+def is_cached(cache: Path) -> bool:
+    """Whether all of CIFAR-10 lies verified in the cache, so that nothing would be fetched."""
+    return _open_for(None, cache / "cifar10") is not None
+
+
+def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
+    """Decode the user's source or fetch one, verify it, and store what the cache lacks; the lock is held.
 
     Raises:
-        ExperimentError: there is none.
+        ExperimentError: no source can be decoded, the disk is full, or the folder is read-only.
     """
-    place = Path(os.path.expanduser(root))
-    for source in formats.SOURCES:
-        for path in (place / source.name, place):
-            right_kind = os.path.isdir(path) if source.prefix is None else os.path.isfile(path)
-            if path.name == source.name and right_kind:
-                return source, path.resolve()
-    names = ", ".join(source.name for source in formats.SOURCES)
-    problem = "holds no CIFAR-10" if os.path.exists(place) else "does not exist"
-    raise ExperimentError(
-        f"`data.root`: {root} {problem}; it may be one of these or a folder with one of them: {names}",
-        "data.root=FOLDER with one of these; or leave data.root out to fetch it; or data=sample, which is bundled",
-    )
+    _remove_leftovers(folder)
+    usable = False
+    try:
+        usable = _open(folder) is not None
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
+        with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
+            (folder / MARKER).unlink()
+    if source is None:
+        _store(folder, cifar10_sources.fetch(folder))
+        return
+    fingerprint = _fingerprint(*source)  # before decoding: a file that changes meanwhile is decoded again next time
+    log.info("decoding CIFAR-10 from %s", source[1])
+    arrays = cifar10_sources.decode_verified(*source)
+    if not usable:
+        _store(folder, arrays)
+    known = _read_json(folder / KNOWN_SOURCES)
+    _write_json(folder / KNOWN_SOURCES, (known if isinstance(known, dict) else {}) | {str(source[1]): fingerprint})
 
 
-def fingerprint(source: Source, path: Path) -> list[list[object]] | None:
+def _open_for(source: tuple[Source, Path] | None, folder: Path) -> Arrays | None:
+    """The cached arrays, or None where there are none or the user's source has not been compared with them yet."""
+    if source is not None:
+        known = _read_json(folder / KNOWN_SOURCES)
+        fingerprint = _fingerprint(*source)
+        if fingerprint is None or not isinstance(known, dict) or known.get(str(source[1])) != fingerprint:
+            return None
+    try:
+        return _open(folder)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
     """Name, size and time of change of each file of a source; None where one is missing."""
     files = [path / name for name in source.parts] if source.prefix is None else [path]
     try:
@@ -94,48 +119,67 @@ def fingerprint(source: Source, path: Path) -> list[list[object]] | None:
         return None
 
 
-def decode_verified(source: Source, path: Path) -> Arrays:
-    """Decode a source and compare its arrays with ``DIGESTS``.
+def _digests() -> dict[str, str]:
+    return {name: digest for name, (_, digest) in ARRAYS.items()}
+
+
+def _open(folder: Path) -> Arrays | None:
+    """Map the arrays of ``folder``, or return None where it was never filled.
 
     Raises:
-        ExperimentError: it is damaged, or an array has another digest.
+        OSError, ValueError, EOFError: a file is missing or damaged.
     """
-    arrays = formats.decode(source, path)
-    for name, expected in DIGESTS.items():
-        digest = array_digest(arrays[name])
-        if digest != expected:
-            raise ExperimentError(
-                f"{path} is not the official CIFAR-10: "
-                f"its {name.replace('_', ' ')} have SHA-256 {digest}, expected {expected}",
-                "replace it by an unmodified copy, or leave data.root out to fetch one; "
-                "for images of your own: data=arrays data.path=FILE.npz",
-            )
+    if _read_json(folder / MARKER) != _digests():
+        return None
+    arrays = {}
+    for name, (shape, _) in ARRAYS.items():
+        path = folder / f"{name}.npy"
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.memmap):
+            raise ValueError(f"{path.name} is not an .npy file")
+        if array.dtype != np.uint8 or array.shape != shape:
+            raise ValueError(f"{path.name} is {array.dtype} {array.shape}, expected uint8 {shape}")
+        size, expected = path.stat().st_size, array.offset + array.nbytes
+        if size != expected:
+            raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
+        arrays[name] = array.view(np.ndarray)  # still mapped; a memmap's slices and sums would carry its type along
     return arrays
 
 
-def _from_cache(
-    folder: Path, found: tuple[Source, Path] | None, expected: store.Expected, *, holds_lock: bool = False
-) -> dict[str, store.Bytes] | None:
-    """The cached arrays, unless the user names a source that has not been compared with them yet."""
-    if found is not None:
-        stamp = fingerprint(*found)
-        if stamp is None or not store.knows_source(folder, found[1], stamp):
-            return None
-    return store.open_arrays(folder, expected, holds_lock=holds_lock)
+def _store(folder: Path, arrays: Arrays) -> None:
+    """Write arrays whose digests have been checked, the marker last."""
+    marker = folder / MARKER
+    try:
+        marker.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(marker, error) from error
+    for name, array in arrays.items():
+        with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut the marker must not stand beside empty arrays
+    _write_json(marker, _digests())
 
 
-def _fill_cache(folder: Path, found: tuple[Source, Path] | None, expected: store.Expected) -> None:
-    """Decode the user's source or fetch one, verify it, and store what the cache lacks."""
-    if found is None:
-        from resnet8_quant.inputs.download import fetch
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left in ``folder``."""
+    for path in [*folder.glob(f"{TEMPORARY}*"), *folder.glob(".*.part")]:
+        log.info("removing %s, left by a run that was killed", path)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
-        arrays = fetch(folder, decode_verified)
-        store.store_arrays(folder, arrays, expected)
-        return
-    source, path = found
-    stamp = fingerprint(source, path)  # before decoding: a file that changes meanwhile is decoded again next time
-    log.info("decoding CIFAR-10 from %s", path)
-    arrays = decode_verified(source, path)
-    if store.open_arrays(folder, expected, holds_lock=True) is None:
-        store.store_arrays(folder, arrays, expected)
-    store.remember_source(folder, path, stamp)
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: object) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

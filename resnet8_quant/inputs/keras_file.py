@@ -1,150 +1,246 @@
-"""A Keras h5 file, opened as data and nothing else.
+"""A Keras h5 file as data: its layers, their attributes, inputs and weights, each checked before it is used.
 
-In:  the path of an h5 file that Keras 2 or Keras 3 saved with ``model.save``, and the layer classes to admit.
-Out: its layers in order, and which of them are input and output.
+In: an h5 file that Keras 2 or Keras 3 saved with ``model.save``.
+Out: its layers in order, and which of them are input and output; numbers, choices and float32 arrays of each layer.
 
-The file is hostile until checked. No code in it is run: a Lambda layer is refused like any unknown class.
+The file is hostile until checked. No code in it is run. A weight is read only if its shape, type and storage are as
+expected, and no other file is opened on the way: links other than hard ones, virtual datasets and external storage are
+refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import os
+import reprlib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.keras_layer import UNREADABLE, Layer, printable, shown, texts
+LARGEST_INTEGER = 2**20  # of any size in a config: pixels, channels, strides; products of three still fit an int64
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+MOST_TEXTS = 64  # names of weights in one layer
+UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)  # what h5py raises on a damaged file
 
-RESAVE = "save the whole model, architecture and weights, with Keras: model.save('model.h5')"
+
+class Refused(Exception):
+    """Why a file or a layer cannot be converted; whoever catches it adds their names."""
 
 
 @dataclass(frozen=True)
-class KerasModel:
-    """An open file: its layers in the order of the config, each name once; the input layer and the output layer."""
+class Layer:
+    """One layer of the config; its methods raise ``Refused`` for an attribute or weight that is not as expected.
 
-    layers: list[Layer]
-    input: Layer
-    output: Layer
+    Attributes:
+        inbound: the calls of the layer, as Keras 2 writes them: for each a list of [layer, node, tensor, arguments],
+            where the arguments may be missing.
+        weights: the file's group ``model_weights``.
+    """
+
+    name: str
+    class_name: str
+    config: dict[str, Any]
+    inbound: Any
+    weights: h5py.Group
+
+    def integers(self, key: str, count: int, default: Any = None, lowest: int = 1) -> tuple[int, ...]:
+        """The attribute ``key``, a list of ``count`` whole numbers; one number stands for ``count`` equal ones."""
+        value = self.config.get(key, default)
+        values = value if isinstance(value, list) else [value] * count
+        if len(values) != count:
+            raise Refused(f"`{key}` is {shown(value)}; expected {count} whole numbers")
+        return tuple(whole(key, number, lowest) for number in values)
+
+    def integer(self, key: str, default: Any = None) -> int:
+        """The attribute ``key``, a whole number of at least 1."""
+        return whole(key, self.config.get(key, default))
+
+    def number(self, key: str, default: float) -> float:
+        """The attribute ``key``, a finite number; ``default`` where it is missing or null."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
+            raise Refused(f"`{key}` is {shown(value)}; expected a finite number")
+        return float(value)
+
+    def choice(self, key: str, choices: Collection[Any], default: Any = None) -> Any:
+        """The attribute ``key``, one of ``choices``."""
+        value = self.config.get(key, default)
+        for choice in choices:
+            if type(value) is type(choice) and value == choice:
+                return choice
+        raise Refused(f"`{key}` is {shown(value)}; supported: {', '.join(map(str, choices))}")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The attribute ``key``, true or false."""
+        return bool(self.choice(key, (True, False), default))
+
+    def inputs(self) -> list[str]:
+        """Names of the layers whose outputs this layer takes."""
+        match self.inbound:
+            case [] | [[*_]]:
+                tensors = self.inbound[0] if self.inbound else []
+            case _:
+                raise Refused(f"`inbound_nodes` is {shown(self.inbound)}; supported: a layer that is called once")
+        names = []
+        for tensor in tensors:
+            match tensor:
+                case [str(name), 0, 0, *calls] if all(isinstance(call, dict) for call in calls):
+                    names.append(name)
+                case _:
+                    raise Refused(f"its input {shown(tensor)} is not the only output of a layer")
+            for key, value in (item for call in calls for item in call.items()):
+                # training=False is what a frozen backbone is called with; training=True would change every prediction
+                if value is not None and not (key == "training" and value is False):
+                    raise Refused(f"it is called with {shown(key)} = {shown(value)}")
+        return names
+
+    def weight(self, shape: tuple[int, ...], *names: str) -> NDArray[np.float32]:
+        """The weight that Keras calls by one of ``names`` (versions differ), float32 of ``shape``, all finite."""
+        try:
+            group = _follow(self.weights, self.name)
+            stored = [text for text in _texts(group, "weight_names") if text.split("/")[-1].split(":")[0] in names]
+            if len(stored) != 1:
+                raise Refused(f"`model_weights` holds {len(stored)} weights `{names[0]}` for it; expected 1")
+            value = _read_dataset(_follow(group, stored[0]), shape)
+        except UNREADABLE as error:
+            raise Refused(f"weight `{names[0]}` {error}") from error
+        return value
 
 
-@contextmanager
-def open_keras(path: Path, supported: Collection[str]) -> Iterator[KerasModel]:
-    """Open the h5 file ``path``; weights can be read until the context ends.
-
-    Args:
-        path: file written by ``model.save('model.h5')``: functional or sequential, one input, one output.
-        supported: names of the layer classes to admit.
+def read_layers(file: h5py.File) -> tuple[list[Layer], str, str]:
+    """The layers of a model in the order of its config, and the names of its only input and its only output layer.
 
     Raises:
-        ExperimentError: the file is not such a model, or holds a layer of another class.
+        Refused: the file holds something else than a functional or sequential model.
     """
-    if not path.is_file():
-        raise ExperimentError(f"{path}: no such file", "give the path of a Keras h5 file: model.source=FILE")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ExperimentError(f"{path} is not a readable HDF5 file: {error}", RESAVE) from error
-    with file:
-        yield _read_model(file, path, supported)
-
-
-def _read_model(file: h5py.File, path: Path, supported: Collection[str]) -> KerasModel:
-    config = _read_config(file, path)
-    ends: tuple[Any, Any] | None = None
+        stored = _texts(file, "model_config")
+        if len(stored) != 1:
+            raise Refused("it holds no text `model_config`: perhaps only weights were saved")
+        config = json.loads(stored[0], object_hook=_as_keras_2)
+        weights = _follow(file, "model_weights")
+    except UNREADABLE as error:
+        raise Refused(f"`model_config` or `model_weights` cannot be read: {error}") from error
     match config:
         case {"class_name": "Sequential", "config": {"layers": [_, *_] as entries} | ([_, *_] as entries)}:
-            entries = _chained(entries)
+            layers = _chained([_read_layer(entry, weights) for entry in entries])
+            first, last = layers[0].name, layers[-1].name
         case {
             "class_name": "Functional" | "Model",
             "config": {"layers": [_, *_] as entries, "input_layers": inputs, "output_layers": outputs},
         }:
-            ends = (inputs, outputs)
+            layers = [_read_layer(entry, weights) for entry in entries]
+            first, last = _only_tensor(inputs, "input"), _only_tensor(outputs, "output")
         case _:
-            raise ExperimentError(f"{path}: `model_config` is no sequential or functional model with layers", RESAVE)
-    weights = _weights_group(file, path)
-    layers = [_read_layer(entry, path, weights, supported) for entry in entries]
-    by_name = {layer.name: layer for layer in layers}
-    first, last = layers[0].name, layers[-1].name
-    if ends is not None:
-        first, last = _only_end(ends[0], path, "input"), _only_end(ends[1], path, "output")
+            raise Refused("`model_config` is no sequential or functional model with layers")
+    names = {layer.name for layer in layers}
     input_layers = [layer.name for layer in layers if layer.class_name == "InputLayer"]
-    if input_layers != [first] or last not in by_name or len(by_name) != len(layers):
-        raise ExperimentError(
-            f"{path}: {len(input_layers)} input layers, {len(by_name)} different names for {len(layers)} layers; "
-            "supported: one input layer, one output layer, each name once",
-            RESAVE,
+    if input_layers != [first] or last not in names or len(names) != len(layers):
+        raise Refused(
+            f"it has {len(input_layers)} input layers and {len(names)} different names for {len(layers)} layers; "
+            "supported: one input layer, one output layer, each name once"
         )
-    return KerasModel(layers, by_name[first], by_name[last])
+    return layers, first, last
 
 
-def _read_config(file: h5py.File, path: Path) -> Any:
-    try:
-        found = texts(file, "model_config", 1)
-    except UNREADABLE as error:
-        raise ExperimentError(f"{path}: `model_config` cannot be read: {error}", RESAVE) from error
-    if not found:
-        raise ExperimentError(f"{path} holds no text `model_config`: perhaps only weights were saved", RESAVE)
-    try:
-        return json.loads(found[0])
-    except (ValueError, RecursionError) as error:
-        raise ExperimentError(f"{path}: `model_config` is not JSON: {error}", RESAVE) from error
+def _as_keras_2(value: dict[str, Any]) -> Any:
+    """Write the tensors and calls of Keras 3 as Keras 2 does: [layer, node, tensor, arguments of the call]."""
+    match value:
+        case {"class_name": "__keras_tensor__", "config": {"keras_history": [layer, node, tensor]}}:
+            return [layer, node, tensor, {}]
+        case {"args": [[[*_], *_] as tensors] | [*tensors], "kwargs": arguments}:
+            return [[*tensor[:3], arguments] if isinstance(tensor, list) else tensor for tensor in tensors]
+    return value
 
 
-def _weights_group(file: h5py.File, path: Path) -> h5py.Group:
-    try:
-        if isinstance(file.get("model_weights", getlink=True), h5py.HardLink):
-            group = file["model_weights"]
-            if isinstance(group, h5py.Group):
-                return group
-    except UNREADABLE as error:
-        raise ExperimentError(f"{path}: `model_weights` cannot be read: {error}", RESAVE) from error
-    raise ExperimentError(f"{path} holds no group `model_weights` of its own", RESAVE)
-
-
-def _read_layer(entry: Any, path: Path, weights: h5py.Group, supported: Collection[str]) -> Layer:
+def _read_layer(entry: Any, weights: h5py.Group) -> Layer:
     match entry:
         case {"class_name": str(class_name), "config": {"name": str(name)} as config}:
-            # a class of the user's own may be called Conv2D too: Keras 3 tells it apart by its registered name
+            if not name or printable(name) != name:
+                raise Refused(f"the name of layer {shown(name)} is empty or has characters that cannot be printed")
+            # A class of the user's own may be called Conv2D too: Keras 3 tells it apart by its registered name.
             class_name = printable(str(entry.get("registered_name") or class_name))
-        case _:
-            raise ExperimentError(f"{path}: `model_config` holds {shown(entry)} where a layer should be", RESAVE)
-    layer = Layer(path, printable(name), class_name, config, entry.get("inbound_nodes"), weights, supported)
-    if class_name not in supported:
-        raise layer.refused("this class is not supported")
-    if layer.name != name or not name:
-        raise layer.refused("its name has characters that cannot be printed, or none")
-    return layer
+            return Layer(name, class_name, config, entry.get("inbound_nodes"), weights)
+    raise Refused(f"`model_config` holds {shown(entry)} where a layer should be")
 
 
-def _chained(entries: list[Any]) -> list[Any]:
-    """Entries of a sequential model with the inbound nodes of a functional one, and an input layer in front."""
-    match entries[0]:
-        case {"class_name": str(class_name), "config": {"name": str(name), "batch_input_shape": shape}} if (
-            class_name != "InputLayer"
-        ):  # Keras before 2.3 left the input layer out
-            first = {"class_name": "InputLayer", "config": {"name": f"{name}_input", "batch_input_shape": shape}}
-            entries = [first, *entries]
-    chained: list[Any] = []
-    inbound: list[Any] = []
-    for entry in entries:
-        match entry:
-            case {"config": {"name": str(name)}}:
-                chained.append({**entry, "inbound_nodes": inbound})
-                inbound = [[[name, 0, 0, {}]]]
-            case _:
-                chained.append(entry)  # refused by _read_layer
-    return chained
+def _chained(layers: list[Layer]) -> list[Layer]:
+    """The layers of a sequential model, each called on the one before, with an input layer in front."""
+    first = layers[0]
+    if first.class_name != "InputLayer" and "batch_input_shape" in first.config:  # as in Keras before 2.3
+        layers = [replace(first, name=f"{first.name}_input", class_name="InputLayer"), *layers]
+    calls = [replace(layer, inbound=[[[before.name, 0, 0, {}]]]) for before, layer in pairwise(layers)]
+    return [replace(layers[0], inbound=[]), *calls]
 
 
-def _only_end(tensors: Any, path: Path, end: str) -> str:
+def _only_tensor(tensors: Any, end: str) -> str:
     match tensors:
         case [[str(name), 0, 0]] | [str(name), 0, 0]:  # Keras 3 writes a single one without the outer list
             return name
-        case _:
-            found = f"`{end}_layers` is {shown(tensors)}"
-            raise ExperimentError(f"{path}: {found}; supported: exactly one {end}", RESAVE)
+    raise Refused(f"`{end}_layers` is {shown(tensors)}; supported: exactly one {end}")
+
+
+def _follow(group: Any, name: str) -> Any:
+    """The object ``name`` in ``group``, reached through hard links only."""
+    for part in filter(None, name.split("/")):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            kind = "missing" if link is None else f"a {type(link).__name__}; only data in the file itself is read"
+            raise Refused(f"`{printable(name)}` in the group `{group.name}` is {kind}")
+        group = group[part]
+    return group
+
+
+def _read_dataset(dataset: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The finite float32 values of ``dataset``; a ValueError where it is something else."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError("is not a dataset")
+    if dataset.shape != shape or dataset.dtype not in (np.dtype("<f4"), np.dtype(">f4")):
+        raise ValueError(f"is {dataset.dtype} of shape {shown(dataset.shape)}; the config implies float32 {shape}")
+    # Keras stores plain contiguous data: no filter plugin to load, no other file to open, nothing to inflate.
+    properties, size = dataset.id.get_create_plist(), 4 * math.prod(shape)
+    is_plain = (
+        properties.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and not properties.get_external_count()
+    )
+    # The stored size is a claim of the file too: memory is set aside for no more than the file has.
+    if not is_plain or dataset.id.get_storage_size() != size or size > os.path.getsize(dataset.file.filename):
+        raise ValueError("is chunked, virtual, external or incomplete; only plain storage is read")
+    value: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32)
+    if not np.isfinite(value).all():
+        raise ValueError("holds NaN or infinity")
+    return value
+
+
+def _texts(owner: Any, name: str) -> list[str]:
+    """The text attribute ``name`` as a list; empty where it is absent, not text, or more than ``MOST_TEXTS`` texts."""
+    if name not in owner.attrs:
+        return []
+    attribute = owner.attrs.get_id(name)
+    if h5py.check_string_dtype(attribute.dtype) is None or math.prod(attribute.shape) > MOST_TEXTS:
+        return []
+    values = np.ravel(np.asarray(owner.attrs[name], dtype=object))
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def whole(key: str, value: Any, lowest: int = 1) -> int:
+    """``value`` of the attribute ``key``, if it is a whole number from ``lowest`` to ``LARGEST_INTEGER``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= LARGEST_INTEGER:
+        raise Refused(f"`{key}` is {shown(value)}; expected whole numbers from {lowest} to {LARGEST_INTEGER}")
+    return value
+
+
+def printable(text: str) -> str:
+    """``text`` for an error message: no control characters, not endless."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+def shown(value: Any) -> str:
+    """A value from the file, for an error message."""
+    return printable(reprlib.repr(value))  # reprlib bounds depth and length

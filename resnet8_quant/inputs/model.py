@@ -7,7 +7,6 @@ BatchNorm folded and its input spec known.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,9 +23,10 @@ log = logging.getLogger(__name__)
 RESOURCES = Path(__file__).parents[1] / "resources"
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 LARGEST_FILE = 500 * 2**20  # bytes; this is a tool for small networks
+USAGE = "python run.py model=onnx model.path=FILE.onnx"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FloatModel:
     """A float classifier, ready for quantization.
 
@@ -48,16 +48,84 @@ class FloatModel:
         """A fresh ModelProto, which the caller may change."""
         return onnx.load_from_string(self.serialized)
 
+    def __repr__(self) -> str:
+        spec = self.input_spec
+        size = "x".join(map(str, spec.shape))
+        return f"FloatModel({self.name!r}, {len(self.serialized):,} bytes, images of {size}, {spec.classes} classes)"
+
+
+def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: int, cache: Path) -> FloatModel:
+    """Load, check and fold the model that ``config`` names.
+
+    Args:
+        config: kind, and path or source where the kind needs one.
+        image_shape: height, width, channels of the data.
+        classes: of the data; the model must have at least as many outputs.
+        cache: folder for downloads and conversions.
+
+    Raises:
+        ExperimentError: no such file, not an ONNX or Keras model, or one that does not fit the data.
+    """
+    name, path = _locate(config, cache)
+    mean, std = (None if values is None else tuple(values) for values in (config.mean, config.std))
+    requirements = _Requirements(config.layout, image_shape, classes, mean, std)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ExperimentError(
+            f"`model.path`: {path} cannot be read ({error.strerror})",
+            USAGE if config.kind is ModelKind.onnx else f"python run.py model={config.kind.name}",
+        ) from error
+    return _load(name, path, requirements, (state.st_size, state.st_mtime_ns))
+
+
+def refuse_quantized(model: FloatModel) -> None:
+    """Refuse to quantize what is quantized already.
+
+    Raises:
+        ExperimentError: names the operators that say so.
+    """
+    operators = sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
+    if operators:
+        raise ExperimentError(
+            f"`model.path`: {model.source} is quantized already ({', '.join(operators)})",
+            "measure it with quant=float, rewrite it with quant=float deploy=x86, or give the float model",
+        )
+
+
+@dataclass(frozen=True)
+class _Requirements:
+    """What the config and the data ask of a model's input and output."""
+
+    layout: Layout
+    image_shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
+    """Name and ONNX file of the model."""
+    if config.kind is ModelKind.resnet8:
+        return "resnet8", RESOURCES / "resnet8.onnx"
+    if config.kind is ModelKind.mlperf_tiny:
+        from resnet8_quant.inputs.reference import reference_model
+
+        return reference_model(config.source, cache)
+    if config.path is None:
+        raise ExperimentError("`model.path` is not set, and model=onnx needs it", USAGE)
+    path = Path(config.path).expanduser()
+    return path.stem, path
+
 
 @lru_cache(maxsize=4)
-def _load(key: tuple[object, ...], name: str, path: Path, spec_of: _SpecRequest) -> FloatModel:
-    """One model per process and file state (``key``): the jobs of a sweep share it."""
-    proto = _parse(path)
-    input_spec = infer_input_spec(proto, spec_of)
+def _load(name: str, path: Path, requirements: _Requirements, state: tuple[int, int]) -> FloatModel:
+    """Load one model once per process and ``state`` (size and time of its file): the jobs of a sweep share it."""
     from resnet8_quant.inputs.fold import fold
 
-    serialized = fold(proto, input_spec).SerializeToString(deterministic=True)
-    model = FloatModel(name, serialized, input_spec, sha256_bytes(serialized), str(path))
+    model = _parse(path)
+    input_spec = _infer_input_spec(model, requirements)
+    serialized = fold(model, input_spec).SerializeToString(deterministic=True)
     log.info(
         "model %s: %s input %r of %dx%dx%d, batch %s, %d classes, %d bytes",
         name,
@@ -69,86 +137,12 @@ def _load(key: tuple[object, ...], name: str, path: Path, spec_of: _SpecRequest)
         len(serialized),
     )
     log.debug("model file: %s", path)
-    return model
-
-
-def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: int, cache: Path) -> FloatModel:
-    """Load, check and fold the model that ``config`` names.
-
-    Args:
-        config: kind, and path or source where the kind wants one.
-        image_shape: height, width, channels of the data.
-        classes: of the data; the model must have at least as many outputs.
-        cache: folder for downloads and conversions.
-
-    Raises:
-        ExperimentError: no such file, not an ONNX or Keras model, or one that does not fit the data.
-    """
-    name, path = SOURCES[config.kind](config, cache)
-    request = _SpecRequest(
-        config.layout,
-        image_shape,
-        classes,
-        tuple(config.mean) if config.mean is not None else None,
-        tuple(config.std) if config.std is not None else None,
-        config.kind.name,
-    )
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ExperimentError(
-            f"`model.path`: {path} cannot be read ({error.strerror})", f"{_usage(config.kind)}"
-        ) from error
-    return _load((str(path), state.st_size, state.st_mtime_ns), name, path, request)
-
-
-@dataclass(frozen=True)
-class _SpecRequest:
-    """What the data and the config ask of a model's input."""
-
-    layout: Layout
-    image_shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    kind: str
-
-
-def _bundled(config: ModelConfig, cache: Path) -> tuple[str, Path]:
-    return "resnet8", RESOURCES / "resnet8.onnx"
-
-
-def _mlperf_tiny(config: ModelConfig, cache: Path) -> tuple[str, Path]:
-    from resnet8_quant.inputs.reference import reference_model
-
-    return reference_model(config.source, cache)
-
-
-def _own(config: ModelConfig, cache: Path) -> tuple[str, Path]:
-    if config.path is None:
-        raise ExperimentError("`model.path` is not set, and model=onnx needs it", _usage(config.kind))
-    path = Path(config.path).expanduser()
-    return path.stem, path
-
-
-SOURCES: dict[ModelKind, Callable[[ModelConfig, Path], tuple[str, Path]]] = {
-    ModelKind.resnet8: _bundled,
-    ModelKind.mlperf_tiny: _mlperf_tiny,
-    ModelKind.onnx: _own,
-}
-
-
-def _usage(kind: ModelKind) -> str:
-    return (
-        "python run.py model=onnx model.path=FILE.onnx"
-        if kind is ModelKind.onnx
-        else f"python run.py model={kind.name}"
-    )
+    return FloatModel(name, serialized, input_spec, sha256_bytes(serialized), str(path))
 
 
 def _parse(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that may be anything."""
-    remedy = "give an ONNX classifier: python run.py model=onnx model.path=FILE.onnx"
+    remedy = f"give an ONNX classifier: {USAGE}"
     if path.is_dir():
         raise ExperimentError(f"`model.path`: {path} is a folder, not an ONNX file", remedy)
     if path.stat().st_size > LARGEST_FILE:
@@ -167,50 +161,46 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def infer_input_spec(model: onnx.ModelProto, request: _SpecRequest) -> InputSpec:
-    """Read what the model expects at its input, and refuse what does not fit the data.
+def _infer_input_spec(model: onnx.ModelProto, requirements: _Requirements) -> InputSpec:
+    """Read what the model expects at its input, and refuse what does not fit the data."""
+    height, width, channels = requirements.image_shape
 
-    Raises:
-        ExperimentError: more than one input or output, another dtype, rank or shape; says what was found and expected.
-    """
-    height, width, channels = request.image_shape
-    expected = (
-        f"expected one float32 input [N,{height},{width},{channels}] (NHWC) or [N,{channels},{height},{width}] (NCHW) "
-        f"and one float32 output [N,{request.classes}]"
-    )
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    outputs = list(model.graph.output)
-
-    def refuse(found: str) -> ExperimentError:
+    def refuse(actual: str) -> ExperimentError:
         return ExperimentError(
-            f"`model`: {found}; {expected}",
+            f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
+            f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{requirements.classes}]",
             "choose data of that shape (data=arrays data.path=FILE.npz) or export the model with such an input",
         )
 
-    for values, what in ((inputs, "input"), (outputs, "output")):
-        shown = ", ".join(_describe(value) for value in values)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    outputs = list(model.graph.output)
+    for values, side in ((inputs, "input"), (outputs, "output")):
+        description = ", ".join(_describe(value) for value in values)
         if len(values) != 1:
-            raise refuse(f"found {len(values)} {what}s ({shown})")
+            raise refuse(f"{len(values)} {side}s ({description})")
         if values[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise refuse(f"found {what} {shown}")
-    dims, out_dims = _dims(inputs[0]), _dims(outputs[0])
-    fits = {
-        Layout.NHWC: _fits(dims, (height, width, channels)),
-        Layout.NCHW: _fits(dims, (channels, height, width)),
-    }
-    candidates = [layout for layout, fit in fits.items() if fit and request.layout in (Layout.auto, layout)]
-    if not candidates:
-        stated = "" if request.layout is Layout.auto else f" while `model.layout` is {request.layout.name}"
-        raise refuse(f"found input {_describe(inputs[0])}{stated}")
-    if len(candidates) > 1:
+            raise refuse(f"{side} {description}")
+
+    sizes, output_sizes = _sizes(inputs[0]), _sizes(outputs[0])
+    shapes = {Layout.NHWC: (height, width, channels), Layout.NCHW: (channels, height, width)}
+    layouts = [
+        layout
+        for layout, shape in shapes.items()
+        if _fits(sizes, shape) and requirements.layout in (Layout.auto, layout)
+    ]
+    if not layouts:
+        is_stated = requirements.layout is not Layout.auto
+        stated = f" while `model.layout` is {requirements.layout.name}" if is_stated else ""
+        raise refuse(f"input {_describe(inputs[0])}{stated}")
+    if len(layouts) > 1:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
             "say which: model.layout=NHWC or model.layout=NCHW",
         )
-    if len(out_dims) != 2 or out_dims[1] is None or out_dims[1] < request.classes:
-        raise refuse(f"found output {_describe(outputs[0])}")
-    for field, numbers in (("mean", request.mean), ("std", request.std)):
+    if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < requirements.classes:
+        raise refuse(f"output {_describe(outputs[0])}")
+    for field, numbers in (("mean", requirements.mean), ("std", requirements.std)):
         if numbers is not None and len(numbers) != channels:
             raise ExperimentError(
                 f"`model.{field}` has {len(numbers)} values, the images have {channels} channels",
@@ -219,42 +209,28 @@ def infer_input_spec(model: onnx.ModelProto, request: _SpecRequest) -> InputSpec
             )
     return InputSpec(
         name=inputs[0].name,
-        layout=candidates[0],
-        shape=request.image_shape,
-        batch=dims[0],
-        classes=out_dims[1],
-        mean=request.mean,
-        std=request.std,
+        layout=layouts[0],
+        shape=requirements.image_shape,
+        batch=sizes[0],
+        classes=output_sizes[1],
+        mean=requirements.mean,
+        std=requirements.std,
     )
 
 
-def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
+def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
     """Sizes of a tensor's axes; None where an axis is free."""
     return [
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim
     ]
 
 
-def _fits(dims: list[int | None], shape: tuple[int, int, int]) -> bool:
-    return len(dims) == 4 and all(found in (None, wanted) for found, wanted in zip(dims[1:], shape, strict=True))
+def _fits(sizes: list[int | None], shape: tuple[int, int, int]) -> bool:
+    return len(sizes) == 4 and all(size in (None, expected) for size, expected in zip(sizes[1:], shape, strict=True))
 
 
 def _describe(value: onnx.ValueInfoProto) -> str:
-    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower().replace("float", "float32", 1)
-    kind = kind.replace("float3216", "float16")
-    sizes = ",".join("N" if size is None else str(size) for size in _dims(value))
-    return f"{value.name} {kind} [{sizes}]"
-
-
-def refuse_quantized(model: FloatModel) -> None:
-    """Refuse to quantize what is quantized already.
-
-    Raises:
-        ExperimentError: names the operators that say so.
-    """
-    found = sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
-    if found:
-        raise ExperimentError(
-            f"`model.path`: {model.source} is quantized already ({', '.join(found)})",
-            "measure it with quant=float, rewrite it with quant=float deploy=x86, or give the float model",
-        )
+    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    sizes = ",".join("N" if size is None else str(size) for size in _sizes(value))
+    return f"{value.name} {dtype} [{sizes}]"

@@ -1,14 +1,12 @@
-"""The MLPerf Tiny reference weights: found or fetched, converted from Keras h5, cached by digest.
+"""The MLPerf Tiny reference weights: from a path or the network, converted from Keras h5, cached by digest.
 
-In: `model.source` (a path) or nothing. Out: a name for the table and the path of a converted ONNX file.
+In: ``model.source`` (a path) or nothing. Out: a name for the table and the path of a converted ONNX file.
 The network: Banbury et al., MLPerf Tiny Benchmark, arXiv 2106.07597.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -26,7 +24,6 @@ URL = (
     f"benchmark/training/image_classification/trained_models/{FILE_NAME}"
 )
 CONVERTER_VERSION = 1  # raise it when keras_import writes another graph for the same file
-TIMEOUT_SECONDS = 10
 
 
 def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
@@ -37,7 +34,7 @@ def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
     """
     folder = cache / "models"
     if source is None:
-        path, digest = _fetched(folder), FILE_SHA256
+        path, digest = _fetch(folder), FILE_SHA256
     else:
         path = Path(source).expanduser()
         if not path.is_file():
@@ -52,17 +49,17 @@ def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
         log.warning("%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s", path, digest, name)
     converted = folder / f"{digest}-v{CONVERTER_VERSION}.onnx"
     with locked(folder / "convert.lock"):
-        if not _usable(converted):
+        if not _is_usable(converted):
             from resnet8_quant.inputs.keras_import import convert_h5
 
-            proto = convert_h5(path)
+            model = convert_h5(path)
             with replacing(converted) as temporary:
-                temporary.write_bytes(proto.SerializeToString(deterministic=True))
+                temporary.write_bytes(model.SerializeToString(deterministic=True))
             log.info("converted %s to %s", path, converted)
     return name, converted
 
 
-def _usable(converted: Path) -> bool:
+def _is_usable(converted: Path) -> bool:
     """Whether the cache holds a whole conversion; a damaged one is made again."""
     if not converted.exists():
         return False
@@ -74,45 +71,21 @@ def _usable(converted: Path) -> bool:
     return True
 
 
-def _fetched(folder: Path) -> Path:
-    """The reference file in the cache, downloaded where it is not there yet."""
+def _fetch(folder: Path) -> Path:
+    """The reference file in ``folder``, downloaded where it is not there yet."""
     path = folder / FILE_NAME
     with locked(folder / "fetch.lock"):
         if path.is_file() and sha256_file(path) == FILE_SHA256:
             return path
-        _download(path)
+        from resnet8_quant.inputs import download
+
+        try:
+            download.fetch(URL, path, f"sha256:{FILE_SHA256}", FILE_BYTES)
+        except download.FetchError as error:
+            raise ExperimentError(
+                f"the MLPerf Tiny reference cannot be fetched: {error}",
+                f"get {FILE_NAME} from the repository mlcommons/tiny "
+                "(benchmark/training/image_classification/trained_models), then: "
+                "python run.py model=mlperf_tiny model.source=FILE.h5; or use the bundled weights: model=resnet8",
+            ) from error
     return path
-
-
-def _download(path: Path) -> None:
-    import urllib.error
-    import urllib.request
-
-    from resnet8_quant.progress import progress
-
-    remedy = (
-        f"get {FILE_NAME} from the repository mlcommons/tiny (benchmark/training/image_classification/trained_models), "
-        "then: python run.py model=mlperf_tiny model.source=FILE.h5; or use the bundled weights: model=resnet8"
-    )
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".download")
-    temporary = Path(name)
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response,
-            progress(FILE_NAME, FILE_BYTES, "bytes") as advance,
-        ):
-            while block := response.read(1 << 16):
-                file.write(block)
-                advance(len(block))
-                if file.tell() > 2 * FILE_BYTES:
-                    break
-        found = sha256_file(temporary)
-        if found != FILE_SHA256:
-            raise ExperimentError(f"{URL} has another content: SHA-256 {found}, expected {FILE_SHA256}", remedy)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except (urllib.error.URLError, OSError) as error:
-        raise ExperimentError(f"the MLPerf Tiny reference cannot be fetched: {error}", remedy) from error
-    finally:
-        temporary.unlink(missing_ok=True)

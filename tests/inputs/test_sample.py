@@ -10,7 +10,7 @@ import pytest
 
 from resnet8_quant.config import DataConfig, DataKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs import cifar10
+from resnet8_quant.inputs.cifar10_sources import ARRAYS
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.sample import SAMPLE, load_sample
 
@@ -24,11 +24,12 @@ def test_sample_has_100_images_of_each_class_and_needs_no_cache(tmp_path):
         assert split.images.shape == (1000, 32, 32, 3)
         assert split.images.dtype == np.uint8
         assert np.bincount(split.labels).tolist() == [100] * 10
+        assert not split.images.flags.writeable  # the jobs of a sweep share it
     assert not (tmp_path / "absent").exists()
 
 
 def test_provenance_names_the_source():
-    assert PROVENANCE["source_sha256"] == cifar10.DIGESTS
+    assert PROVENANCE["source_sha256"] == {name: digest for name, (_, digest) in ARRAYS.items()}
     assert "Krizhevsky" in PROVENANCE["origin"]
     for split in ("train", "test"):
         indices = PROVENANCE[f"{split}_indices"]

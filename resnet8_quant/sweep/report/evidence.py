@@ -141,6 +141,7 @@ def _load(jobs: Sequence[Job], digest: str) -> Dataset:
     """
     from resnet8_quant.config import DataConfig, DataKind
     from resnet8_quant.files import cache_folder
+    from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
 
     config = read_record(jobs[0].path).get("config")
@@ -154,21 +155,13 @@ def _load(jobs: Sequence[Job], digest: str) -> Dataset:
     configured = config.get("cache_dir")
     usable = isinstance(configured, str) and Path(configured).is_dir()
     cache = cache_folder(str(configured) if usable else None)
-    if kind is DataKind.cifar10 and not _cached(cache):
+    if kind is DataKind.cifar10 and not is_cached(cache):
         raise ExperimentError(f"CIFAR-10 is not in the cache {cache}", "")
     path = data.get("path") if kind is DataKind.arrays else None
     loaded = load_dataset(DataConfig(kind=kind, path=path if isinstance(path, str) else None), cache)
     if loaded.digest != digest:
         raise ExperimentError(f"the data has the digest {loaded.digest[:12]}, the runs' had {digest[:12]}", "")
     return loaded
-
-
-def _cached(cache: Path) -> bool:
-    """Whether all of CIFAR-10 lies verified in the cache, so that nothing would be fetched."""
-    from resnet8_quant.inputs import cifar10, formats, store
-
-    expected = {name: (shape, cifar10.DIGESTS[name]) for name, shape in formats.shapes().items()}
-    return store.open_arrays(cache / "cifar10", expected) is not None
 
 
 def _class_names(path: Path) -> list[str]:

