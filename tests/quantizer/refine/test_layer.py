@@ -1,4 +1,4 @@
-"""One layer: what its integers and its bias make of the quantized input, against the float output."""
+"""One layer: what its codes and its bias make of the quantized input, against the float output."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def error(case, plan, seed=0):
 @pytest.mark.parametrize("case", LAYERS)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 @pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_integers_are_in_the_shape_of_the_weight(case, per_channel, kind):
+def test_codes_are_in_the_shape_of_the_weight(case, per_channel, kind):
     node, shape, axis = LAYERS[case]
     _, constants, _, _ = layer(case)
     for bits, width in ((2, 2), (3, 4), (4, 4), (5, 8), (8, 8)):
@@ -133,12 +133,12 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
     geometry = Geometry.of(node, constants["w"], quantized.shape)
     expected, found = outputs_of(case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8))
     rows = im2col(quantized, geometry)
-    wanted = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
+    outputs = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
     best = 0.0
     for g in range(geometry.group):
         design = np.column_stack([rows[:, g], np.ones(len(rows))]).astype(float)
-        solved = np.linalg.lstsq(design, wanted[:, g].astype(float), rcond=None)[0]
-        best += ((design @ solved - wanted[:, g]) ** 2).sum()
+        solved = np.linalg.lstsq(design, outputs[:, g].astype(float), rcond=None)[0]
+        best += ((design @ solved - outputs[:, g]) ** 2).sum()
     assert ((expected.astype(float) - found) ** 2).sum() < 1.02 * best + 1e-3 * (expected.astype(float) ** 2).sum()
 
 
@@ -176,7 +176,7 @@ def test_a_bias_of_one_value_is_one_for_each_channel():
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "matmul", "depthwise"])
-def test_inputs_that_are_always_zero_leave_finite_integers(case):
+def test_inputs_that_are_always_zero_leave_finite_codes(case):
     node, constants, floating, quantized = layer(case)
     floating[:, :2] = quantized[:, :2] = 0
     for x in ((quantized, floating), (np.zeros_like(quantized), np.zeros_like(floating))):

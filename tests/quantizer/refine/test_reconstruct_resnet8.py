@@ -45,17 +45,17 @@ def plain(model):
 @pytest.fixture(scope="module")
 def planned(model, plain):
     """(width, refinement) -> its plan and the emitted model; each is made once."""
-    made = {}
+    models = {}
 
     def make(width, refinement):
-        if (width, refinement) not in made:
+        if (width, refinement) not in models:
             quant = QuantConfig(
                 activation_type=DType.uint8, per_channel=True, weight_bits=4, keep_first_last=8, **WIDTHS[width]
             )
             config = REFINEMENTS[refinement]
             plan = reconstruct(model, few(200), Config(quant, refine=config), plain[1])
-            made[width, refinement] = plan, emit(plain[0], plan)
-        return made[width, refinement]
+            models[width, refinement] = plan, emit(plain[0], plan)
+        return models[width, refinement]
 
     return make
 
