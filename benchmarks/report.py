@@ -38,6 +38,7 @@ QUANTS = {"int8": (94_391, 340.0), "uint8": (94_281, 330.0), "u8s8": (99_031, 14
 METHODS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 SIZES = (5, 10, 30, 100, 300)
 TENSORS = [f"stack{i}.{name}" for i in range(1, 6) for name in ("relu1", "conv2", "skip", "relu2")]
+PACKAGES = ("numpy", "pandas", "jinja2", "itables", "vl-convert-python")
 GOAL_REPORT_S, GOAL_REPORT_MB, GOAL_SUMMARY_S = 15.0, 8.0, 10.0
 
 
@@ -212,7 +213,7 @@ def main() -> None:
     ]
     print(f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     print(f"Machine: {cpu_description()}")
-    print(f"Python {platform.python_version()}, numpy {version('numpy')}, plotly {version('plotly')}")
+    print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in PACKAGES)}")
     print(f"Command: {shlex.join(['python', 'benchmarks/report.py', *sys.argv[1:]])}\n")
     print("| What | Measured | Goal |\n|------|---------:|-----:|")
     print("\n".join(f"| {what} | {value} | {goal} |" for what, value, goal in lines))

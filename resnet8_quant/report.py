@@ -12,9 +12,10 @@ from pathlib import Path
 
 from resnet8_quant import terminal
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.summary import Parser, check_output, select, write_output
+from resnet8_quant.summary import WHERE, Parser, check_output, write_output
 from resnet8_quant.sweep.collect import collect_all, name_choices
-from resnet8_quant.sweep.report.write import write_report
+from resnet8_quant.sweep.report.page import write_report
+from resnet8_quant.sweep.summary import select
 
 
 def run(words: Sequence[str]) -> None:
@@ -24,17 +25,17 @@ def run(words: Sequence[str]) -> None:
     options.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the first folder; with --where selection.html"
     )
-    options.add_argument("--where", metavar="EXPR", help="runs to keep, e.g. \"model == 'resnet8'\"")
+    options.add_argument("--where", metavar="EXPR", help=f"runs to keep: \"model == 'resnet8'\"; {WHERE}")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
-    given = options.parse_args(words)
-    check_output("--out", given.out)
-    jobs = select(collect_all(given.folders), given.where, None, None)
+    chosen = options.parse_args(words)
+    check_output("--out", chosen.out)
+    jobs = select(collect_all(chosen.folders), where=chosen.where)
     name_choices(jobs)
     if not jobs:
         raise ExperimentError("no run is left to report on", "another folder, or another --where")
-    path = given.out or given.folders[0] / ("selection.html" if given.where else "report.html")
-    plots = path.parent / "plots" if given.plots else None
-    write_output("--out", path, lambda page: write_report(jobs, page, plots=plots))
+    path = chosen.out or chosen.folders[0] / ("selection.html" if chosen.where else "report.html")
+    plots = path.parent / "plots" if chosen.plots else None
+    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots))
     terminal.show(f"{len(jobs):,} runs. Written to {terminal.shown(path)}")
 
 

@@ -15,8 +15,7 @@ from typing import NoReturn
 from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import plan, summary
-from resnet8_quant.sweep.collect import MARKS, Job, collect_all, name_choices
-from resnet8_quant.sweep.query import check_column, ordered, where
+from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name_choices
 
 TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
 # What runs and sweeps write about themselves; a results.csv anywhere else would be taken for a run.
@@ -32,6 +31,12 @@ RECORDS = MARKS | {
 OUTPUTS = {"--csv": "summary.csv", "--report": "report.html", "--out": "report.html"}  # a name that is free for each
 
 
+WHERE = (
+    "an expression of pandas' DataFrame.query over the columns of the CSV, which pandas evaluates in your own process, "
+    "as your shell would; write one that you trust"
+)
+
+
 class Parser(argparse.ArgumentParser):
     """A wrong command line is an error like any other."""
 
@@ -43,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     """The options; --help shows them."""
     options = Parser(prog="python -m resnet8_quant.summary", description="The table of any runs, filtered and sorted.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
-    options.add_argument("--where", metavar="EXPR", help="rows to keep: \"accuracy > 0.87 and kernels != 'mixed'\"")
+    options.add_argument("--where", metavar="EXPR", help=f'rows to keep: "accuracy > 0.87 and seed == 1"; {WHERE}')
     options.add_argument("--sort", metavar="COLUMN,...", help="e.g. model_bytes,-accuracy; a leading - for descending")
     options.add_argument("--top", type=int, metavar="N", help="only the first N rows")
     options.add_argument(
@@ -52,24 +57,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--csv", type=Path, metavar="FILE", help="write the rows with all columns")
     options.add_argument("--report", type=Path, metavar="FILE", help="write the report of the rows as one HTML page")
     return options
-
-
-def select(jobs: Sequence[Job], expression: str | None, keys: str | None, top: int | None) -> list[Job]:
-    """The jobs that ``expression`` is true for, in the order of ``keys`` (None: float, best, failed), at most ``top``.
-
-    Raises:
-        ExperimentError: an expression or a column that there is not; ``top`` below 1.
-    """
-    if top is not None and top < 1:
-        raise ExperimentError(f"`--top` is {top}, it must be at least 1", "--top 10")
-    chosen = sorted(jobs, key=summary.rank)
-    rows = {id(job): {**summary.as_row(job), "": job} for job in chosen}
-    if expression is not None:
-        fits = where(expression, summary.CSV_COLUMNS)
-        chosen = [job for job in chosen if fits(rows[id(job)])]
-    if keys is not None:
-        chosen = [row[""] for row in ordered([rows[id(job)] for job in chosen], keys, summary.CSV_COLUMNS)]
-    return chosen[:top]
 
 
 def check_output(option: str, path: Path | None, free: str | None = None) -> None:
@@ -112,10 +99,11 @@ def run(words: Sequence[str]) -> None:
     check_output("--report", options.report)
     if options.csv is not None and options.csv == options.report:
         raise ExperimentError(f"`--csv` and `--report` are both {options.csv}", "--report report.html")
-    known = (*summary.COLUMNS, *summary.CSV_COLUMNS)
-    columns = [check_column(name.strip(), known, "--columns") for name in options.columns.split(",")]
     jobs = collect_all(options.folders)
-    chosen = select(jobs, options.where, options.sort, options.top)
+    settings = {name for job in jobs for name in config_columns(job.row)}
+    known = dict.fromkeys((*summary.COLUMNS, "job", "folder", *results.COLUMNS, *sorted(settings)))
+    columns = [summary.column_named(name.strip(), known, "--columns") for name in options.columns.split(",")]
+    chosen = summary.select(jobs, where=options.where, sort=options.sort, top=options.top)
     name_choices(jobs)
     failed = sum(not job.ok for job in chosen)
     note = f" {failed} of them failed." if failed else ""
@@ -124,7 +112,7 @@ def run(words: Sequence[str]) -> None:
         write_output("--csv", options.csv, lambda path: summary.write_csv(chosen, path))
         terminal.show(f"Written to {terminal.shown(options.csv)}")
     if options.report is not None:
-        from resnet8_quant.sweep.report.write import write_report
+        from resnet8_quant.sweep.report.page import write_report
 
         write_output("--report", options.report, lambda path: write_report(chosen, path))
         terminal.show(f"Written to {terminal.shown(options.report)}")

@@ -13,8 +13,10 @@ import math
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from resnet8_quant import results
@@ -111,30 +113,64 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
     return list(jobs.values())
 
 
+CONFIG = "config."  # begins the names of the columns for the settings that differ from their defaults
+WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
+
+
 def settings(row: RunResult) -> dict[str, str]:
-    """{key: value} of the overrides that a run was started with; empty where they cannot be read."""
+    """{key: value} of the overrides that a run was started with, if they can be read, and of its config.* columns."""
+    return dict(_key_values(row.overrides or "")) | config_columns(row)
+
+
+@cache
+def _key_values(overrides: str) -> tuple[tuple[str, str], ...]:
+    """Keys and values of a line of overrides; kept, because a report asks for them once for each of its plots."""
     try:
-        words = shlex.split(row.overrides or "")
+        words = shlex.split(overrides)
     except ValueError:  # an open quote
-        return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
+        return ()
+    pairs = (word.partition("=") for word in words if "=" in word)
+    return tuple((key, value) for key, _, value in pairs)
+
+
+def config_columns(row: RunResult) -> dict[str, str]:
+    """{config.GROUP.FIELD: value} of the settings that differ from their defaults."""
+    return dict(getattr(row, "settings", None) or {})
 
 
 def varied(jobs: Iterable[Job]) -> list[str]:
-    """Keys of the overrides that do not have the same value in all jobs, in the order of their appearance."""
-    values: dict[str, set[str | None]] = {}
-    every = [setting for job in jobs if (setting := settings(job.row))]
-    for key in dict.fromkeys(key for setting in every for key in setting):
-        values[key] = {setting.get(key) for setting in every}
-    return [key for key, seen in values.items() if len(seen) > 1]
+    """Keys of the settings that do not have the same value in all jobs, in the order of their appearance.
+
+    A config.* column is left out where an override of its group varies, which says the same in fewer words.
+    """
+    known = [(job, setting) for job in jobs if (setting := settings(job.row)) or job.ok]
+    keys = []
+    for key in dict.fromkeys(key for _, setting in known for key in setting):
+        # A failed job has no config.* columns, whatever its settings were.
+        values = {setting.get(key) for job, setting in known if job.ok or not key.startswith(CONFIG)}
+        if len(values) > 1:
+            keys.append(key)
+    groups = {key.lstrip("+").partition(".")[0] for key in keys if not key.startswith(CONFIG)}
+    return [key for key in keys if not (key.startswith(CONFIG) and key.split(".")[1] in groups)]
 
 
 def name_choices(jobs: Sequence[Job]) -> None:
-    """Give each job the values of the overrides that are not the same in all jobs."""
+    """Give each job the settings that are not the same in all jobs, in words that can be read without a heading.
+
+    "int8" and "percentile" speak for themselves; what is a number, a switch or a field is written as NAME=VALUE.
+    """
     every = [settings(job.row) for job in jobs]
-    keys = varied(jobs) or list(dict.fromkeys(key for setting in every for key in setting))
+    overrides = dict.fromkeys(key for setting in every for key in setting if not key.startswith(CONFIG))
+    keys = varied(jobs) or list(overrides)
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    names = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
+
+    def choice(key: str, value: str) -> str:
+        return value if "." not in key and WORD.fullmatch(value) else f"{names[key].lstrip('+')}={value}"
+
     for job, setting in zip(jobs, every, strict=True):
-        job.choices = " ".join(setting[key] for key in keys if key in setting) or job.row.quant_type or job.folder
+        words = [choice(key, setting[key]) for key in keys if key in setting]
+        job.choices = " ".join(words) or job.row.quant_type or job.folder
 
 
 def _name_sweeps(jobs: Sequence[Job]) -> None:

@@ -6,29 +6,39 @@ table on the terminal: the float baseline first, then by accuracy, failed jobs l
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import difflib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
 from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep import portability
-from resnet8_quant.sweep.collect import Job, collect, name_choices
+from resnet8_quant.sweep.collect import Job, collect, config_columns, name_choices
 
-CSV_COLUMNS = ("job", "folder", *results.COLUMNS)
+if TYPE_CHECKING:
+    import pandas as pd
+
 # The first of these that a table has carries the mark of a run that is not portable; else its first column does.
 MARKED = ("Top-1", "Accuracy", "accuracy", "Choices", "Model", "Job")
+TIMES = ("Latency", "Speedup", "latency_us_median", "speedup")
+# pandas' types that keep integers and booleans as they are where cells are empty.
+DTYPES = {"int": "Int64", "float": "float64", "bool": "boolean"}
+WHERE_EXAMPLE = "--where \"accuracy > 0.87 and quant_type in ['int8', 'u8s8']\""
 
 log = logging.getLogger(__name__)
 
 # The columns that a table can have; hydra.callbacks.sweep.columns picks and orders them.
 COLUMNS: dict[str, Callable[[Job], str]] = {
-    "Job": lambda job: "" if job.number is None else f"{job.sweep}/{job.number}".removeprefix("/"),
+    "Job": lambda job: job.path.name if job.number is None else f"{job.sweep}/{job.number}".removeprefix("/"),
     "Choices": lambda job: job.choices,
     "Model": lambda job: "FP32" if is_baseline(job.row) else job.row.quant_type or "",
+    "Data": lambda job: job.row.data or "",
     "Accuracy": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
     "Top-1": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
     "Delta": lambda job: terminal.points(job.row.accuracy_delta),
@@ -81,7 +91,7 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
         "summary.md": lambda path: _write_text(_literal(body) + "\n", path),
         "report.html": lambda path: _write_report(jobs, path, plots),
     }
-    first: ExperimentError | None = None
+    error_to_raise: ExperimentError | None = None
     for name, write in writers.items():
         try:
             write(folder / name)
@@ -89,25 +99,21 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
             again = f"make it free, then: python -m resnet8_quant.summary {terminal.shown(folder)}"
             again += f" {'--report' if name == 'report.html' else '--csv'} {terminal.shown(folder / name)}"
             log.error("%s", error.problem)
-            first = first or ExperimentError(error.problem, again)
+            error_to_raise = error_to_raise or ExperimentError(error.problem, again)
         else:
             lines.append(f"  {terminal.shown(folder / name)}")
     terminal.show("\n".join(lines))
-    if first is not None:
-        raise first
+    if error_to_raise is not None:
+        raise error_to_raise
     return failed
 
 
 def table(jobs: Sequence[Job], columns: Sequence[str]) -> str:
     """The Markdown table of ``jobs``, and below it what the deltas and the mark refer to and why some failed."""
-    notes = portability.notes(jobs)
+    notes = [*_baselines(jobs), *portability.notes(jobs)]
+    if any(name in TIMES for name in columns):
+        notes += _busy(jobs)
     notes += [f"{job.label} failed: {job.row.error}" for job in jobs if not job.ok]
-    baselines = {job.row.float_model_sha256: job.row for job in jobs if job.row.float_accuracy is not None}
-    if len(baselines) == 1 and not any(is_baseline(job.row) for job in jobs):
-        row = next(iter(baselines.values()))
-        parts = [terminal.percent(row.float_accuracy), terminal.size(row.float_model_bytes)]
-        parts += [terminal.microseconds(row.float_latency_us_median)] if row.float_latency_us_median else []
-        notes.insert(0, f"FP32: {', '.join(parts)}; Delta in points; p: exact McNemar test against it.")
     rows = [[COLUMNS[name](job) if name in COLUMNS else _cell(job, name) for name in columns] for job in jobs]
     marks = [portability.mark(job.row) if job.ok else "" for job in jobs]
     if any(marks):
@@ -117,20 +123,143 @@ def table(jobs: Sequence[Job], columns: Sequence[str]) -> str:
     return "\n\n".join([terminal.markdown(columns, rows), *map(terminal.wrapped, notes)])
 
 
-def write_csv(jobs: Iterable[Job], path: Path) -> None:
-    """Write one row for each job, in the order given: ``CSV_COLUMNS``, empty where a value does not apply."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for job in jobs:
-            values = as_row(job).values()
-            writer.writerow(["" if value is None else value for value in values])
+def _baselines(jobs: Sequence[Job]) -> list[str]:
+    """What the deltas refer to: a line for each float model and data set that has no row of its own."""
+    groups: dict[tuple[object, ...], list[RunResult]] = {}
+    for job in jobs:
+        if job.row.float_accuracy is not None:
+            key = (job.row.float_model_sha256, job.row.data_sha256, job.row.eval_images)
+            groups.setdefault(key, []).append(job.row)
+    several = len(groups) > 1
+    notes = []
+    for rows in groups.values():
+        if any(is_baseline(row) for row in rows):
+            continue
+        row = rows[0]
+        times = [row.float_latency_us_median for row in rows if row.float_latency_us_median]
+        parts = [terminal.percent(row.float_accuracy), terminal.size(row.float_model_bytes)]
+        parts += [terminal.microseconds(median(times))] if times else []
+        images = f", {row.eval_images:,} images" if row.eval_images else ""
+        name = f"FP32 {row.model or 'model'} on {row.data or 'its data'}{images}" if several else "FP32"
+        notes.append(f"{name}: {', '.join(filter(None, parts))}")
+    if not notes:
+        return []
+    meaning = "Delta in points; p: exact McNemar test against it"
+    if several:
+        return [*(f"{note}." for note in notes), f"{meaning}, on the same data."]
+    return [f"{notes[0]}; {meaning}."]
 
 
-def as_row(job: Job) -> dict[str, object]:
-    """``job`` as a row of summary.csv: column -> value, None where it is empty."""
-    values = {name: getattr(job.row, name) for name in results.COLUMNS}
-    return {"job": job.number, "folder": job.folder, **values}
+def _busy(jobs: Sequence[Job]) -> list[str]:
+    timed = [job for job in jobs if job.row.latency_us_median is not None]
+    busy = sum(bool(job.row.machine_busy) for job in timed)
+    return [f"{busy} of {len(timed)} runs were timed on a busy machine (machine_busy)."] if busy else []
+
+
+def frame(jobs: Sequence[Job]) -> pd.DataFrame:
+    """``jobs`` as rows of summary.csv: job, folder, the columns of results.csv, and config.* of every job that has it.
+
+    Integers, floats and booleans have such a type, also where cells are empty; the rest are objects.
+    """
+    import pandas as pd
+
+    settings = [config_columns(job.row) for job in jobs]
+    columns = {
+        "job": _column([job.number for job in jobs], "Int64"),
+        "folder": _column([job.folder for job in jobs], "object"),
+    }
+    for field in dataclasses.fields(RunResult):
+        if field.name in results.COLUMNS:
+            dtype = DTYPES.get(str(field.type).removesuffix(" | None"), "object")
+            columns[field.name] = _column([getattr(job.row, field.name) for job in jobs], dtype)
+    for name in sorted({name for setting in settings for name in setting}):
+        columns[name] = _config_column([setting.get(name) for setting in settings])
+    return pd.DataFrame(columns)
+
+
+def write_csv(jobs: Sequence[Job], path: Path) -> None:
+    """Write one row for each job, in the order given: the columns of `frame`, empty where a value does not apply."""
+    with replacing(path) as temporary:
+        frame(jobs).to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def select(
+    jobs: Sequence[Job], *, where: str | None = None, sort: str | None = None, top: int | None = None
+) -> list[Job]:
+    """The jobs that an expression is true for, in order.
+
+    Args:
+        jobs: any.
+        where: expression of pandas' DataFrame.query over the columns of `frame`; None: all. It runs in the user's own
+            process, as a line of Python would.
+        sort: columns separated by commas, a leading - for descending, empty cells last; None: float, best, failed.
+        top: at most so many; None: all.
+
+    Raises:
+        ExperimentError: an expression that pandas does not evaluate, or a column that there is not; ``top`` below 1.
+    """
+    if top is not None and top < 1:
+        raise ExperimentError(f"`--top` is {top}, it must be at least 1", "--top 10")
+    chosen = sorted(jobs, key=rank)
+    if where is None and sort is None:
+        return chosen[:top]
+    import pandas as pd
+
+    table = frame(chosen)
+    if where is not None:
+        try:
+            kept = table.query(where, engine="python")
+            if not isinstance(kept, pd.DataFrame):
+                raise TypeError("it is true or false for no row")
+        except Exception as error:  # whatever the user's expression raises
+            raise ExperimentError(
+                f"`--where` cannot be evaluated: {where!r} ({error}); columns are {', '.join(map(str, table.columns))}",
+                WHERE_EXAMPLE,
+            ) from error
+        table = kept
+    if sort is not None:
+        keys = [key.strip() for key in sort.split(",")]
+        names = [column_named(key.removeprefix("-"), table.columns, "--sort") for key in keys]
+        ascending = [not key.startswith("-") for key in keys]
+        table = table.sort_values(names, ascending=ascending, na_position="last", kind="stable")
+    return [chosen[place] for place in table.index][:top]
+
+
+def column_named(name: str, columns: Collection[str], option: str) -> str:
+    """The one of ``columns`` that ``name`` is, whether in small or in capital letters.
+
+    Raises:
+        ExperimentError: it is none; the remedy is the name that is most like it.
+    """
+    for column in (name, *columns):
+        if column in columns and column.casefold() == name.casefold():
+            return column
+    close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5) or [next(iter(columns))]
+    raise ExperimentError(
+        f"`{option}` names the column {name!r}, which there is not; columns are {', '.join(columns)}",
+        f"{option} {close[0]}",
+    )
+
+
+def _column(values: Sequence[object], dtype: str) -> pd.Series:
+    import pandas as pd
+
+    try:
+        return pd.Series(values, dtype=dtype)
+    except (OverflowError, TypeError, ValueError):  # an integer that needs more than 64 bits
+        return pd.Series(values, dtype="object")
+
+
+def _config_column(values: Sequence[str | None]) -> pd.Series:
+    """Numbers where all cells are numbers that would be written back as they were read, else text."""
+    for kind, dtype in ((int, "Int64"), (float, "float64")):
+        try:
+            parsed = [None if value is None else kind(value) for value in values]
+        except ValueError:
+            continue
+        if all(value is None or str(number) == value for number, value in zip(parsed, values, strict=True)):
+            return _column(parsed, dtype)
+    return _column(values, "object")
 
 
 def rank(job: Job) -> tuple[bool, bool, float, int]:
@@ -145,10 +274,10 @@ def is_baseline(row: RunResult) -> bool:
 
 def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
     """A fault of the report must not cost the sweep its exit code: it becomes an error like any other."""
-    from resnet8_quant.sweep.report.write import write_report
+    from resnet8_quant.sweep.report.page import write_report
 
     try:
-        write_report(jobs, path, plots=path.parent / "plots" if plots else None)
+        write_report(jobs, path, plot_folder=path.parent / "plots" if plots else None)
     except ExperimentError:
         raise
     except Exception as error:
@@ -167,7 +296,8 @@ def _literal(text: str) -> str:
 
 
 def _cell(job: Job, name: str) -> str:
-    value = as_row(job)[name]
+    own = {"job": job.number, "folder": job.folder, **config_columns(job.row)}
+    value = own[name] if name in own else getattr(job.row, name, None)
     return "" if value is None else str(value)
 
 

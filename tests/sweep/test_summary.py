@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep import collect, summary
+from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.portability import NOTE
-from resnet8_quant.sweep.summary import COLUMNS, check_columns, summarize, table
+from resnet8_quant.sweep.summary import COLUMNS, check_columns, select, summarize, table, write_csv
 from resnet8_quant.terminal import markdown
 
 
@@ -60,26 +62,183 @@ def test_order_baseline_then_accuracy_then_failed(tmp_path: Path, capsys: pytest
     assert [line.split(",")[1] for line in lines] == ["3_d", "2_c", "1_b", "0_a"]
 
 
-def test_csv_has_every_column_with_its_value(tmp_path: Path) -> None:
-    (tmp_path / "0_a").mkdir()
-    row = _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', quant_ties=0)
-    results.write(row, tmp_path / "0_a")
-    assert summarize(tmp_path, tuple(COLUMNS), None) == 0
+def test_csv_keeps_every_value_as_it_is_in_results_csv(tmp_path: Path) -> None:
+    """Integers stay integers and booleans booleans beside empty cells, and floats keep all their digits."""
+    rows = [
+        _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', quant_ties=0, model_bytes=10**12),
+        RunResult(status="failed", error="no\nluck"),
+        _row("u8s8", 1.0, per_channel=False, latency_us_median=1e-07, seed=3),
+    ]
+    jobs = [Job(number, f"{number}_x", row) for number, row in enumerate(rows)]
+    write_csv(jobs, tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
-        (back,) = csv.DictReader(file)
-    assert (back["job"], back["folder"], back["accuracy"], back["quant_ties"]) == ("0", "0_a", repr(0.1 + 0.2), "0")
-    assert (back["per_channel"], back["overrides"], back["error"]) == ("True", row.overrides, "")
-    assert tuple(back)[2:] == results.COLUMNS
+        written = list(csv.DictReader(file))
+    assert tuple(written[0])[2:] == results.COLUMNS
+    for job, row in zip(jobs, written, strict=True):
+        expected = {name: getattr(job.row, name) for name in results.COLUMNS}
+        assert row == {"job": str(job.number), "folder": job.folder} | {
+            name: "" if value is None else str(value) for name, value in expected.items()
+        }
 
 
-def test_summaries_of_two_sweeps_concatenate(tmp_path: Path) -> None:
-    for name, accuracy in (("a", 0.8), ("b", 0.7)):
-        (tmp_path / name / "0_x").mkdir(parents=True)
-        results.write(_row("int8", accuracy), tmp_path / name / "0_x")
-        summarize(tmp_path / name, ("Job",), None)
-    first, second = ((tmp_path / name / "summary.csv").read_text().splitlines() for name in "ab")
-    assert first[0] == second[0]
-    assert len(first) == len(second) == 2
+def test_settings_of_any_job_are_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = [
+        {"config.quant.weight_bits": "4", "config.calibration.percentile": "99.9", "config.data.path": "a"},
+        {"config.quant.weight_bits": "10", "config.quant.version": "1.10"},
+        {},
+    ]
+    rows = [_row("int8", 0.8, seed=number) for number in range(3)]
+    monkeypatch.setattr(summary, "config_columns", lambda row: settings[row.seed])
+    jobs = [Job(number, f"{number}_x", row) for number, row in enumerate(rows)]
+    write_csv(jobs, tmp_path / "summary.csv")
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    names = ["calibration.percentile", "data.path", "quant.version", "quant.weight_bits"]
+    assert list(written[0])[2 + len(results.COLUMNS) :] == [f"config.{name}" for name in names]
+    assert [[row[f"config.{name}"] for name in names] for row in written] == [
+        ["99.9", "a", "", "4"],
+        ["", "", "1.10", "10"],
+        ["", "", "", ""],
+    ]
+    chosen = select(jobs, where="`config.quant.weight_bits` > 5 and `config.quant.version` == '1.10'")
+    assert [job.number for job in chosen] == [1]
+    assert [job.number for job in select(jobs, sort="-config.quant.weight_bits")] == [1, 0, 2]  # as numbers
+
+
+TABLE = [
+    Job(0, "0_x", RunResult(quant_type="int8", accuracy=0.9, per_channel=False, model_bytes=100)),
+    Job(1, "1_x", RunResult(quant_type="u8s8", accuracy=0.8, per_channel=True, model_bytes=50)),
+    Job(2, "2_x", RunResult(quant_type="uint8", status="failed", error="no luck")),
+]
+
+
+@pytest.mark.parametrize(
+    ("expression", "numbers"),
+    [
+        ("accuracy > 0.85", [0]),
+        ("0.75 < accuracy <= 0.9", [0, 1]),
+        ("not accuracy > 0.85", [1, 2]),
+        ("quant_type == 'u8s8' or accuracy > 0.85", [0, 1]),
+        ("quant_type in ['int8', 'uint8']", [0, 2]),
+        ("per_channel", [1]),
+        ("not per_channel", [0]),
+        ("error.isna()", [0, 1]),
+        ("error.notna()", [2]),
+        ("model_bytes > 1000 * accuracy - 760", [1]),
+        ("quant_type.str.startswith('u')", [1, 2]),
+        ("status == 'ok' and job < 1", [0]),
+    ],
+)
+def test_where_is_a_query_of_pandas(expression: str, numbers: list[int]) -> None:
+    assert [job.number for job in select(TABLE, where=expression)] == numbers
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "accuracy >", "accuracy = 1", "acuracy > 1", "accuracy > '0.5'", "1", "error is None", "(" * 300 + ")" * 300],
+)
+def test_where_that_pandas_does_not_take_names_the_columns(expression: str) -> None:
+    with pytest.raises(ExperimentError, match="--where") as caught:
+        select(TABLE, where=expression)
+    assert "columns are job, folder, schema_version, status" in caught.value.problem
+    assert "--where" in caught.value.remedy
+
+
+def test_order_is_stable_and_empty_cells_come_last() -> None:
+    def numbers(sort: str, jobs: list[Job] = TABLE) -> list[int | None]:
+        return [job.number for job in select(jobs, sort=sort)]
+
+    assert numbers("accuracy") == [1, 0, 2]
+    assert numbers("-accuracy") == numbers("-Accuracy") == [0, 1, 2]
+    assert numbers("error, -model_bytes") == [2, 0, 1]
+    same = [Job(number, f"{number}_x", RunResult(accuracy=0.5)) for number in range(3)]
+    assert numbers("-accuracy", same) == [0, 1, 2]
+    with pytest.raises(ExperimentError, match="--sort") as caught:
+        numbers("-model_byte")
+    assert caught.value.remedy == "--sort model_bytes"
+
+
+def test_an_integer_of_any_size_is_no_crash(tmp_path: Path) -> None:
+    jobs = [Job(0, "0_x", RunResult(accuracy=0.5, model_bytes=10**30))]
+    write_csv(jobs, tmp_path / "summary.csv")
+    assert str(10**30) in (tmp_path / "summary.csv").read_text()
+    assert select(jobs, where="model_bytes > 5") == jobs
+
+
+def test_each_model_and_data_set_has_its_own_float_line() -> None:
+    rows = [
+        {"data": "sample", "data_sha256": "a", "eval_images": 1000, "model": "resnet8", "float_model_sha256": "r"},
+        {"data": "cifar10", "data_sha256": "b", "eval_images": 10_000, "model": "resnet8", "float_model_sha256": "r"},
+        {"data": "cifar10", "data_sha256": "b", "eval_images": 10_000, "model": "cnn", "float_model_sha256": "c"},
+    ]
+    accuracies = (0.9, 0.88, 0.7)
+    jobs = [
+        Job(place, f"{place}_x", RunResult(accuracy=0.5, float_accuracy=accuracy, **row))  # type: ignore[arg-type]
+        for place, (row, accuracy) in enumerate(zip(rows * 2, accuracies * 2, strict=True))
+    ]
+    text = " ".join(table(jobs, ("Job", "Data", "Top-1")).split())
+    assert "FP32 resnet8 on sample, 1,000 images: 90.00 %." in text
+    assert "FP32 resnet8 on cifar10, 10,000 images: 88.00 %." in text
+    assert "FP32 cnn on cifar10, 10,000 images: 70.00 %." in text
+    assert text.count("FP32") == 3
+    assert text.count("exact McNemar test against it, on the same data.") == 1
+    one = " ".join(table(jobs[:1], ("Job",)).split())
+    assert "FP32: 90.00 %; Delta in points; p: exact McNemar test against it." in one
+    own_row = replace(jobs[0], row=replace(jobs[0].row, activation_type="float32"))
+    assert "FP32" not in table([own_row, jobs[0]], ("Job",))
+
+
+def test_float_latency_below_the_table_is_of_all_its_runs() -> None:
+    rows = [_row("int8", 0.8, float_latency_us_median=us, float_model_bytes=1000) for us in (100.0, 200.0, 900.0)]
+    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
+    assert "FP32: 90.00 %, 1,000 B, 200 us;" in table(jobs, ("Job",))
+
+
+def test_runs_on_a_busy_machine_are_counted_where_times_are_shown() -> None:
+    rows = [_row("int8", 0.8, latency_us_median=10.0, machine_busy=busy) for busy in (True, False)]
+    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
+    note = "1 of 2 runs were timed on a busy machine (machine_busy)."
+    assert note in table(jobs, ("Job", "Latency"))
+    assert note not in table(jobs, ("Job", "Top-1"))
+
+
+def test_single_run_is_named_by_its_folder() -> None:
+    single = Job(None, "outputs/runs/2026-01-01_12-00-00", _row("int8", 0.8), Path("/o/runs/2026-01-01_12-00-00"))
+    assert "| 2026-01-01_12-00-00 |" in table([single], ("Job",))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "choices"),
+    [
+        (["quant=int8 seed=1", "quant=u8s8 seed=1"], ["int8", "u8s8"]),
+        (["quant=int8 calibration.samples_per_class=10", "quant=int8"], ["samples_per_class=10", "int8"]),
+        (["a.x=1 b.x=true z=gptq", "a.x=2 b.x=no z=none"], ["a.x=1 b.x=true gptq", "a.x=2 b.x=no z=none"]),
+        (["quant.layers='[a,b]' seed=1", "quant.layers=[a] seed=2"], ["layers=[a,b] seed=1", "layers=[a] seed=2"]),
+        (["quant=int8 seed=1"], ["int8 seed=1"]),
+    ],
+)  # fmt: skip
+def test_choices_can_be_read_without_a_heading(overrides: list[str], choices: list[str]) -> None:
+    jobs = [Job(i, f"{i}_x", RunResult(quant_type="int8", overrides=words)) for i, words in enumerate(overrides)]
+    name_choices(jobs)
+    assert [job.choices for job in jobs] == choices
+
+
+def test_settings_that_no_override_names_are_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two experiment files, or of the Python API; but not what an override that varies says already."""
+    settings = [
+        {"config.calibration.percentile": "99.9", "config.quant.weight_bits": "4"},
+        {"config.calibration.percentile": "99.99", "config.quant.weight_bits": "8"},
+        {},
+    ]
+    rows = [
+        RunResult(quant_type="w4a8", seed=0, overrides="quant=w4a8"),
+        RunResult(quant_type="int8", seed=1, overrides="quant=int8"),
+        RunResult(status="failed", seed=2, overrides="quant=int8"),
+    ]
+    monkeypatch.setattr(collect, "config_columns", lambda row: settings[row.seed])
+    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
+    name_choices(jobs)
+    assert [job.choices for job in jobs] == ["w4a8 percentile=99.9", "int8 percentile=99.99", "int8"]
 
 
 def test_summary_that_cannot_be_written_costs_nothing_else(
@@ -98,12 +257,12 @@ def test_summary_that_cannot_be_written_costs_nothing_else(
 
 
 def test_fault_of_the_report_is_an_error_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from resnet8_quant.sweep.report import write
+    from resnet8_quant.sweep.report import page
 
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(write, "write_report", fail)
+    monkeypatch.setattr(page, "write_report", fail)
     (tmp_path / "0_a").mkdir()
     results.write(_row("int8", 0.8), tmp_path / "0_a")
     with pytest.raises(ExperimentError, match="ZeroDivisionError: oops"):
@@ -112,7 +271,7 @@ def test_fault_of_the_report_is_an_error_and_no_crash(tmp_path: Path, monkeypatc
 
 
 def test_plots_are_drawn_where_asked_for(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("vl_convert")
     for number, accuracy in enumerate((0.8, 0.9)):
         (tmp_path / f"{number}_a").mkdir()
         results.write(_row("int8", accuracy, model_bytes=1000 + number), tmp_path / f"{number}_a")

@@ -1,13 +1,15 @@
-"""What the runs left to compare: answers on the same images, the true labels, the images, the float model's answers.
+"""What the runs left to compare: predictions for the same images, true labels, images, the float model's predictions.
 
 In: the jobs of a table. Out: `Evidence`. What is missing is None, and ``missing`` says why: nothing is fetched, and
-nothing that a run's folder holds is trusted before it agrees with the run's row.
+nothing that a run's folder holds is trusted before it agrees with the run's results.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-9  # of a ratio that was written and read back
-HEADER = 4096  # bytes, more than that of any .npy file that a run writes
+MAX_HEADER_BYTES = 4096  # more than that of any .npy file that a run writes
+MAX_TABLE_BYTES = 4_000_000
 Labels = NDArray[np.int64]
+Predictions = NDArray[np.int16]
 
 
 @dataclass
@@ -34,8 +38,8 @@ class Evidence:
     """What can be compared.
 
     Attributes:
-        jobs: distinct runs that were evaluated on the same images, all with an accuracy, in the order of the table.
-        answers: for each of them the predicted classes, int16 [N]; None where the file is missing or does not fit.
+        jobs: runs that were evaluated on the same images, all with an accuracy, in the order of the table.
+        predictions: for each of them the predicted classes, int16 [N]; None where the file is missing or does not fit.
         labels: int64 [N], the true classes.
         images: uint8 [N, H, W, C], the evaluated images.
         classes: names of the classes, from per_class.csv.
@@ -44,75 +48,80 @@ class Evidence:
     """
 
     jobs: list[Job]
-    answers: list[NDArray[np.int16] | None] = field(default_factory=list)
+    predictions: list[Predictions | None] = field(default_factory=list)
     labels: Labels | None = None
     images: NDArray[np.uint8] | None = None
     classes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def float_answers(self, job: Job) -> NDArray[np.int16] | None:
-        """What the float original of ``job`` answers: from its folder, else from a run of quant=float."""
-        row = job.row
-        own = read_answers(job.path / "float_predictions.npy", row.eval_images or 0)
-        if own is not None and self._fits(own, row.float_accuracy):
+    def predictions_of(self, job: Job) -> Predictions | None:
+        """The predicted classes of one of ``jobs``."""
+        pairs = zip(self.jobs, self.predictions, strict=True)
+        return next((predictions for other, predictions in pairs if other is job), None)
+
+    def float_predictions(self, job: Job) -> Predictions | None:
+        """What the float original of ``job`` predicts: from its folder, else from a run of quant=float."""
+        own = read_predictions(job.path / "float_predictions.npy", job.row.eval_images or 0)
+        if own is not None and self.fits(own, job.row.float_accuracy):
             return own
-        for other, answers in zip(self.jobs, self.answers, strict=True):
-            original = other.row.activation_type == "float32" and other.row.model_sha256 == row.float_model_sha256
-            if original and answers is not None:
-                return answers
+        for other, predictions in zip(self.jobs, self.predictions, strict=True):
+            original = other.row.activation_type == "float32" and other.row.model_sha256 == job.row.float_model_sha256
+            if original and predictions is not None:
+                return predictions
         return None
 
-    def _fits(self, answers: NDArray[np.int16], accuracy: float | None) -> bool:
+    def fits(self, predictions: Predictions, accuracy: float | None) -> bool:
+        """Whether ``predictions`` have this accuracy; where no labels are known, whether none is claimed either way."""
         if self.labels is None or accuracy is None:
             return self.labels is None
-        return abs(float(np.mean(answers == self.labels)) - accuracy) < TOLERANCE
+        return abs(float(np.mean(predictions == self.labels)) - accuracy) < TOLERANCE
 
 
 def gather(jobs: Sequence[Job]) -> Evidence:
-    """Everything that the runs in ``jobs`` can be compared by."""
-    candidates = [job for job in jobs if job.ok and not job.twin and job.row.accuracy is not None]
-    groups: dict[tuple[Any, ...], list[Job]] = {}
-    for job in candidates:
-        groups.setdefault((job.row.data_sha256, job.row.eval_images, job.row.calibration_overlap or 0), []).append(job)
+    """Everything that the runs in ``jobs`` can be compared by; of runs on other images, those on the most images."""
+    finished = [job for job in jobs if job.ok and job.row.accuracy is not None]
+    groups: dict[tuple[str | None, int, int], list[Job]] = {}
+    for job in finished:
+        key = (job.row.data_sha256, job.row.eval_images or 0, job.row.calibration_overlap or 0)
+        groups.setdefault(key, []).append(job)
     if not groups:
         return Evidence([])
-    (digest, count, overlap), chosen = max(groups.items(), key=lambda group: len(group[1]))
-    evidence = Evidence(chosen)
+    # More test images decide more; of equally many, the images that more runs have seen.
+    (digest, count, overlap), compared = max(groups.items(), key=lambda group: (group[0][1], len(group[1])))
+    evidence = Evidence(compared, classes=_class_names(compared[0].path))
     if len(groups) > 1:
         evidence.notes.append(
-            f"Runs on other images cannot be compared with these: {len(candidates) - len(chosen)} of {len(candidates)} "
-            "finished runs are in the table only."
+            f"Only runs on the same images can be compared: these are the ones on {count:,} images of "
+            f"{compared[0].row.data or 'one data set'}; {len(finished) - len(compared)} of {len(finished)} finished "
+            "runs, on other images, are in the table only."
         )
-    evidence.classes = _class_names(chosen[0].path)
     if overlap:
         evidence.missing["labels"] = "calibration used some of the test images, so the evaluated ones are not known"
     else:
         try:
-            data = _load(chosen, str(digest))
+            data = _load(compared[0], str(digest))
             if len(data.test.labels) != count:
-                raise ExperimentError("its number of test images is another one", "")
+                raise ExperimentError("it has another number of test images", "")
             evidence.labels, evidence.images = data.test.labels, data.test.images
         except ExperimentError as error:
             evidence.missing["labels"] = f"the test images and their labels could not be loaded: {error.problem}"
-    evidence.answers = [read_answers(job.path / "predictions.npy", count or 0) for job in chosen]
-    if evidence.labels is not None:
-        evidence.answers = [
-            answers if answers is not None and evidence._fits(answers, job.row.accuracy) else None
-            for job, answers in zip(chosen, evidence.answers, strict=True)
-        ]
-    absent = sum(answers is None for answers in evidence.answers)
+    for job in compared:
+        predictions = read_predictions(job.path / "predictions.npy", count)
+        agrees = predictions is not None and evidence.fits(predictions, job.row.accuracy)
+        evidence.predictions.append(predictions if agrees else None)
+    absent = sum(predictions is None for predictions in evidence.predictions)
     if absent:
         evidence.notes.append(
-            f"{absent} of {len(chosen)} runs have no predictions.npy that agrees with their row: no paired test."
+            f"{absent} of {len(compared)} runs have no predictions.npy that agrees with their results: no paired test."
         )
     return evidence
 
 
-def read_answers(path: Path, count: int) -> NDArray[np.int16] | None:
+def read_predictions(path: Path, count: int) -> Predictions | None:
     """The classes in an .npy file of ``count`` integers; None where it is missing, damaged or another array."""
     try:
-        if path.stat().st_size > 8 * count + HEADER:
+        if path.stat().st_size > 8 * count + MAX_HEADER_BYTES:
             return None
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError):
@@ -133,8 +142,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _load(jobs: Sequence[Job], digest: str) -> Dataset:
-    """The dataset of the runs, from the bundle, the cache or the file that they named; never from the network.
+def _load(job: Job, digest: str) -> Dataset:
+    """The dataset of a run, from the bundle, the cache or the file that it named; never from the network.
 
     Raises:
         ExperimentError: it is not there, or it is another one.
@@ -144,10 +153,10 @@ def _load(jobs: Sequence[Job], digest: str) -> Dataset:
     from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
 
-    config = read_record(jobs[0].path).get("config")
+    config = read_record(job.path).get("config")
     config = config if isinstance(config, dict) else {}
     data = config.get("data")
-    data = data if isinstance(data, dict) else {"kind": jobs[0].row.data}
+    data = data if isinstance(data, dict) else {"kind": job.row.data}
     try:
         kind = DataKind(data.get("kind"))
     except ValueError as error:
@@ -164,7 +173,26 @@ def _load(jobs: Sequence[Job], digest: str) -> Dataset:
     return loaded
 
 
-def _class_names(path: Path) -> list[str]:
-    from resnet8_quant.sweep.report.files import read_table
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV that has ``columns`` and perhaps more; empty where it cannot be read or lacks one."""
+    try:
+        if path.stat().st_size > MAX_TABLE_BYTES:
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return rows if all(isinstance(row.get(name), str) for row in rows for name in columns) else []
 
+
+def number(text: str) -> float | None:
+    """The finite number that ``text`` is, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _class_names(path: Path) -> list[str]:
     return [row["class_name"] for row in read_table(path / "per_class.csv", ("class_name", "images"))]

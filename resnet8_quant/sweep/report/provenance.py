@@ -1,26 +1,28 @@
 """Where the numbers come from: commands, dates, machines, versions, digests.
 
-In: the jobs of the report. Out: HTML, and the command that runs one of them again.
+In: the runs of the report. Out: facts in plain text, and the command that runs one of them again.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
 from resnet8_quant import __version__
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.plan import read_plan
 from resnet8_quant.sweep.report.evidence import read_record
-from resnet8_quant.sweep.report.markup import escape, shortened
+from resnet8_quant.sweep.report.tables import shortened
 
-MOST = 8  # values that a line lists
-ASIDE = ("cache_dir=", "resume=", "hydra.", "tracking")
-ASIDE_OF_SWEEPS = ("cache_dir=", "hydra.mode=")  # -m says it
+MAX_VALUES = 8  # of one fact
+NOT_IN_COMMAND = ("cache_dir=", "resume=", "hydra.", "tracking")
+NOT_IN_SWEEP_COMMAND = ("cache_dir=", "hydra.mode=")  # -m says it
+LAUNCHER = re.compile(r"^ +hydra/launcher: (\S+)$", re.MULTILINE)
 
 
 def command(row: RunResult) -> str:
@@ -29,18 +31,17 @@ def command(row: RunResult) -> str:
         words = shlex.split(row.overrides or "")
     except ValueError:  # an open quote
         words = [row.overrides or ""]
-    kept = [word for word in words if not word.startswith(ASIDE)]
+    kept = [word for word in words if not word.startswith(NOT_IN_COMMAND)]
     alone = ["hydra.mode=RUN"] if any(word.startswith("experiment=") for word in kept) else []  # else it would sweep
     return shlex.join(["python", "run.py", *alone, *kept])
 
 
-def provenance(jobs: Sequence[Job], *, today: datetime | None = None) -> str:
-    """A list of definitions about all runs."""
+def provenance(jobs: Sequence[Job], *, today: datetime | None = None) -> dict[str, list[str]]:
+    """Facts about all runs: name -> values, each the most frequent first; a fact that is not known is left out."""
     rows = [job.row for job in jobs if job.ok]
-    first = next((job for job in jobs if job.ok), None)
-    record = read_record(first.path) if first else {}
     started = sorted(row.started_utc for row in rows if row.started_utc)
-    facts: dict[str, Iterable[str]] = {
+    busy = sum(bool(row.machine_busy) for row in rows)
+    facts: dict[str, list[str]] = {
         "Sweep command": _sweep_commands(jobs),
         "Runs started": [f"{started[0]} to {started[-1]}"] if started else [],
         "Processor": _counted(row.cpu for row in rows),
@@ -49,21 +50,46 @@ def provenance(jobs: Sequence[Job], *, today: datetime | None = None) -> str:
             f"{row.data}, {row.eval_images:,} test images, sha256 {row.data_sha256}" for row in rows if row.eval_images
         ),
         "Seeds": [", ".join(map(str, sorted({row.seed for row in rows if row.seed is not None})[:50]))],
-        "Latency": [_latency(record, rows)],
+        "Latency": [
+            *_counted(measurement(row) for row in rows),
+            f"{busy} of {len(rows)} runs on a busy machine" if busy else "",
+        ],
+        "Launcher": launchers(jobs),
         "Versions": [
             *_counted(f"resnet8-quant {row.package_version}, onnxruntime {row.onnxruntime_version}" for row in rows),
-            _versions(record),
+            _versions(jobs),
         ],
         "Report": [f"written {(today or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC by resnet8-quant {__version__}"],
     }
-    items = []
-    for name, values in facts.items():
-        listed = [value for value in values if value]
-        if listed:
-            shown = "<br>".join(escape(shortened(value)) for value in listed[:MOST])
-            rest = f"<br>and {len(listed) - MOST} more" if len(listed) > MOST else ""
-            items.append(f"<dt>{name}</dt><dd>{shown}{rest}</dd>")
-    return f'<dl class="provenance">{"".join(items)}</dl>'
+    listed = {name: [shortened(value) for value in values if value] for name, values in facts.items()}
+    return {name: _limited(values) for name, values in listed.items() if values}
+
+
+def measurement(row: RunResult) -> str:
+    """How the latency of a run was measured, in words."""
+    if row.latency_us_median is None:
+        return "not measured"
+    facts = (
+        f"median of {row.latency_runs} calls" if row.latency_runs else "",
+        f"batch {row.latency_batch}" if row.latency_batch else "",
+        f"{row.latency_threads} thread{'' if row.latency_threads == 1 else 's'}" if row.latency_threads else "",
+    )
+    return ", ".join(filter(None, facts)) or "measured"
+
+
+def launchers(jobs: Sequence[Job]) -> list[str]:
+    """Names of the launchers that started the jobs, from Hydra's record of one job of each sweep."""
+    first = {job.path.parent: job.path for job in reversed(jobs) if job.number is not None}
+    return sorted(set(filter(None, map(_launcher, first.values()))))
+
+
+def _launcher(folder: Path) -> str:
+    try:
+        record = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    choice = LAUNCHER.search(record)
+    return choice[1] if choice else ""
 
 
 def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
@@ -73,7 +99,7 @@ def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
         plan = read_plan(folder)
         if plan is not None:
             study = any(word.startswith("experiment=") for word in plan.words)
-            kept = [word for word in plan.words if not word.startswith(ASIDE_OF_SWEEPS)]
+            kept = [word for word in plan.words if not word.startswith(NOT_IN_SWEEP_COMMAND)]
             commands.append(shlex.join(["python", "run.py", *([] if study else ["-m"]), *kept]))
     return list(dict.fromkeys(commands))
 
@@ -81,25 +107,18 @@ def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
 def _counted(values: Iterable[str | None]) -> list[str]:
     """Distinct values, the most frequent first; how often each, where there are several."""
     counts = Counter(value for value in values if value)
-    return [value if len(counts) == 1 else f"{value} ({count} runs)" for value, count in counts.most_common()]
+    several = len(counts) > 1
+    return [
+        f"{value} ({count} run{'' if count == 1 else 's'})" if several else value
+        for value, count in counts.most_common()
+    ]
 
 
-def _latency(record: dict[str, Any], rows: Sequence[RunResult]) -> str:
-    timed = next((row for row in rows if row.latency_us_median is not None), None)
-    if timed is None:
-        return "not measured"
-    settings = record.get("config", {}).get("latency", {}) if isinstance(record.get("config"), dict) else {}
-    runs = settings.get("runs") if isinstance(settings, dict) else None
-    facts = (
-        f"median of {runs} calls" if runs else "",
-        f"batch {timed.latency_batch}" if timed.latency_batch else "",
-        f"{timed.latency_threads} thread{'' if timed.latency_threads == 1 else 's'}" if timed.latency_threads else "",
-    )
-    return ", ".join(filter(None, facts)) or "measured"
+def _limited(values: list[str]) -> list[str]:
+    return values if len(values) <= MAX_VALUES else [*values[:MAX_VALUES], f"and {len(values) - MAX_VALUES} more"]
 
 
-def _versions(record: dict[str, Any]) -> str:
-    versions = record.get("versions")
-    if not isinstance(versions, dict):
-        return ""
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _versions(jobs: Sequence[Job]) -> str:
+    first = next((job for job in jobs if job.ok), None)
+    versions = read_record(first.path).get("versions") if first else None
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""

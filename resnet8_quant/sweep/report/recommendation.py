@@ -1,140 +1,206 @@
-"""The top of the page: the recommended run, its numbers, the command that makes it again, and the rule.
+"""Which configuration to ship, and how sure that is: a stated rule over paired tests.
 
-In: jobs, `Evidence` and an `Answer`. Out: HTML.
+In: `Evidence`. Out: a `Recommendation`, with the test of every model against the most accurate one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import fmean
+from dataclasses import dataclass
+from statistics import median
 
-from resnet8_quant import terminal
-from resnet8_quant.sweep.collect import Job, settings
-from resnet8_quant.sweep.portability import NOTE, in_default_session, mark
-from resnet8_quant.sweep.report.answer import LEVEL, UNPAIRED, Answer
+import numpy as np
+
+from resnet8_quant.evaluator.statistics import mcnemar_p
+from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.portability import is_portable
 from resnet8_quant.sweep.report.evidence import Evidence
-from resnet8_quant.sweep.report.markup import escape
-from resnet8_quant.sweep.report.provenance import command
 
-MINUS = "\N{MINUS SIGN}"
+LEVEL = 0.05
+SAME_BYTES, SAME_LATENCY = 1.10, 1.05  # ratios up to which two values count as equal
 
-
-def headline(jobs: Sequence[Job], evidence: Evidence, answer: Answer) -> str:
-    """The answer in full."""
-    row = answer.job.row
-    facts = [
-        ("Top-1", terminal.percent(row.accuracy) + mark(row), _interval(answer.job)),
-        ("Against float", _points(row.accuracy_delta), _float(answer.job)),
-        ("Size", terminal.size(row.model_bytes), _share(row.model_bytes, row.float_model_bytes)),
-    ]
-    if row.latency_us_median is not None:
-        median = terminal.microseconds(row.latency_us_median).replace("us", "\N{MICRO SIGN}s")
-        facts.append(("Latency", median, _speed(row.latency_us_median, row.float_latency_us_median)))
-    shown = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>"
-        for name, value, detail in facts
-        if value
-    )
-    sentences = [
-        _against_best(answer),
-        _portability(answer),
-        _against_float(answer.job),
-        _other_seeds(evidence, answer.job),
-        *evidence.notes,
-    ]
-    if UNPAIRED in answer.rule and "labels" in evidence.missing:
-        sentences.append(f"Why there is no paired test: {evidence.missing['labels']}.")
-    failed = sum(not job.ok for job in jobs)
-    if failed:
-        sentences.append(f"{failed} of {len(jobs)} runs failed; they are listed below.")
-    sentences.append("It was chosen by the images that it is judged by: on new images expect slightly less.")
-    return (
-        f'<p class="choice">{escape(answer.job.choices)} <span>{escape(answer.job.label)}</span></p>'
-        f'<dl class="facts">{shown}</dl>'
-        f'<div class="command"><code id="command">{escape(command(row))}</code>'
-        '<button type="button" id="copy" hidden>Copy</button></div>'
-        f"<p>{escape(' '.join(filter(None, sentences)))}</p>"
-        f"{_note(answer)}"
-        f"<details open><summary>The rule</summary><p>{escape(answer.rule)}</p></details>"
-    )
+PORTABLE = (
+    "Of those, only the portable ones are considered, if there are any: on x86 CPUs without VNNI the others can answer "
+    "differently in ONNX Runtime's default session. "
+)
+CHOICE = (
+    "Of these the smallest file is taken. Files at most 10 % larger than it count as equally small, and of these the "
+    "fastest model is taken; medians of the latency at most 5 % above it count as equally fast, and of these the most "
+    "accurate model is taken. Runs that made the same model file count once, with the median of their latencies."
+)
+PAIRED = (
+    "A model qualifies if it is not significantly less accurate than the most accurate one: exact McNemar test on the "
+    "same images, 5 % level, p corrected by Holm for all models compared. "
+)
+UNPAIRED = (
+    "A model qualifies if its accuracy lies within the 95 % Wilson interval of the most accurate one. This is a "
+    "stand-in: the paired test of the same images needs the labels and every run's predictions. "
+)
 
 
-def _against_best(answer: Answer) -> str:
-    counted = f"{answer.qualified:,} of {answer.compared:,} runs qualify."
-    accuracy = terminal.percent(answer.best.row.accuracy) + mark(answer.best.row)
-    best = f"{answer.best.label} ({answer.best.choices}, {accuracy})"
-    if answer.job is answer.best:
-        return f"{counted} The recommended run is also the most accurate one."
-    test = answer.test_of(answer.job)
-    if test is None or UNPAIRED in answer.rule:
-        return f"{counted} The most accurate is {best}."
-    return (
-        f"{counted} The most accurate is {best}: it alone gets {test.to_wrong} images right, the recommended run alone "
-        f"{test.to_right}; p = {test.p:.2g}, corrected {test.holm:.2g}."
-    )
+@dataclass(frozen=True)
+class Model:
+    """One model file and the runs that made it.
+
+    Attributes:
+        job: the first of the runs, which stands for all.
+        runs: all of them.
+        predictions: int16 [N], its predicted classes; None: not known.
+    """
+
+    job: Job
+    runs: tuple[Job, ...]
+    predictions: np.ndarray | None
+
+    @property
+    def accuracy(self) -> float:
+        return self.job.row.accuracy or 0.0
+
+    @property
+    def bytes(self) -> float:
+        return math.inf if self.job.row.model_bytes is None else self.job.row.model_bytes
+
+    @property
+    def latency(self) -> float:
+        """Microseconds, the median over the runs; infinite where none was timed."""
+        timed = [job.row.latency_us_median for job in self.runs if job.row.latency_us_median is not None]
+        return median(timed) if timed else math.inf
+
+    @property
+    def quality(self) -> tuple[float, float, float]:
+        """The smallest of several is the most accurate; of equals the smallest file, then the fastest."""
+        return (-self.accuracy, self.bytes, self.latency)
 
 
-def _portability(answer: Answer) -> str:
-    """How portability decided, where it did, and what a default session makes of the recommended run."""
-    left_out = answer.qualified - answer.portable
-    said = in_default_session(answer.job.row)
-    if not answer.portable:
-        return f"No run that qualifies is portable, so the choice is among all of them. {said}".rstrip()
-    if not left_out:
-        return said
-    was = "is not portable and was" if left_out == 1 else "are not portable and were"
-    return f"{left_out:,} of the runs that qualify {was} left out. {said}".rstrip()
+@dataclass(frozen=True)
+class PairedTest:
+    """A model against the most accurate one.
+
+    Attributes:
+        to_wrong: images that only the most accurate model gets right.
+        to_right: images that only this model gets right.
+        p: exact McNemar test, two-sided.
+        holm: the same, corrected for the number of models compared.
+    """
+
+    model: Model
+    to_wrong: int
+    to_right: int
+    p: float
+    holm: float
 
 
-def _note(answer: Answer) -> str:
-    """What the mark behind an accuracy means; nothing where there is none."""
-    marked = mark(answer.job.row) or mark(answer.best.row)
-    return f'<p class="note">{escape(NOTE)}</p>' if marked else ""
+@dataclass(frozen=True)
+class Recommendation:
+    """The model to ship.
+
+    Attributes:
+        model: recommended.
+        best: the most accurate model.
+        paired: whether paired tests decided what qualifies.
+        qualified: how many models are not worse than the best.
+        portable: how many of these compute the same on every CPU; 0: ``model`` is chosen among all that qualify.
+        compared: out of how many.
+        timed: the equally small models among which latency decided; empty where it did not.
+        tests: one for each model but the best, in the order of their accuracy; empty where no labels are known.
+    """
+
+    model: Model
+    best: Model
+    paired: bool
+    qualified: int
+    portable: int
+    compared: int
+    timed: tuple[Model, ...]
+    tests: tuple[PairedTest, ...]
+
+    @property
+    def job(self) -> Job:
+        return self.model.job
+
+    @property
+    def rule(self) -> str:
+        """By which the model was chosen, in words."""
+        return (PAIRED if self.paired else UNPAIRED) + PORTABLE + CHOICE
+
+    def test_of(self, job: Job) -> PairedTest | None:
+        """The test of the model that ``job`` made against the best."""
+        return next((test for test in self.tests if any(run is job for run in test.model.runs)), None)
 
 
-def _against_float(job: Job) -> str:
-    delta, p = job.row.accuracy_delta, job.row.mcnemar_p
-    if delta is None or p is None or job.row.calibration_method is None:
-        return ""
-    if p >= LEVEL:
-        return "Its difference from the float model is within noise."
-    return f"Its {'loss' if delta < 0 else 'gain'} against the float model is real at the 5 % level."
+def recommend(evidence: Evidence) -> Recommendation | None:
+    """The smallest and fastest portable model that is not worse than the best; None where no run has finished."""
+    models = distinct_models(evidence)
+    if not models:
+        return None
+    best = min(models, key=lambda model: model.quality)
+    tests = tests_against_best(evidence, models)
+    paired = evidence.labels is not None and best.predictions is not None
+    if not paired:
+        compared = models
+        bar = best.job.row.accuracy_ci_low
+        qualified = [model for model in models if model is best or (bar is not None and model.accuracy >= bar)]
+    else:
+        compared = [model for model in models if model.predictions is not None]
+        worse = {id(test.model) for test in tests if test.holm < LEVEL}
+        qualified = [model for model in compared if id(model) not in worse]
+    portable = [model for model in qualified if is_portable(model.job.row)]
+    quantized = [model for model in qualified if model.job.row.calibration_method]
+    if quantized and not any(model.job.row.calibration_method for model in portable):
+        portable = []  # the float model computes the same everywhere, and is not what was asked for
+    chosen, timed = choose(portable or qualified)
+    return Recommendation(chosen, best, paired, len(qualified), len(portable), len(compared), timed, tests)
 
 
-def _other_seeds(evidence: Evidence, job: Job) -> str:
-    """How the same settings do with other seeds: the recommended run may be a lucky draw."""
-    own = settings(job.row)
-    same = [
-        100 * (other.row.accuracy or 0.0)
-        for other in evidence.jobs
-        if other is not job and settings(other.row) | {"seed": ""} == own | {"seed": ""} and "seed" in own
-    ]
-    if not same:
-        return ""
-    spread = f"{min(same):.2f} to {max(same):.2f}, " if len(same) > 1 else ""
-    return f"The same settings with other seeds: {fmean(same):.2f} % ({spread}n = {len(same)})."
+def distinct_models(evidence: Evidence) -> list[Model]:
+    """The runs of ``evidence`` by the model file that they made; one whose digest is not known stands alone."""
+    groups: dict[object, list[int]] = {}
+    for place, job in enumerate(evidence.jobs):
+        groups.setdefault(job.row.model_sha256 or place, []).append(place)
+    models = []
+    for places in groups.values():
+        # A run with predictions stands for those that lost theirs.
+        first = next((place for place in places if evidence.predictions[place] is not None), places[0])
+        runs = tuple(evidence.jobs[place] for place in places)
+        models.append(Model(evidence.jobs[first], runs, evidence.predictions[first]))
+    return models
 
 
-def _interval(job: Job) -> str:
-    low, high = job.row.accuracy_ci_low, job.row.accuracy_ci_high
-    return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f} %, 95 % Wilson"
+def tests_against_best(evidence: Evidence, models: Sequence[Model]) -> tuple[PairedTest, ...]:
+    """McNemar tests of every model with predictions against the most accurate, Holm-corrected, by falling accuracy.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
+    65-70.
+    """
+    known = sorted((model for model in models if model.predictions is not None), key=lambda model: model.quality)
+    if evidence.labels is None or not known:
+        return ()
+    right = np.array([model.predictions == evidence.labels for model in known])
+    to_wrong = (right[0] & ~right[1:]).sum(axis=1).tolist()
+    to_right = (~right[0] & right[1:]).sum(axis=1).tolist()
+    values = [mcnemar_p(*flips) for flips in zip(to_wrong, to_right, strict=True)]
+    columns = (known[1:], to_wrong, to_right, values, holm(values))
+    return tuple(PairedTest(*fields) for fields in zip(*columns, strict=True))
 
 
-def _points(delta: float | None) -> str:
-    return "" if delta is None else f"{terminal.points(delta).replace('-', MINUS)} points"
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the order given."""
+    corrected, largest = [1.0] * len(values), 0.0
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - place) * values[index]))
+        corrected[index] = largest
+    return corrected
 
 
-def _float(job: Job) -> str:
-    row = job.row
-    if row.float_accuracy is None:
-        return ""
-    p = "" if row.mcnemar_p is None else f", p = {row.mcnemar_p:.2g}"
-    return f"float {terminal.percent(row.float_accuracy)}{p}"
+def choose(models: Sequence[Model]) -> tuple[Model, tuple[Model, ...]]:
+    """The smallest of ``models``, then the fastest, then the most accurate; see CHOICE.
 
-
-def _share(count: int | None, original: int | None) -> str:
-    return f"{100 * count / original:.0f} % of float" if count and original else ""
-
-
-def _speed(median: float, original: float | None) -> str:
-    return f"{median / original:.2f} times float" if original else ""
+    Returns:
+        The model; and the equally small ones, where some of them were left out for their latency.
+    """
+    smallest = min(model.bytes for model in models)
+    small = [model for model in models if model.bytes <= SAME_BYTES * smallest]
+    lowest = min(model.latency for model in small)
+    fast = [model for model in small if model.latency <= SAME_LATENCY * lowest]
+    return min(fast, key=lambda model: model.quality), tuple(small) if len(fast) < len(small) else ()

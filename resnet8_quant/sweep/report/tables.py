@@ -1,27 +1,28 @@
-"""The tables of the page: significance against the best, every run with all that varies, failed runs.
+"""The table of all runs: the settings that vary, the main measurements, then every other column that varies.
 
-In: jobs and an `Answer`. Out: HTML.
+In: runs and a `Recommendation`. Out: a `Table` of plain text, which the template turns into markup.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from resnet8_quant import results, terminal
 from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job, settings, varied
-from resnet8_quant.sweep.report.answer import LEVEL, Answer, Test
-from resnet8_quant.sweep.report.markup import Cell, Column, escape, shortened, table
+from resnet8_quant.sweep.report.evidence import number
+from resnet8_quant.sweep.report.recommendation import Recommendation
 
-MOST_TESTS = 60
-MOST_ROWS = 2000
-MOST_FAILURES = 50
-MOST_SETTINGS = 16
+MAX_ROWS = 2000
+MAX_SETTINGS = 16
+MAX_CELL = 400  # characters
 # Columns that every table of runs has; the others appear where they vary.
 FIXED = ("accuracy", "accuracy_ci_low", "accuracy_ci_high", "accuracy_delta", "model_bytes", "latency_us_median")
 # These stay together: no latency of a saturating session without its accuracy.
 DEFAULT_SESSION = ("default_session_accuracy", "default_session_changed", "default_session_latency_us_median")
-NEVER = ("overrides", "error", "status", "schema_version", *FIXED, *DEFAULT_SESSION)
+BUSY = ("machine_busy",)
+NEVER = ("overrides", "error", "status", "schema_version", *FIXED, *DEFAULT_SESSION, *BUSY)
 TITLES = {
     "accuracy": "Top-1, %",
     "accuracy_ci_low": "95 % CI from",
@@ -32,130 +33,111 @@ TITLES = {
     "default_session_accuracy": "Top-1 in default session, %",
     "default_session_changed": "Predictions changed there",
     "default_session_latency_us_median": "Latency there, \N{MICRO SIGN}s",
+    "machine_busy": "Machine busy",
 }
 
 
-def significance(answer: Answer) -> str:
-    """The runs by falling accuracy with their test against the best."""
-    columns = (
-        Column("Run", "run"),
-        Column("Settings", "settings"),
-        Column("Top-1, %", "accuracy", True),
-        Column("Points to best", "difference", True),
-        Column("Only best right", "to_wrong", True),
-        Column("Only this right", "to_right", True),
-        Column("p", "p", True),
-        Column("p, Holm", "holm", True),
-        Column("Verdict", "verdict"),
-    )
-    rows = [[*_run(answer.best), _accuracy(answer.best), *[Cell("")] * 5, Cell("the best")]]
-    rows += [_test(test, answer.best) for test in answer.tests[:MOST_TESTS]]
-    return table(columns, rows) + _notes([answer.best, *(test.job for test in answer.tests[:MOST_TESTS])])
+class Column(NamedTuple):
+    """A column: its title, its name in the CSV, whether it holds numbers, whether it is hidden at first."""
+
+    title: str
+    key: str
+    number: bool = False
+    hidden: bool = False
 
 
-def _test(test: Test, best: Job) -> list[Cell]:
-    difference = 100 * ((test.job.row.accuracy or 0.0) - (best.row.accuracy or 0.0))
-    return [
-        *_run(test.job),
-        _accuracy(test.job),
-        Cell(f"{difference:+.2f}" if difference else "0.00", difference),
-        Cell(f"{test.to_wrong:,}", test.to_wrong),
-        Cell(f"{test.to_right:,}", test.to_right),
-        Cell(_p(test.p), test.p),
-        Cell(_p(test.holm), test.holm),
-        Cell("worse" if test.holm < LEVEL else "not significantly worse"),
-    ]
+class Cell(NamedTuple):
+    """What is shown, the number that it is sorted and filtered by if it is one, and a class for its style."""
+
+    text: str
+    value: float | None = None
+    style: str = ""
 
 
-def all_runs(jobs: Sequence[Job], answer: Answer | None) -> str:
-    """Every run: what varies among the overrides, the main measurements, then every other column that varies."""
-    keys = varied(jobs)[:MOST_SETTINGS]
-    fixed = FIXED + (DEFAULT_SESSION if any(job.row.default_session_accuracy is not None for job in jobs) else ())
+class Table(NamedTuple):
+    """Columns, rows, and the sentences below."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str]
+
+
+def all_runs(jobs: Sequence[Job], recommendation: Recommendation | None) -> Table:
+    """Every run of ``jobs``, at most MAX_ROWS."""
+    keys = varied(jobs)[:MAX_SETTINGS]
+    fixed = [*FIXED]
+    fixed += DEFAULT_SESSION if any(job.row.default_session_accuracy is not None for job in jobs) else ()
+    fixed += BUSY if any(job.row.machine_busy for job in jobs) else ()
     more = [name for name in results.COLUMNS if name not in NEVER and len({getattr(j.row, name) for j in jobs}) > 1]
-    tests = {id(test.job): test for test in answer.tests} if answer else {}
     numbers = {name for name in more if any(isinstance(getattr(job.row, name), int | float) for job in jobs)}
+    tests = {id(run): test for test in recommendation.tests for run in test.model.runs} if recommendation else {}
+    numeric = {key for key in keys if all(cell.value is not None for cell in _settings(jobs, key) if cell.text)}
     columns = [
         Column("Job", "job", True),
         Column("Status", "status"),
-        *(Column(key, key, _numeric(jobs, key)) for key in keys),
-        *(Column(TITLES[name], name, True) for name in fixed),
+        *(Column(key, key, key in numeric) for key in keys),
+        *(Column(TITLES[name], name, name not in BUSY) for name in fixed),
         *([Column("p vs best, Holm", "holm", True)] if tests else []),
-        *(Column(name, name, name in numbers, "more") for name in more),
-        Column("folder", "folder", style="more"),
+        *(Column(name, name, name in numbers, True) for name in more),
+        Column("folder", "folder", hidden=True),
     ]
     rows = []
-    for job in jobs[:MOST_ROWS]:
+    for job in jobs[:MAX_ROWS]:
         setting = settings(job.row)
-        chosen = answer is not None and job is answer.job
-        mark = "recommended" if chosen else "duplicate" if job.twin and job.ok else job.row.status
+        test = tests.get(id(job))
         rows.append(
             [
                 Cell("" if job.number is None else str(job.number), job.number),
-                Cell(
-                    mark,
-                    markup=f'<span class="tag {mark if chosen or not job.ok else ""}">{escape(mark)}</span>',
-                    alias=job.row.status if mark != job.row.status else "",
-                ),
+                _status(job, recommendation),
                 *(_setting(setting.get(key)) for key in keys),
                 *(_fixed(job, name) for name in fixed),
-                *([_holm(tests.get(id(job)))] if tests else []),
+                *([Cell("") if test is None else Cell(p_value(test.holm), test.holm)] if tests else []),
                 *(_value(getattr(job.row, name)) for name in more),
-                Cell(job.folder),
+                Cell(shortened(job.folder)),
             ]
         )
-    return table(columns, rows, attributes=' id="run-table" class="sortable"') + _notes(jobs[:MOST_ROWS])
+    return Table(columns, rows, portability.notes(jobs[:MAX_ROWS]))
 
 
-def _notes(jobs: Sequence[Job]) -> str:
-    """What the mark behind an accuracy means; nothing where no run has it."""
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in portability.notes(jobs))
+def shortened(text: str, longest: int = MAX_CELL) -> str:
+    """``text``, or its beginning and an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def failures(jobs: Sequence[Job]) -> str:
-    """The failed runs and why; empty where there is none."""
-    failed = [job for job in jobs if not job.ok]
-    shown = [(job.label, shortened(job.choices), shortened(job.row.error or "")) for job in failed[:MOST_FAILURES]]
-    items = "".join(f"<li><b>{escape(a)}</b> {escape(b)}: {escape(c)}</li>" for a, b, c in shown)
-    rest = f"<li>and {len(failed) - MOST_FAILURES} more: see the table</li>" if len(failed) > MOST_FAILURES else ""
-    return f"<ul>{items}{rest}</ul>" if failed else ""
-
-
-def _run(job: Job) -> tuple[Cell, Cell]:
-    return Cell(job.label, job.number), Cell(job.choices)
-
-
-def _accuracy(job: Job) -> Cell:
-    return _fixed(job, "accuracy")
+def _status(job: Job, recommendation: Recommendation | None) -> Cell:
+    if recommendation is not None and job is recommendation.job:
+        return Cell("recommended", style="recommended")
+    if recommendation is not None and any(run is job for run in recommendation.model.runs):
+        return Cell("same model as recommended")
+    return Cell(job.row.status, style="" if job.ok else "failed")
 
 
 def _fixed(job: Job, name: str) -> Cell:
+    """A measurement as it is shown, and its number in the unit of the heading."""
     value = getattr(job.row, name)
     if value is None:
         return Cell("")
+    if name in BUSY:
+        return Cell("yes" if value else "no")
     if name == "accuracy_delta":
-        return Cell(terminal.points(value), value)
-    if name == "accuracy":
-        return Cell(f"{100 * value:.2f}{portability.mark(job.row)}", value)
+        return Cell(terminal.points(value), 100 * value)
     if "accuracy" in name:
-        return Cell(f"{100 * value:.2f}", value)
+        mark = portability.mark(job.row) if name == "accuracy" else ""
+        return Cell(f"{100 * value:.2f}{mark}", 100 * value)
     return Cell(f"{value:,.0f}", value)
 
 
-def _holm(test: Test | None) -> Cell:
-    return Cell("") if test is None else Cell(_p(test.holm), test.holm)
-
-
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p-value with three digits, as many as matter."""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
+def _settings(jobs: Sequence[Job], key: str) -> list[Cell]:
+    return [_setting(settings(job.row).get(key)) for job in jobs]
+
+
 def _setting(text: str | None) -> Cell:
-    if text is None:
-        return Cell("")
-    try:
-        return Cell(text, float(text))
-    except ValueError:
-        return Cell(text)
+    return Cell("") if text is None else Cell(shortened(text), number(text))
 
 
 def _value(value: object) -> Cell:
@@ -164,8 +146,3 @@ def _value(value: object) -> Cell:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Cell(shortened(str(value), 60))
     return Cell(f"{value:,}" if isinstance(value, int) else f"{value:.4g}", value)
-
-
-def _numeric(jobs: Sequence[Job], key: str) -> bool:
-    cells = [_setting(settings(job.row).get(key)) for job in jobs]
-    return all(cell.value is not None for cell in cells if cell.text)

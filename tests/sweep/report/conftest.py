@@ -1,4 +1,4 @@
-"""Sweeps that nobody ran: folders with the files of real runs on the bundled sample, answers drawn by a seed."""
+"""Sweeps that nobody ran: folders with the files of real runs on the bundled sample, predictions drawn by a seed."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def data() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def float_answers(data: Dataset) -> np.ndarray:
+def float_predictions(data: Dataset) -> np.ndarray:
     return _changed(data.test.labels, 120, 0)
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRun:
+def make_run(tmp_path: Path, data: Dataset, float_predictions: np.ndarray) -> MakeRun:
     """A function that makes the run number N with ``wrong`` more images wrong than float."""
 
     def make(number: int, overrides: str, wrong: int, draw: int = 0, **changes: object) -> Path:
         folder = tmp_path / "sweep" / f"{number}_x"
         folder.mkdir(parents=True)
         labels = data.test.labels
-        answers = float_answers.copy()
-        hit = np.random.default_rng(draw).permutation(np.flatnonzero(answers == labels))[:wrong]
-        answers[hit] = (labels[hit] + 1) % 10
-        right = answers == labels
+        predictions = float_predictions.copy()
+        hit = np.random.default_rng(draw).permutation(np.flatnonzero(predictions == labels))[:wrong]
+        predictions[hit] = (labels[hit] + 1) % 10
+        right = predictions == labels
         low, high = wilson_interval(int(right.sum()), len(labels))
         quantized = "quant=float" not in overrides
         row = RunResult(
@@ -60,7 +60,7 @@ def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRu
             accuracy=int(right.sum()) / len(labels),
             accuracy_ci_low=low,
             accuracy_ci_high=high,
-            float_accuracy=float(np.mean(float_answers == labels)),
+            float_accuracy=float(np.mean(float_predictions == labels)),
             accuracy_delta=-wrong / len(labels),
             flips_to_wrong=wrong,
             flips_to_right=0,
@@ -78,9 +78,9 @@ def make_run(tmp_path: Path, data: Dataset, float_answers: np.ndarray) -> MakeRu
             overrides=overrides,
             started_utc="2026-01-01T00:00:00Z",
         )
-        np.save(folder / "predictions.npy", answers)
-        np.save(folder / "float_predictions.npy", float_answers)
-        _tables(folder, labels, answers, float_answers, quantized)
+        np.save(folder / "predictions.npy", predictions)
+        np.save(folder / "float_predictions.npy", float_predictions)
+        _tables(folder, labels, predictions, float_predictions, quantized)
         record = {"config": {"data": {"kind": "sample"}, "latency": {"runs": 5}}, "versions": {"numpy": "2.0"}}
         (folder / "run.json").write_text(json.dumps(record))
         results.write(dataclasses.replace(row, **changes), folder)  # type: ignore[arg-type]
@@ -117,17 +117,17 @@ def grid(make_run: MakeRun, jobs_of: Callable[[], list[Job]]) -> list[Job]:
 
 
 def _changed(labels: np.ndarray, wrong: int, seed: int) -> np.ndarray:
-    answers = labels.copy()
+    predictions = labels.copy()
     hit = np.random.default_rng(seed).permutation(len(labels))[:wrong]
-    answers[hit] = (labels[hit] + 1) % 10
-    return answers
+    predictions[hit] = (labels[hit] + 1) % 10
+    return predictions
 
 
-def _tables(folder: Path, labels: np.ndarray, answers: np.ndarray, before: np.ndarray, quantized: bool) -> None:
+def _tables(folder: Path, labels: np.ndarray, predictions: np.ndarray, before: np.ndarray, quantized: bool) -> None:
     lines = ["class_name,images,accuracy,float_accuracy,accuracy_delta"]
     for label, name in enumerate(CLASSES):
         of = labels == label
-        new, old = np.mean(answers[of] == label), np.mean(before[of] == label)
+        new, old = np.mean(predictions[of] == label), np.mean(before[of] == label)
         lines.append(f"{name},{of.sum()},{new},{old},{new - old}")
     (folder / "per_class.csv").write_text("\n".join(lines) + "\n")
     if quantized:

@@ -1,0 +1,214 @@
+"""The report: sections, each with what it shows or why it is left out, as one HTML file that needs no network.
+
+In: the runs of a table and a path. Out: report.html and, where a folder is given, each plot as PNG and SVG.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from resnet8_quant import terminal
+from resnet8_quant.errors import missing_extra
+from resnet8_quant.files import replacing
+from resnet8_quant.sweep import portability
+from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report import plots, tables
+from resnet8_quant.sweep.report.evidence import Evidence, gather
+from resnet8_quant.sweep.report.figures import Plot, themes, vega_script, write_files
+from resnet8_quant.sweep.report.flips import flipped
+from resnet8_quant.sweep.report.headline import headline
+from resnet8_quant.sweep.report.provenance import provenance
+from resnet8_quant.sweep.report.recommendation import LEVEL, Recommendation, recommend
+
+log = logging.getLogger(__name__)
+
+# Whatever a run's text might have smuggled in, the page can neither load nor send anything. DataTables is a module,
+# which only an address can name: one that holds it (data:).
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' data:; img-src data: blob:"
+MAX_TESTS = 60
+MAX_FAILURES = 50
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: its anchor, and the macro of the template that shows ``content``.
+        title: its heading.
+        plots: where ``one_at_a_time`` is set, a list chooses one of them.
+        content: what the macro takes: a `Headline`, a `Recommendation`, a `Table`, flipped images, runs or facts.
+        note: sentence below the heading.
+        missing: why it is left out; empty: it is not.
+    """
+
+    key: str
+    title: str
+    plots: Sequence[Plot] = ()
+    content: Any = None
+    note: str = ""
+    missing: str = ""
+    one_at_a_time: bool = False
+
+
+def write_report(jobs: Sequence[Job], path: Path, *, plot_folder: Path | None = None) -> None:
+    """Write the page.
+
+    Args:
+        jobs: with their choices named, in the order of the table.
+        path: of the page.
+        plot_folder: for a PNG and an SVG of each plot; None: none are drawn.
+
+    Raises:
+        ExperimentError: a file cannot be written; ``plot_folder`` without vl-convert-python.
+    """
+    parts = sections(jobs)
+    text = render(jobs, parts, vega_script(), datatables())
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if plot_folder is not None:
+        write_files((plot for section in parts for plot in section.plots), plot_folder)
+
+
+def sections(jobs: Sequence[Job]) -> list[Section]:
+    """All sections, those that are left out included."""
+    evidence = gather(jobs)
+    recommendation = recommend(evidence)
+    parts = []
+    if recommendation is None:
+        parts.append(Section("answer", "Recommendation"))
+    else:
+        parts.append(Section("answer", "Recommendation", content=headline(jobs, evidence, recommendation)))
+        parts += _plots(evidence, recommendation)
+        parts.append(_significance(evidence, recommendation))
+    if failed := sum(not job.ok for job in jobs):
+        rest = failed - MAX_FAILURES
+        note = f"The first {MAX_FAILURES} of {failed}; the table has all." if rest > 0 else ""
+        parts.append(
+            Section("failed", "Failed runs", content=[job for job in jobs if not job.ok][:MAX_FAILURES], note=note)
+        )
+    cut = f"The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
+    note = cut if len(jobs) > tables.MAX_ROWS else ""
+    parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, recommendation), note=note))
+    parts.append(Section("provenance", "Provenance", content=provenance(jobs)))
+    return parts
+
+
+def _plots(evidence: Evidence, recommendation: Recommendation) -> list[Section]:
+    jobs = evidence.jobs
+    trade_offs = plots.trade_offs(jobs, recommendation.job)
+    maps, no_maps = plots.heat_maps(jobs)
+    parts = [
+        Section("pareto", "Trade-offs", trade_offs, missing="" if trade_offs else "no sizes, no latencies"),
+        Section("grid", "Two settings at a time", maps, missing=no_maps, one_at_a_time=True),
+        _plotted("calibration", "Calibration images", plots.calibration_size(jobs)),
+    ]
+    close = plots.focus(evidence, recommendation.job)
+    if close is None:
+        titles = {"classes": "Classes", "confusion": "Confusion", "layers": "Layers", "flips": "Flipped images"}
+        reason = "no quantized run has finished"
+        return parts + [Section(key, title, missing=reason) for key, title in titles.items()]
+    images, about_images = flipped(evidence, close)
+    return [
+        *parts,
+        _plotted("classes", "Classes", plots.per_class(evidence, close)),
+        _plotted("confusion", "Confusion", plots.confusion(evidence, close)),
+        _plotted("layers", "Layers", plots.layer_snr(evidence, close)),
+        Section("flips", "Flipped images", content=images, note=about_images, missing="" if images else about_images),
+    ]
+
+
+def _plotted(key: str, title: str, result: plots.PlotOrReason) -> Section:
+    plot, missing = result
+    return Section(key, title, () if plot is None else (plot,), missing=missing)
+
+
+def _significance(evidence: Evidence, recommendation: Recommendation) -> Section:
+    title, count = "Significance against the best", len(recommendation.tests)
+    if not count:
+        reason = evidence.missing.get("labels", "there are no two models with predictions of the same images")
+        return Section("significance", title, missing=reason)
+    shown = f" The {MAX_TESTS} most accurate are listed." if count > MAX_TESTS else ""
+    note = (
+        "Exact McNemar test of each model against the most accurate one on the same images; p is corrected by Holm for "
+        f"{count} comparisons. Runs that made the same model count once.{shown}"
+    )
+    return Section("significance", title, content=recommendation, note=note)
+
+
+def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, datatables: tuple[str, str] | None) -> str:
+    """The HTML of the whole page.
+
+    Args:
+        jobs: of the page.
+        parts: its sections.
+        vega: the script that draws; None: the page says what its plots need.
+        datatables: module and style of the table widget; None: the table is plain.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader("resnet8_quant.sweep.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": terminal.percent, "bytes": terminal.size, "mean": fmean, "points": _points}
+    environment.filters |= {"p_value": tables.p_value, "shortened": tables.shortened}
+    environment.globals |= {"mark": portability.mark, "in_default_session": portability.in_default_session}
+    environment.globals |= {"notes_on": portability.notes, "level": LEVEL, "max_tests": MAX_TESTS}
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    assets = files("resnet8_quant.sweep.report") / "templates"
+    module, module_style = datatables or ("", "")
+    return environment.get_template("report.html.j2").render(
+        subject=_subject(jobs),
+        shown=[section for section in parts if not section.missing],
+        left_out=[section for section in parts if section.missing],
+        specs={plot.key: plot.spec for section in parts for plot in section.plots},
+        themes=themes(),
+        mark_note=portability.NOTE,
+        policy=POLICY,
+        plots_need=missing_extra("vl-convert-python", "report").remedy,
+        style=Markup((assets / "style.css").read_text(encoding="utf-8")),
+        script=Markup((assets / "page.js").read_text(encoding="utf-8")),
+        vega=None if vega is None else Markup(vega),
+        datatables=base64.b64encode(module.encode()).decode(),
+        datatables_style=Markup(module_style),
+    )
+
+
+def datatables() -> tuple[str, str] | None:
+    """DataTables as itables bundles it, module and style; None, with a warning, where itables is not installed.
+
+    The bundle is read without importing itables, which would import pandas and IPython for nothing.
+    """
+    package = find_spec("itables")
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "html"
+        module, style = folder / "dt_bundle.js", folder / "dt_bundle.css"
+        if module.is_file() and style.is_file():
+            return module.read_text(encoding="utf-8"), style.read_text(encoding="utf-8")
+    log.warning("the report's table does not filter: %s", missing_extra("itables", "report").remedy)
+    return None
+
+
+def _points(ratio: float) -> str:
+    return terminal.points(ratio).replace("-", "\N{MINUS SIGN}")
+
+
+def _subject(jobs: Sequence[Job]) -> str:
+    """What the page is about, in a line."""
+    rows = [job.row for job in jobs if job.ok]
+    models = ", ".join(sorted({row.model for row in rows if row.model})[:4])
+    data = ", ".join(sorted({row.data for row in rows if row.data})[:4])
+    images = {row.eval_images for row in rows if row.eval_images}
+    tested = f", {images.pop():,} test images" if len(images) == 1 else ""
+    about = f" \N{MIDDLE DOT} {models} on {data}{tested}" if models else ""
+    return f"{len(jobs):,} {'run' if len(jobs) == 1 else 'runs'}{about}"

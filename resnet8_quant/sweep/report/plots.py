@@ -1,0 +1,362 @@
+"""What each plot of the report shows: trade-offs, pairs of settings, calibration size, classes, confusion, layers.
+
+In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s, or the sentence that says why there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+
+from resnet8_quant import terminal
+from resnet8_quant.sweep.collect import Job, settings, varied
+from resnet8_quant.sweep.portability import MARK, in_default_session, mark
+from resnet8_quant.sweep.report.evidence import Evidence, number, read_table
+from resnet8_quant.sweep.report.figures import MAX_SERIES, Plot, Row, heat_map, lines, scatter
+from resnet8_quant.sweep.report.tables import shortened
+
+MAX_POINTS = 2000
+MAX_MAPS = 10
+MAX_LEVELS = 30
+MAX_RUNS = 12
+MAX_CLASSES = 40
+MAX_NAME = 44  # characters of a run's name on an axis
+WINDOW = 10.0  # percentage points below the best where an axis of accuracy ends at first
+LATENCY = "Median latency, \N{MICRO SIGN}s"
+SIZE = "calibration.samples_per_class"
+# Settings that say how or where something is measured, not what.
+MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
+PlotOrReason = tuple[Plot | None, str]  # the reason says why there is no plot
+
+
+def compared_settings(jobs: Sequence[Job]) -> list[str]:
+    """Keys of the settings that vary and that make a difference."""
+    return [key for key in varied(jobs) if not key.removeprefix("config.").startswith(MEASUREMENT)]
+
+
+# ---- all runs
+
+
+def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
+    """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
+    plots = (
+        _trade_off(jobs, recommended, "pareto_bytes", "Accuracy against size", "Model, kB", _kilobytes),
+        _trade_off(jobs, recommended, "pareto_latency", "Accuracy against latency", LATENCY, _latency),
+    )
+    return [plot for plot in plots if plot is not None]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats: none is as far left and higher, or as high and further left."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def _trade_off(
+    jobs: Sequence[Job], recommended: Job, key: str, title: str, x_title: str, measure: Callable[[Job], float | None]
+) -> Plot | None:
+    known = [(job, x, _percent(job)) for job in jobs if (x := measure(job)) is not None and x > 0]
+    if not known:
+        return None
+    front = pareto([(x, y) for _, x, y in known])
+    kept = sorted(set(sorted(range(len(known)), key=lambda i: -known[i][2])[:MAX_POINTS]) | set(front))
+    names = _series([known[i][0] for i in kept], jobs)
+    points = [
+        {"x": x, "y": y, "series": name, "hover": describe(job)}
+        for name, (job, x, y) in zip(names, (known[i] for i in kept), strict=True)
+    ]
+    ring = [
+        {"x": x, "y": y, "hover": f"Recommended\n{describe(job)}"} for job, x, y in known if job is recommended
+    ]  # fmt: skip
+    y_range, below = window([y for *_, y in known])
+    hidden = f"The {len(kept):,} most accurate runs of {len(known):,} are drawn." if len(kept) < len(known) else ""
+    busy = sum(bool(job.row.machine_busy) for job, *_ in known) if measure is _latency else 0
+    timed = f"{busy} of {len(known)} runs were timed on a busy machine." if busy else ""
+    spec = scatter(
+        points,
+        list(dict.fromkeys(names)),
+        [{"x": known[i][1], "y": known[i][2]} for i in front],
+        ring,
+        x_title=x_title,
+        y_title="Top-1, %",
+        level=_float_level(jobs),
+        y_range=y_range,
+    )
+    note = "Up and to the left is better; the grey line joins the runs that no other run beats in both."
+    return Plot(key, title, " ".join(filter(None, (note, below, hidden, timed))), spec)
+
+
+def window(values: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
+    """Where an axis of accuracies in percent ends at first, and the sentence that says what lies below it."""
+    best, worst = max(values), min(values)
+    if worst >= best - WINDOW:
+        return None, ""
+    low = best - WINDOW
+    below = sum(value < low for value in values)
+    lie = "run lies" if below == 1 else "runs lie"
+    return (low, best + 0.06 * WINDOW), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
+
+
+def heat_maps(jobs: Sequence[Job]) -> tuple[list[Plot], str]:
+    """Mean accuracy over each pair of settings that vary; the second value says why there is none."""
+    keys = [key for key in compared_settings(jobs) if key != "seed"]
+    usable = [key for key in keys if 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
+    maps = [pair for y, x in combinations(usable, 2) if (pair := _heat(jobs, x, y)) is not None]
+    maps.sort(key=lambda pair: pair[0])  # whole grids first
+    if maps:
+        return [plot for _, plot in maps[:MAX_MAPS]], ""
+    return [], f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
+
+
+def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | None:
+    """The number of empty cells and the map; None where no two values of one setting meet the same of the other."""
+    jobs = [job for job in jobs if {x_key, y_key} <= settings(job.row).keys()]
+    columns, rows = _levels(jobs, x_key), _levels(jobs, y_key)
+    if len(columns) < 2 or len(rows) < 2:
+        return None
+    accuracies: dict[tuple[str, str], list[float]] = {}
+    for job in jobs:
+        setting = settings(job.row)
+        accuracies.setdefault((setting[x_key], setting[y_key]), []).append(_percent(job))
+    cells = [
+        {
+            "x": x,
+            "y": y,
+            "z": fmean(values),
+            "text": f"{fmean(values):.2f}",
+            "hover": f"{y_key}={y}\n{x_key}={x}\nmean {_spread(values)}",
+        }
+        for (x, y), values in accuracies.items()
+    ]
+    spec = heat_map(cells, columns, rows, x_title=x_key, y_title=y_key, unit="Top-1, %")
+    note = "Each cell is the mean over all runs with these two values, whatever else they vary."
+    plot = Plot(f"heat_{_plain(y_key)}_{_plain(x_key)}", f"{y_key} by {x_key}", note, spec)
+    return len(columns) * len(rows) - len(cells), plot
+
+
+def calibration_size(jobs: Sequence[Job]) -> PlotOrReason:
+    """Accuracy against the number of calibration images; a band over the seeds."""
+    known = [job for job in jobs if job.row.calibration_images]
+    if len({job.row.calibration_images for job in known}) < 2:
+        return None, "the number of calibration images does not vary"
+    keys = [key for key in compared_settings(known) if key.removeprefix("config.") not in (SIZE, "seed")]
+    configurations: dict[str, dict[int, list[float]]] = {}
+    for job in known:
+        setting = settings(job.row)
+        name = " ".join(setting[key] for key in keys if key in setting) or "all runs"
+        sizes = configurations.setdefault(name, {})
+        sizes.setdefault(job.row.calibration_images or 0, []).append(_percent(job))
+    ranked = sorted(configurations.items(), key=lambda item: -max(fmean(values) for values in item[1].values()))
+    shown = dict([(name, sizes) for name, sizes in ranked if len(sizes) > 1][:MAX_SERIES])
+    if not shown:
+        return None, "no configuration was run with more than one number of calibration images"
+    points: list[Row] = []
+    for name, sizes in shown.items():
+        several = any(len(values) > 1 for values in sizes.values())
+        for size, values in sorted(sizes.items()):
+            hover = f"{name}\n{size:,} images: {_spread(values)}"
+            band = {"low": min(values), "high": max(values)} if several else {}
+            points.append({"x": size, "y": fmean(values), "series": name, "hover": hover, **band})
+    seeds = max(len(values) for sizes in shown.values() for values in sizes.values())
+    band_note = f"Line: mean over {seeds} seeds; band: smallest to largest." if seeds > 1 else "One seed: no band."
+    left_out = len(shown) < len(configurations)
+    left = f"The {len(shown)} most accurate of {len(configurations)} configurations." if left_out else ""
+    y_range, below = window([point["y"] for point in points])
+    spec = lines(
+        points,
+        list(shown),
+        x_title="Calibration images",
+        y_title="Top-1, %",
+        level=_float_level(jobs),
+        y_range=y_range,
+    )
+    note = " ".join(filter(None, (band_note, left, below)))
+    return Plot("calibration_size", "Accuracy against calibration images", note, spec), ""
+
+
+def describe(job: Job) -> str:
+    """A run in a few lines, for the label of its point."""
+    row = job.row
+    accuracy = f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}"
+    if row.accuracy_ci_low is not None and row.accuracy_ci_high is not None:
+        accuracy += f" ({terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)})"
+    delta = f"{terminal.points(row.accuracy_delta)} points against float" if row.accuracy_delta is not None else ""
+    measures = [terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels or ""]
+    parts = (
+        f"{job.label}: {job.choices}",
+        accuracy,
+        delta,
+        ", ".join(filter(None, measures)),
+        "timed on a busy machine" if row.machine_busy else "",
+        f"{MARK} not portable" if mark(row) else "",
+        in_default_session(row),
+    )
+    return "\n".join(filter(None, parts))
+
+
+# ---- a few runs
+
+
+def focus(evidence: Evidence, recommended: Job) -> Job | None:
+    """The run whose errors are shown: the recommended one, or the most accurate quantized one where that is float."""
+    if recommended.row.calibration_method is not None:
+        return recommended
+    return max(_quantized(evidence), key=_percent, default=None)
+
+
+def selection(evidence: Evidence, first: Job, most: int = MAX_RUNS) -> list[Job]:
+    """``first`` and then the most accurate quantized runs; of runs that differ only in the seed, one."""
+    distinct: dict[object, Job] = {}
+    for job in [first, *sorted(_quantized(evidence), key=lambda job: -_percent(job))]:
+        setting = {key: value for key, value in settings(job.row).items() if key != "seed"}
+        distinct.setdefault(tuple(setting.items()) or job.folder, job)
+    return list(distinct.values())[:most]
+
+
+def per_class(evidence: Evidence, first: Job) -> PlotOrReason:
+    """How far each class moved from float, in points, for a few runs."""
+    cells = []
+    jobs = selection(evidence, first)
+    names = _names(jobs)
+    for job, run in zip(jobs, names, strict=True):
+        for row in read_table(job.path / "per_class.csv", ("class_name", "images", "accuracy", "accuracy_delta")):
+            delta, accuracy, name = number(row["accuracy_delta"]), number(row["accuracy"]), row["class_name"]
+            if delta is None or accuracy is None:
+                continue
+            hover = f"{job.label}: {job.choices}\n{name}: {100 * delta:+.2f} points\n{100 * accuracy:.2f} % of "
+            text = f"{100 * delta:+.1f}" if delta else "0.0"
+            cells.append(
+                {"x": name, "y": run, "z": 100 * delta, "text": text, "hover": f"{hover}{row['images']} images"}
+            )
+    if not cells:
+        return None, "no run has a readable per_class.csv"
+    classes = list(dict.fromkeys(str(cell["x"]) for cell in cells))[:MAX_CLASSES]
+    cells = [cell for cell in cells if cell["x"] in classes]
+    rows = [name for name in names if any(cell["y"] == name for cell in cells)]
+    spec = heat_map(cells, classes, rows, x_title="", y_title="", unit="Points", diverging=True)
+    note = "The recommended run first, then the most accurate others; of runs that differ only in the seed, one."
+    return Plot("per_class", "Accuracy of each class against float", note, spec), ""
+
+
+def confusion(evidence: Evidence, job: Job) -> PlotOrReason:
+    """Predictions of the run minus predictions of the float model, true class by predicted class."""
+    labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
+    if labels is None:
+        return None, evidence.missing["labels"]
+    if after is None or before is None:
+        return None, "the run's or the float model's predictions are missing"
+    count = int(max(labels.max(), after.max(), before.max())) + 1
+    if count > MAX_CLASSES:
+        return None, f"{count} classes are more than fit, {MAX_CLASSES}"
+    # A pair of classes is one number, so that counting numbers counts pairs: a confusion matrix.
+    pairs = (np.bincount(labels * count + predicted, minlength=count**2) for predicted in (after, before))
+    new, old = (table.reshape(count, count) for table in pairs)
+    names = evidence.classes if len(evidence.classes) == count else [str(label) for label in range(count)]
+    cells = [
+        {
+            "x": names[j],
+            "y": names[i],
+            "z": int(new[i, j] - old[i, j]),
+            "text": f"{new[i, j] - old[i, j]:+d}" if new[i, j] != old[i, j] else "",
+            "hover": f"true {names[i]}, predicted {names[j]}\n{new[i, j]} images, {old[i, j]} of the float model",
+        }
+        for i, j in np.ndindex(count, count)
+    ]
+    spec = heat_map(cells, names, names, x_title="Predicted", y_title="True class", unit="Images", diverging=True)
+    note = (
+        f"Confusion matrix of {job.label} ({job.choices}) minus that of its float model, in images. "
+        "On the diagonal more is better, elsewhere less."
+    )
+    return Plot("confusion", "Where the predictions moved", note, spec), ""
+
+
+def layer_snr(evidence: Evidence, first: Job) -> PlotOrReason:
+    """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
+    known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
+    if not known:
+        return None, "no run has a ranges.csv with signal-to-noise ratios (calibration.bins=null keeps no histograms)"
+    tensors = list(known[0][1])
+    shown = [(job, ratios) for job, ratios in known if list(ratios) == tensors][:MAX_SERIES]
+    names = _names([job for job, _ in shown])
+    points = [
+        {"x": tensor, "y": snr, "series": name, "hover": f"{job.label}: {job.choices}\n{tensor}\n{snr:.1f} dB"}
+        for name, (job, ratios) in zip(names, shown, strict=True)
+        for tensor, snr in ratios.items()
+    ]
+    spec = lines(points, names, x_title="", y_title="SNR, dB")
+    note = "On the calibration images, in the order of the graph; higher is better, 6 dB are about one bit."
+    return Plot("layer_snr", "Signal to quantization noise of each activation", note, spec), ""
+
+
+def _snr(job: Job) -> dict[str, float]:
+    rows = read_table(job.path / "ranges.csv", ("tensor", "snr_db"))
+    return {row["tensor"]: value for row in rows if (value := number(row["snr_db"])) is not None}
+
+
+def _quantized(evidence: Evidence) -> list[Job]:
+    return [job for job in evidence.jobs if job.row.calibration_method is not None]
+
+
+def _names(jobs: Sequence[Job]) -> list[str]:
+    """One name for each run, no two alike."""
+    names: list[str] = []
+    for job in jobs:
+        name = shortened(job.choices, MAX_NAME)
+        taken = name in names
+        names.append(f"{shortened(name, MAX_NAME - 10)} ({job.label})" if taken else name)
+    return names
+
+
+def _levels(jobs: Sequence[Job], key: str) -> list[str]:
+    """The values of a setting, numbers by size, others in the order of their appearance."""
+    levels = list(dict.fromkeys(setting[key] for job in jobs if key in (setting := settings(job.row))))
+    try:
+        return sorted(levels, key=float)
+    except ValueError:
+        return levels
+
+
+def _series(drawn: Sequence[Job], jobs: Sequence[Job]) -> list[str]:
+    """For each drawn run the name of its colour: the value of the first varied setting, the rarest ones as "other"."""
+    keys = [key for key in compared_settings(jobs) if len(_levels(jobs, key)) > 1 and key != "seed"]
+    key = "quant" if "quant" in keys else keys[0] if keys else ""
+    names = []
+    for job in drawn:
+        value = settings(job.row).get(key)
+        names.append(f"{key}={value}" if value else job.row.quant_type or "runs")
+    common = {name for name, _ in Counter(names).most_common(MAX_SERIES)}
+    return [name if name in common else "other" for name in names]
+
+
+def _float_level(jobs: Sequence[Job]) -> tuple[str, float] | None:
+    levels = {job.row.float_accuracy for job in jobs}
+    value = levels.pop() if len(levels) == 1 else None
+    return None if value is None else (f"Float, {100 * value:.2f} %", 100 * value)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f}, n = {len(values)}"
+
+
+def _kilobytes(job: Job) -> float | None:
+    return None if job.row.model_bytes is None else job.row.model_bytes / 1000
+
+
+def _latency(job: Job) -> float | None:
+    return job.row.latency_us_median
+
+
+def _percent(job: Job) -> float:
+    return 100 * (job.row.accuracy or 0.0)
+
+
+def _plain(key: str) -> str:
+    """``key`` as part of a file's name."""
+    return "".join(character if character.isalnum() else "_" for character in key)[:40]

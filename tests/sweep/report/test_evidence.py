@@ -1,0 +1,91 @@
+"""What the runs left to compare, and that nothing is used which does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report.evidence import gather
+
+MakeRun = Callable[..., Path]
+Read = Callable[[], list[Job]]
+
+
+def test_evidence_of_a_grid(grid: list[Job]) -> None:
+    evidence = gather(grid)
+    assert len(evidence.jobs) == 13
+    assert all(predictions is not None for predictions in evidence.predictions)
+    assert evidence.labels is not None
+    assert evidence.classes[3] == "cat"
+    assert (evidence.missing, evidence.notes) == ({}, [])
+
+
+def test_predictions_that_do_not_fit_the_row_are_not_used(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=int8", 3)
+    np.save(make_run(1, "quant=uint8", 3) / "predictions.npy", np.zeros(1000, np.int64))
+    (make_run(2, "quant=u8s8", 3) / "predictions.npy").write_bytes(b"\x93NUMPY broken")
+    np.save(make_run(3, "quant=w4a8", 3) / "predictions.npy", np.zeros(999, np.int64))
+    np.save(make_run(4, "quant=w4a4", 3) / "predictions.npy", np.array([{}] * 1000), allow_pickle=True)
+    (make_run(5, "quant=w3a8", 3) / "predictions.npy").unlink()
+    evidence = gather(jobs_of())
+    assert [predictions is None for predictions in evidence.predictions] == [False, True, True, True, True, True]
+    assert "5 of 6 runs have no predictions.npy" in evidence.notes[0]
+
+
+def test_of_runs_on_other_images_those_on_the_most_are_compared(make_run: MakeRun, jobs_of: Read) -> None:
+    for number in range(3):
+        make_run(number, "quant=int8", 3, data_sha256="other", eval_images=200, data="small")
+    make_run(3, "quant=uint8", 3)
+    evidence = gather(jobs_of())
+    assert [job.number for job in evidence.jobs] == [3]
+    assert "1,000 images of sample; 3 of 4 finished runs, on other images, are in the table only" in evidence.notes[0]
+    make_run(4, "quant=u8s8", 3, data_sha256="third")
+    make_run(5, "quant=w4a8", 3)
+    assert {job.number for job in gather(jobs_of()).jobs} == {3, 5}  # of equally many images, what more runs have seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"data_sha256": "other"}, "digest"), ({"calibration_overlap": 7}, "not known"), ({"eval_images": 5}, "number")],
+)
+def test_labels_of_other_images_are_not_used(
+    changes: dict[str, object], said: str, make_run: MakeRun, jobs_of: Read
+) -> None:
+    make_run(0, "quant=int8", 3, **changes)
+    evidence = gather(jobs_of())
+    assert evidence.labels is None
+    assert said in evidence.missing["labels"]
+
+
+def test_cifar10_is_never_fetched(
+    make_run: MakeRun, jobs_of: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resnet8_quant.inputs import download
+
+    def fetch(*_: object) -> None:
+        raise AssertionError("the network")
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setenv("RESNET8_QUANT_CACHE", str(tmp_path / "cache"))
+    folder = make_run(0, "quant=int8", 3)
+    for content in ('{"config": {"data": {"kind": "cifar10"}, "cache_dir": "/nowhere"}}', '{"config": 3}', "{", "[]"):
+        (folder / "run.json").write_text(content)
+        loaded = gather(jobs_of())
+        assert (loaded.labels is None) == ("cifar10" in content)
+    (folder / "run.json").write_text('{"config": {"data": {"kind": "cifar10"}}}')
+    assert "not in the cache" in gather(jobs_of()).missing["labels"]
+
+
+def test_float_predictions_of_the_folder_or_of_the_float_run(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=float", 0)
+    (make_run(1, "quant=int8", 3) / "float_predictions.npy").unlink()
+    other = make_run(2, "quant=int8 model=other", 3, float_model_sha256="0" * 64)
+    (other / "float_predictions.npy").unlink()
+    evidence = gather(jobs_of())
+    by_number = {job.number: evidence.float_predictions(job) for job in evidence.jobs}
+    assert np.array_equal(by_number[1], by_number[0])  # type: ignore[arg-type]
+    assert by_number[2] is None
