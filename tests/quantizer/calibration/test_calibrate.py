@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import MinMaxCalibrater
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from strategies import PROPERTY
 
 from resnet8_quant.config import Config, DType, Format, Method, QuantConfig
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, calibrate, calibrated_tensors
@@ -93,8 +96,8 @@ def test_a_pool_has_the_scale_of_its_own_values(model, images, cache):
         assert highest < 0.5 * quantized.calibration.stats["stack3.relu2"].high
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("method", Method)
+@PROPERTY
+@given(st.sampled_from(list(Method)), st.sampled_from(sorted(TARGETS)))
 def test_the_stored_params_are_those_of_calibration(model, images, cache, configs, method, target):
     kind, symmetric, form = TARGETS[target]
     quant = QuantConfig(activation_type=kind, activation_symmetric=symmetric, format=form)
