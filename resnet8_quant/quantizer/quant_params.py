@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnxruntime.quantization.quant_utils import compute_scale_zp
 
 from resnet8_quant.config import DType
 
@@ -93,6 +92,8 @@ class QuantParams:
     @classmethod
     def of_range(cls, low: np.float32, high: np.float32, scheme: QuantScheme) -> QuantParams:
         """The parameters that onnxruntime computes for the range [low, high]; zero is always represented exactly."""
+        from onnxruntime.quantization.quant_utils import compute_scale_zp  # here, so that --help need not wait for it
+
         limits = np.array(scheme.qmin, np.int64), np.array(scheme.qmax, np.int64)
         zero_point, scale = compute_scale_zp(np.float32(low), np.float32(high), *limits, scheme.symmetric)
         return cls(np.float32(scale), int(zero_point), scheme.dtype, scheme.qmin, scheme.qmax)
