@@ -1,7 +1,7 @@
-"""What one integer convolution of ResNet8 costs in ONNX Runtime, as it is and widened: the ground of deploy=x86.
+"""What one integer convolution of ResNet8 costs in ONNX Runtime, as it is and with blocked pixels.
 
-Builds graphs of one and of nine equal QLinearConv nodes (NHWC, uint8 x int8, random weights), widens them as
-deploy/widen.py does, and measures both side by side, batch 1, one thread; the cost of a convolution is an
+Builds graphs of one and of nine equal QLinearConv nodes (NHWC, uint8 x int8, random weights), blocks their pixels as
+deploy/pixel_blocking.py does, and measures both side by side, batch 1, one thread; the cost of a convolution is an
 eighth of the difference. Out: a Markdown table. Its last layer makes the products of stack1.conv1 with a kernel of one
 pixel on 144 channels, for which no pointers to columns are written: the difference is what the pointers cost.
 """
@@ -24,9 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from resnet8_quant.deploy.graph import MICROSOFT, Graph  # noqa: E402
-from resnet8_quant.deploy.widen import convolutions, widen, window_of  # noqa: E402
+from resnet8_quant.deploy.pixel_blocking import block_pixels, convolutions, window_of  # noqa: E402
 from resnet8_quant.evaluator.latency import measure_calls  # noqa: E402
+from resnet8_quant.graphs.graph import MICROSOFT, Graph  # noqa: E402
 from resnet8_quant.graphs.session import open_session  # noqa: E402
 from resnet8_quant.machine import cpu_description  # noqa: E402
 from resnet8_quant.terminal import markdown  # noqa: E402
@@ -63,7 +63,7 @@ LAYERS = (
 
 
 def model(layer: Layer, copies: int, pixels: int, zero_point: int) -> bytes:
-    """``copies`` convolutions of one input, each widened to ``pixels`` columns."""
+    """``copies`` convolutions of one input, each blocked to ``pixels`` columns."""
     rng = np.random.default_rng(0)
     constants = {"x_s": np.float32(0.02), "x_z": np.uint8(0), "y_s": np.float32(0.5), "y_z": np.uint8(3)}
     nodes, outputs = [], []
@@ -98,7 +98,7 @@ def model(layer: Layer, copies: int, pixels: int, zero_point: int) -> bytes:
         for node in convolutions(graph):
             window = window_of(graph, node, layer.size)
             group = layer.channels if layer.channels % 4 == 0 else layer.stride * pixels * layer.channels
-            widen(graph, node, layer.size, window, pixels, group, zero_point=zero_point)
+            block_pixels(graph, node, layer.size, window, pixels, group, zero_point=zero_point)
     return bytes(graph.finish().SerializeToString())
 
 

@@ -35,9 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, DType, Layout  # noqa: E402
+from resnet8_quant.deploy.convert_activations import convert_activations  # noqa: E402
 from resnet8_quant.deploy.deploy import deploy  # noqa: E402
 from resnet8_quant.deploy.fuse import fuse  # noqa: E402
-from resnet8_quant.deploy.reencode import reencode  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
 from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, caller, measure_calls, speedup  # noqa: E402
@@ -56,8 +56,8 @@ TARGETS = (*EXACT, "x86_vnni", "x86_amx")
 BYTES_IN = "deploy.input=uint8"
 # Steps of deploy=x86 after the first, each on top of the one before: name -> what the config says.
 STEPS: dict[str, dict[str, object]] = {
-    "+ no layout changes": {"wide_input": False},
-    "+ wide first layer (deploy=x86)": {},
+    "+ no layout changes": {"pixel_blocking": False},
+    "+ pixel blocking (deploy=x86)": {},
     "+ deploy.input=uint8": {"input": DeployInput.uint8},
     "+ deploy.output=logits": {"input": DeployInput.uint8, "output": DeployOutput.logits},
     "+ deploy.output=label instead": {"input": DeployInput.uint8, "output": DeployOutput.label},
@@ -101,8 +101,8 @@ def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, Ben
             if wanted:
                 found[f"{name} deploy={target}"] = made(targets[target])
         if name == "u8s7":
-            fused = fuse(reencode(onnx.load_from_string(plain), DType.uint8))[0].SerializeToString()
-            steps = {"re-encoded, fused": BenchmarkModel(fused, model.input_spec)}
+            fused = fuse(convert_activations(onnx.load_from_string(plain), DType.uint8))[0].finish().SerializeToString()
+            steps = {"converted, fused": BenchmarkModel(fused, model.input_spec)}
             steps |= {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
             steps["deploy=x86_amx"] = made(targets["x86_amx"])
             amx = replace(targets["x86_amx"], input=lean.input, output=lean.output)

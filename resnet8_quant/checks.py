@@ -184,7 +184,7 @@ def _check_sampling(calibration: CalibrationConfig) -> None:
 def _check_deploy(deploy: DeployConfig, quant: QuantConfig, model: ModelKind) -> None:
     if deploy.activation_type is None:
         plain = DeployConfig()
-        for name in ("avoid_saturation", "wide_input", "products", "input", "output"):
+        for name in ("avoid_saturation", "pixel_blocking", "gemm_convolutions", "input", "output"):
             value = getattr(deploy, name)
             if value != getattr(plain, name):
                 shown = getattr(value, "name", str(value).lower())

@@ -187,8 +187,8 @@ class DeployConfig:
     name: str = "none"
     activation_type: Optional[DType] = None
     avoid_saturation: bool = False
-    wide_input: bool = False
-    products: bool = False
+    pixel_blocking: bool = False
+    gemm_convolutions: bool = False
     input: DeployInput = DeployInput.float32
     output: DeployOutput = DeployOutput.same
 

@@ -265,7 +265,7 @@ class _Made:
 
 def _made(config: Config, prepared: Prepared) -> _Made:
     """Quantize and deploy, as far as the config asks for it."""
-    from resnet8_quant.quantizer.contents import read_contents
+    from resnet8_quant.graphs.quantization_summary import summarize
 
     model, images, quantized = prepared.model, prepared.images, None
     columns: dict[str, Any] = {}
@@ -289,7 +289,7 @@ def _made(config: Config, prepared: Prepared) -> _Made:
     if quantized is not None and serialized is quantized.serialized:
         contents = quantized.contents
     else:
-        contents = read_contents(onnx.load_from_string(serialized))
+        contents = summarize(onnx.load_from_string(serialized))
     layers = (quantized.contents if quantized else contents).layers
     columns |= contents_columns(contents, layers)
     details |= {"operators": contents.operators, "layers": [dataclasses.asdict(layer) for layer in layers]}

@@ -29,7 +29,7 @@ from resnet8_quant.machine import runtime_version
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
-    from resnet8_quant.quantizer.contents import GraphContents, LayerContents
+    from resnet8_quant.graphs.quantization_summary import LayerSummary, QuantizationSummary
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
 PACKAGES = ("onnx", "numpy", "hydra-core")
@@ -103,7 +103,7 @@ def calibration_columns(config: Config, quantized: QuantizedModel, images: int) 
     }
 
 
-def contents_columns(contents: GraphContents, layers: Sequence[LayerContents]) -> dict[str, Any]:
+def contents_columns(contents: QuantizationSummary, layers: Sequence[LayerSummary]) -> dict[str, Any]:
     """Columns of the row that say what the file holds.
 
     Args:

@@ -34,7 +34,7 @@ def refused(problem, remedy, deploy, quant=None):
 @pytest.mark.parametrize("quantized", [DType.uint8, DType.int8])
 def test_8_bits_to_8_bits(kind, quantized):
     quant = QuantConfig(activation_type=quantized)
-    for options in ({}, {"wide_input": True, "products": True}):
+    for options in ({}, {"pixel_blocking": True, "gemm_convolutions": True}):
         check(Config(quant=quant, deploy=DeployConfig("target", kind, **options)))
 
 
@@ -60,8 +60,8 @@ def test_a_float_model_may_hold_pairs_already():
         ("output", DeployOutput.logits, "logits"),
         ("output", DeployOutput.probabilities, "probabilities"),
         ("output", DeployOutput.label, "label"),
-        ("wide_input", True, "true"),
-        ("products", True, "true"),
+        ("pixel_blocking", True, "true"),
+        ("gemm_convolutions", True, "true"),
     ],
 )
 def test_a_field_that_nothing_reads(field, value, word, quant):

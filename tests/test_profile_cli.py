@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 import pandas
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.profile import main, shortened
@@ -23,24 +26,17 @@ LONG = "a_node_whose_name_is_longer_than_its_column"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Quantize, two products with long names that differ in the middle, dequantize; with a free batch."""
-    make = helper.make_node
-    product = ["scale", "zero", "w", "scale", "zero", "scale", "zero"]
-    nodes = [
-        make("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantize"),
-        make("QLinearMatMul", ["q", *product], ["p"], f"{LONG}_1_{LONG}"),
-        make("QLinearMatMul", ["p", *product], ["r"], f"{LONG}_2_{LONG}"),
-        make("DequantizeLinear", ["r", "scale", "zero"], ["y"], "dequantize"),
-    ]
-    weights = {"scale": np.float32(1), "zero": np.uint8(0), "w": np.eye(4, dtype=np.uint8)}
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
     path = tmp_path_factory.mktemp("model") / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+        net (float[n, 4] x) => (float[n, 4] y) <float s = {{1}}, uint8 z = {{0}}> {{
+            [quantize] q = QuantizeLinear (x, s, z)
+            [{LONG}_1_{LONG}] p = QLinearMatMul (q, s, z, w, s, z, s, z)
+            [{LONG}_2_{LONG}] r = QLinearMatMul (p, s, z, w, s, z, s, z)
+            [dequantize] y = DequantizeLinear (r, s, z)
+        }}"""
+    proto = parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.uint8), "w"))
+    onnx.save(proto, path)
     return path
 
 
@@ -158,25 +154,19 @@ def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--by" in capsys.readouterr().out
 
 
-def test_names_that_fit_stay() -> None:
-    assert shortened(["conv", "x" * 12], 12) == ["conv", "x" * 12]
-
-
 def test_only_names_that_clash_get_their_position() -> None:
+    assert shortened(["conv", "x" * 12], 12) == ["conv", "x" * 12]
     assert shortened(["conv", "same_name_twice", "same_name_twice"], 12) == ["conv", "same_name_~2", "same_name_~3"]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["stack1.conv1.weight_DequantizeLinear", "stack1.conv2.weight_DequantizeLinear"],
-        [f"same_beginning_{i}_same_end_of_the_name" for i in range(200)],
-        ["same", "same"],
-        ["x" * 40, "x" * 41, "xxxxx..xxxxx"],
-        ["x" * 40, "x" * 40, "xxxxxxxxxx~1"],
-        ["a\x1b[31mred", "a|b", "a\nb"],
-    ],
-)
+PARTS = st.sampled_from(["same", "xxxx", "..", "~1", "~2", "a|b", "\x1b[31m", "\n", "stack1.conv1.weight_", "é"])
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=6).map("".join), min_size=1, max_size=30))
+@example([f"same_beginning_{i}_same_end_of_the_name" for i in range(200)])
+@example(["x" * 40, "x" * 41, "xxxxx..xxxxx"])
+@example(["x" * 40, "x" * 40, "xxxxxxxxxx~1"])
 def test_shortened_names_are_printable_and_never_ambiguous(names: list[str]) -> None:
     short = shortened(names, 12)
     assert len(set(short)) == len(names)

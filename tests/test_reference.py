@@ -82,7 +82,7 @@ def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: P
     chosen = choose_images(calibration, cifar10.train.labels, len(cifar10.test.labels), 42)
     images = CalibrationImages.of(cifar10.train.images, chosen, "train")
     plain = quantize(model, images, Config(kinds[name], calibration)).serialized
-    x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True)
+    x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True)
     deployed, input_spec = deploy(plain, x86, model.input_spec)
     answers = [
         predict(one, input_spec, cifar10.test.images, batch_size=500, threads=0).labels for one in (plain, deployed)

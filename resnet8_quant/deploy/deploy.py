@@ -1,4 +1,4 @@
-"""The way from a Q/DQ model to a deployed one: re-encode, fuse, make lean.
+"""The way from a Q/DQ model to a deployed one: convert activations, fuse, rewrite convolutions, set input and output.
 
 In: ONNX bytes, the `deploy` part of the config, the input spec. Out: ONNX bytes and the input_spec of the new model.
 """
@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 
 from resnet8_quant.config import DeployConfig, DeployInput
-from resnet8_quant.deploy.fuse import fuse, pack, shapes_of
-from resnet8_quant.deploy.graph import Graph
-from resnet8_quant.deploy.lean import drop_layout, give, take_bytes
-from resnet8_quant.deploy.reencode import reencode
-from resnet8_quant.deploy.unsigned import use_unsigned_weights
-from resnet8_quant.deploy.widen import convolutions, use_products, widen_input
+from resnet8_quant.deploy.convert_activations import convert_activations
+from resnet8_quant.deploy.fuse import drop_layout, fuse, pack
+from resnet8_quant.deploy.input_output import set_output, uint8_input
+from resnet8_quant.deploy.pixel_blocking import block_input, convolutions, gemm_convolution
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.saturation import saturating_nodes
+from resnet8_quant.graphs.compact import compact
+from resnet8_quant.graphs.graph import Graph
+from resnet8_quant.graphs.saturation import saturating_nodes, use_unsigned_weights
 from resnet8_quant.graphs.session import kernels_saturate
+from resnet8_quant.graphs.tap import tap
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.quantizer.compact import compact
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,12 @@ def deploy(
         The new model, and how it is fed.
 
     Raises:
-        ExperimentError: the model cannot be re-encoded (see ``reencode``), its input cannot be widened, or it is for
-            CPUs with VNNI and this one's kernels saturate.
+        ExperimentError: the model's activations cannot be converted (see ``convert_activations``), it does not end in
+            the logits that ``config.output`` is made of, or it is for CPUs with VNNI and this one's kernels saturate.
     """
     if config.activation_type is None:
         return model, input_spec
-    fused, narrow = fuse(reencode(onnx.load_from_string(model), config.activation_type))
-    graph = Graph(fused)
+    graph, low_bit = fuse(convert_activations(onnx.load_from_string(model), config.activation_type))
     shapes = _nhwc_shapes(graph, input_spec)
     drop_layout(graph, shapes)
     if config.avoid_saturation:
@@ -60,15 +59,15 @@ def deploy(
             )
     for node in convolutions(graph):
         _, height, width, _ = shapes[node.input[0]]
-        if config.wide_input and widen_input(graph, node, height, width):
+        if config.pixel_blocking and block_input(graph, node, height, width):
             log.info("deploy: %s computes several pixels at once", node.name)
-        elif config.products and use_products(graph, node, height, width):
+        elif config.gemm_convolutions and gemm_convolution(graph, node, height, width):
             log.info("deploy: %s is computed as a product of matrices", node.name)
-    give(graph, config.output)
+    set_output(graph, config.output)
     if config.input is DeployInput.uint8:
-        take_bytes(graph, input_spec)
+        uint8_input(graph, input_spec)
         input_spec = dataclasses.replace(input_spec, raw=True)
-    pack(graph, narrow)
+    pack(graph, low_bit)
     deployed = graph.finish()
     _check_saturation(deployed, config)
     onnx.checker.check_model(deployed)
@@ -81,7 +80,7 @@ def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
     """Refuse a model that this CPU would compute wrong."""
     if not kernels_saturate():
         return
-    layers = [node.output[0] for node in saturating_nodes(deployed)]
+    layers = [node.output[0] for node in saturating_nodes(Graph(deployed))]
     if layers:
         raise ExperimentError(
             f"`deploy` is {config.name}: {len(layers)} layers ({', '.join(layers[:3])}{', ...' if layers[3:] else ''}) "
@@ -92,9 +91,10 @@ def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:
 
 
 def _nhwc_shapes(graph: Graph, input_spec: InputSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the convolutions and the changes of layout read, for one image."""
-    names = [
-        node.input[0] for node in (*convolutions(graph), *graph.nodes) if node.op_type in ("QLinearConv", "Transpose")
-    ]
+    """Shapes of what the convolutions and Transposes read, for one image; taken from a run of the graph as it is."""
+    readers = [*convolutions(graph), *(node for node in graph.nodes if node.op_type == "Transpose")]
+    computed = {graph.input.name, *graph.producers()}
+    names = list(dict.fromkeys(node.input[0] for node in readers if node.input[0] in computed))
     image = np.zeros((input_spec.batch or 1, *input_spec.shape), np.uint8)
-    return shapes_of(graph.finish(), list(dict.fromkeys(names)), input_spec.prepare(image))
+    values = tap(graph.finish(), names, level="none")(input_spec.prepare(image))
+    return {name: value.shape for name, value in zip(names, values, strict=True)}

@@ -1,7 +1,7 @@
 """Q/DQ pairs and float operators fused into integer operators, by ONNX Runtime's own optimizer, and written down.
 
 In: a Q/DQ ModelProto whose types suit the target. Out: the ModelProto that ONNX Runtime would run: QLinearConv on NHWC
-tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work when it is loaded, and can be made leaner.
+tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work when it is loaded, and can be made smaller.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import NodeProto, helper
 
-from resnet8_quant.deploy.graph import Graph
-from resnet8_quant.graphs.session import new_session
+from resnet8_quant.graphs.graph import PRODUCER, Graph, attributes
+from resnet8_quant.graphs.runtime import new_session
 
 DERIVED = re.compile("(_rows|_nhwc)_*$")  # how names of rearranged weights end
-PRODUCER = "resnet8-quant"
+TO_NCHW = [0, 3, 1, 2]
+MATRIX = 3  # input of QGemm
 
 
-def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Optimise ``model``.
+def fuse(model: onnx.ModelProto) -> tuple[Graph, dict[str, int]]:
+    """Fuse the Q/DQ pairs of ``model``.
 
     The layout of AVX blocks (domain com.microsoft.nchwc), which layers that stayed float would get, is left out: such a
     file would run on no other processor.
@@ -31,9 +32,9 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         model: Q/DQ; signed activations are fused too, which ONNX Runtime does by itself on Arm only.
 
     Returns:
-        The optimised model; and of the weights that it holds as bytes but ``model`` in fewer bits, name -> that type.
+        The fused graph; and of the weights that it holds as bytes but ``model`` in fewer bits, {name: that type}.
     """
-    narrow = _narrow_weights(model)
+    low_bit = _low_bit_weights(model)
     with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
         path = Path(folder, "fused.onnx")
         new_session(
@@ -42,59 +43,90 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
             optimized_model=path,
             disabled_optimizers=["NchwcTransformer"],
         )
-        fused = onnx.load(path)
-    fused.producer_name = PRODUCER
-    fused.ClearField("producer_version")
-    names = _rename(fused.graph)
-    return Graph(fused).finish(), {names[name]: kind for name, kind in narrow.items() if name in names}
+        graph = Graph(onnx.load(path))
+    graph.model.producer_name = PRODUCER
+    graph.model.ClearField("producer_version")
+    names = _remove_marks(graph)
+    graph.prune()
+    return graph, {names[name]: dtype for name, dtype in low_bit.items() if name in names}
 
 
-def _narrow_weights(model: onnx.ModelProto) -> dict[str, int]:
-    """Weights that a Cast makes of integers of fewer bits: the Cast's output -> the type they are stored in."""
-    tensors = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+def _low_bit_weights(model: onnx.ModelProto) -> dict[str, int]:
+    """Weights that a Cast makes of integers of fewer bits: {the Cast's output: the type they are stored in}."""
+    dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     return {
-        node.output[0]: tensors[node.input[0]]
+        node.output[0]: dtypes[node.input[0]]
         for node in model.graph.node
-        if node.op_type == "Cast" and node.input[0] in tensors
+        if node.op_type == "Cast" and node.input[0] in dtypes
     }
 
 
-def pack(graph: Graph, narrow: dict[str, int]) -> None:
+def pack(graph: Graph, low_bit: dict[str, int]) -> None:
     """Store weights in fewer bits again, with a Cast that is folded when the model is loaded.
 
     Args:
         graph: changed.
-        narrow: as ``fuse`` returns it; of what was made of such weights in between, what still fits.
+        low_bit: as ``fuse`` returns it; of what was made of such weights in between, what still fits.
     """
     casts = []
-    for name in list(graph.tensors):
+    for name in list(graph.initializers):
+        # A rearranged weight has the type of the one that it was made of.
         origin = name
-        while origin not in narrow and DERIVED.search(origin):
+        while origin not in low_bit and DERIVED.search(origin):
             origin = DERIVED.sub("", origin)
         values = graph.array(name)
-        if origin not in narrow or values.dtype != np.int8:
+        if origin not in low_bit or values.dtype != np.int8:
             continue
-        kind = narrow[origin]
-        stored = values.astype(helper.tensor_dtype_to_np_dtype(kind))
+        stored = values.astype(helper.tensor_dtype_to_np_dtype(low_bit[origin]))
         if np.array_equal(stored.astype(np.int8), values):
-            del graph.tensors[name]
-            packed = graph.put(f"{name}_stored", stored)
+            del graph.initializers[name]
+            packed = graph.add_initializer(f"{name}_stored", stored)
             casts.append(helper.make_node("Cast", [packed], [name], to=onnx.TensorProto.INT8))
     graph.nodes[:0] = casts
 
 
-def _rename(graph: onnx.GraphProto) -> dict[str, str]:
+def drop_layout(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Flatten in NHWC order what is transposed to NCHW only to be flattened; the rows of the next matrix move along.
+
+    Args:
+        graph: changed.
+        shapes: of the tensors that are transposed.
+    """
+    for transpose in [node for node in graph.nodes if node.op_type == "Transpose"]:
+        if attributes(transpose).get("perm") != TO_NCHW or transpose.input[0] not in shapes:
+            continue
+        _, height, width, channels = shapes[transpose.input[0]]
+        flattens = graph.consumers(transpose.output[0])
+        if any(node.op_type != "Flatten" or attributes(node).get("axis", 1) != 1 for node in flattens):
+            continue
+        if height * width > 1:  # with one pixel both orders are the same
+            gemms = [consumer for node in flattens for consumer in graph.consumers(node.output[0])]
+            if any(node.op_type != "QGemm" or node.input[MATRIX] not in graph.initializers for node in gemms):
+                continue
+            for gemm in gemms:
+                _move_rows(graph, gemm, channels, height, width)
+        graph.reroute(transpose.output[0], transpose.input[0])
+
+
+def _move_rows(graph: Graph, gemm: NodeProto, channels: int, height: int, width: int) -> None:
+    """Bring a QGemm's matrix from rows in (channel, row, column) order to (row, column, channel)."""
+    name = gemm.input[MATRIX]
+    matrix = graph.array(name)
+    transposed = bool(attributes(gemm).get("transB"))
+    rows = matrix.T if transposed else matrix
+    moved = rows.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(rows.shape)
+    gemm.input[MATRIX] = graph.add_initializer(f"{name}_nhwc", moved.T if transposed else moved)
+
+
+def _remove_marks(graph: Graph) -> dict[str, str]:
     """Take the optimizer's marks off names, stack1.conv2_token_7 -> stack1.conv2; returns {old: new} of tensors."""
-    tensors = [*(name for node in graph.node for name in node.output), *(tensor.name for tensor in graph.initializer)]
-    fixed = {value.name for value in (*graph.input, *graph.output)}
-    new = _without_marks([name for name in tensors if name not in fixed], fixed)
-    nodes = _without_marks([node.name for node in graph.node], set())
-    for node in graph.node:
+    tensors = [*(name for node in graph.nodes for name in node.output), *graph.initializers]
+    ends = {value.name for value in (*graph.model.graph.input, *graph.model.graph.output)}
+    new = _without_marks([name for name in tensors if name not in ends], ends)
+    nodes = _without_marks([node.name for node in graph.nodes], set())
+    for node in graph.nodes:
         node.name = nodes.get(node.name, "")
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = new.get(tensor.name, tensor.name)
+    graph.rename(new)
     return new
 
 
@@ -111,22 +143,3 @@ def _without_marks(names: list[str], taken: set[str]) -> dict[str, str]:
         taken.add(candidate)
         new[name] = candidate
     return new
-
-
-def shapes_of(model: onnx.ModelProto, names: list[str], batch: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """Shapes of tensors of ``model`` for an input ``batch``, found by running it.
-
-    Args:
-        model: as ``fuse`` makes it.
-        names: of tensors; the input's own may be among them.
-        batch: for the model's only input.
-    """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    made = {name for node in probe.graph.node for name in node.output}
-    wanted = [name for name in names if name in made]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    session = new_session(probe.SerializeToString(), level="none")
-    name = session.get_inputs()[0].name
-    found = session.run(wanted, {name: batch})
-    return {name: batch.shape} | {name: tuple(array.shape) for name, array in zip(wanted, found, strict=True)}

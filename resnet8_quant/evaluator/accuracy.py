@@ -20,7 +20,8 @@ import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import locked, replacing, sha256_bytes
-from resnet8_quant.graphs.session import CPU, open_session, run_batch
+from resnet8_quant.graphs.runtime import CPU
+from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.machine import cpu_description, usable_cores
 from resnet8_quant.progress import progress

@@ -1,4 +1,4 @@
-"""Does a quantized model really compute in integers? The graph that ONNX Runtime runs tells.
+"""Which kernels ONNX Runtime chooses for a model: integer or float.
 
 In: a serialized model. Out: how many of its matrix products run as integer kernels, and all operators that run; for a
 single operator of the graph that runs, what kind of kernel it is.
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnet8_quant.graphs.session import CPU, open_session
+from resnet8_quant.graphs.runtime import CPU
+from resnet8_quant.graphs.session import open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -58,9 +59,9 @@ class KernelReport:
     Attributes:
         kernels: "integer": all products; "mixed": some; "simulated": none although the model is quantized;
             "float": the model is not quantized. With another execution provider than the CPU's first: that one's name,
-            since it compiles its part of the graph and does not tell.
-        integer: number of convolutions and matrix products that run as integer kernels; None: not told.
-        total: number of convolutions and matrix products; None: not told.
+            since it compiles its part of the graph and does not say what it runs.
+        integer: number of convolutions and matrix products that run as integer kernels; None: unknown.
+        total: number of convolutions and matrix products; None: unknown.
         ops: operator, with its domain if not ai.onnx's -> count, most frequent first.
     """
 
@@ -93,7 +94,7 @@ def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) ->
     total = integer + sum(_is_float(node) for node in nodes)
     quantized = integer > 0 or _has_quantizers(onnx.load_from_string(model))
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
-    return KernelReport(_judge(integer, total, quantized), integer, total, dict(ops.most_common()))
+    return KernelReport(_overall(integer, total, quantized), integer, total, dict(ops.most_common()))
 
 
 def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:
@@ -114,7 +115,7 @@ def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:
     return KINDS.get(node.op_type) or ("float" if FLOAT_TYPES.intersection(element_types) else "integer")
 
 
-def _judge(integer: int, total: int, quantized: bool) -> Kernels:
+def _overall(integer: int, total: int, quantized: bool) -> Kernels:
     if not quantized:
         return "float"
     if integer == 0:

@@ -24,7 +24,8 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from resnet8_quant.graphs.session import CPU, cannot_run, open_session
+from resnet8_quant.graphs.runtime import CPU
+from resnet8_quant.graphs.session import cannot_run, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift

@@ -112,7 +112,7 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         threads: within an operator; 0: as many as there are cores.
 
     Raises:
-        ExperimentError: the model cannot be loaded or run, its inputs cannot be made up, or there are too many runs.
+        ExperimentError: the model cannot be loaded or run, its inputs cannot be generated, or there are too many runs.
     """
     import onnx
 
@@ -163,7 +163,7 @@ def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.nd
     for value in session.get_inputs():
         if value.type not in INPUT_TYPES:
             raise ExperimentError(
-                f"input {value.name!r} is {value.type}; only {', '.join(INPUT_TYPES)} can be made up",
+                f"input {value.name!r} is {value.type}; only {', '.join(INPUT_TYPES)} can be generated",
                 "profile a model with inputs of these types",
             )
         kind, low, high = INPUT_TYPES[value.type]

@@ -27,6 +27,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, attributes, input_name
+from resnet8_quant.graphs.runtime import new_session
+
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of the 16-bit sum of a pair
 LARGEST_CODE = 255
 SHIFT = 128  # from int8 to uint8
@@ -77,13 +80,13 @@ def pair_saturates(weights: np.ndarray, largest: int = LARGEST_CODE) -> bool:
 @functools.lru_cache(maxsize=16)
 def saturating_layers(model: bytes) -> tuple[str, ...]:
     """Outputs of the layers of a serialized model in which a pair of products can saturate, in the graph's order."""
-    return tuple(str(node.output[0]) for node in saturating_nodes(onnx.load_from_string(model)))
+    return tuple(str(node.output[0]) for node in saturating_nodes(Graph(onnx.load_from_string(model))))
 
 
-def saturating_nodes(model: onnx.ModelProto) -> list[NodeProto]:
-    """The layers of ``model`` in which a pair of products can saturate, in the graph's order."""
-    graph = _Graph(model)
-    return [node for node in model.graph.node if graph.saturates(node)]
+def saturating_nodes(graph: Graph) -> list[NodeProto]:
+    """The nodes of ``graph`` in which a pair of products can saturate, in its order."""
+    reader = _Reader(graph)
+    return [node for node in graph.nodes if reader.saturates(node)]
 
 
 def unsigned_weights(model: bytes) -> bytes:
@@ -92,123 +95,126 @@ def unsigned_weights(model: bytes) -> bytes:
     Args:
         model: serialized ModelProto; Q/DQ pairs in it stay as they are.
     """
-    proto = onnx.load_from_string(model)
-    nodes = [node for node in saturating_nodes(proto) if node.op_type in INTEGER_OPERATORS]
-    if not nodes:
-        return model
-    graph = _Graph(proto)
-    for index, node in enumerate(nodes):
+    graph = Graph(onnx.load_from_string(model))
+    return bytes(graph.finish().SerializeToString()) if use_unsigned_weights(graph) else model
+
+
+def use_unsigned_weights(graph: Graph) -> list[str]:
+    """Give integer operators that can saturate uint8 weights, 128 more with a zero point 128 more.
+
+    The kernel for uint8 with uint8 is exact on every CPU, and slower than that for uint8 with int8 where that is exact.
+
+    Returns:
+        First outputs of the changed nodes.
+    """
+    reader = _Reader(graph)
+    changed = []
+    for node in [node for node in graph.nodes if node.op_type in INTEGER_OPERATORS and reader.saturates(node)]:
         inputs = INTEGER_OPERATORS[node.op_type]
         name = node.input[inputs.weight]
-        if name not in graph.constants:
+        if name not in reader.constants:
             continue
-        arrays = {inputs.weight: graph.value(name), inputs.weight_zero_point: graph.weight_zero_point(node)}
-        for position, array in arrays.items():
-            name = f"unsigned_{index}_{position}"
-            proto.graph.initializer.append(numpy_helper.from_array(to_unsigned(array), name))
-            node.input.extend([""] * (position + 1 - len(node.input)))
-            node.input[position] = name
-    return bytes(proto.SerializeToString())
+        zero_point = reader.weight_zero_point(node)
+        zero_point_name = input_name(node, inputs.weight_zero_point) or f"{name}_zero_point"
+        node.input.extend([""] * (inputs.weight_zero_point + 1 - len(node.input)))
+        node.input[inputs.weight] = graph.add_initializer(f"{name}_unsigned", _to_unsigned(reader.value(name)))
+        node.input[inputs.weight_zero_point] = graph.add_initializer(
+            f"{zero_point_name}_unsigned", _to_unsigned(zero_point)
+        )
+        changed.append(str(node.output[0]))
+    return changed
 
 
-def to_unsigned(codes: np.ndarray) -> np.ndarray:
+def _to_unsigned(codes: np.ndarray) -> np.ndarray:
     """The int8 codes of a weight or its zero point as uint8, 128 more: their difference stays."""
     return (codes.astype(np.int16) + SHIFT).astype(np.uint8)
 
 
-class _Graph:
-    """A graph, to be followed upwards."""
+class _Reader:
+    """Follows a graph upwards from its layers, to the types and values of their integers."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.sources = {name: node for node in model.graph.node for name in node.output if name}
-        self.inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-        self.constants = set(self.tensors)  # and what is made of them alone, when the model is loaded
-        for node in model.graph.node:
-            if (
-                node.op_type != "DequantizeLinear"
-                and node.input
-                and self.constants.issuperset(filter(None, node.input))
-            ):
-                self.constants.update(node.output)
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes = list(graph.nodes)
+        self.tensors = dict(graph.initializers)
+        self.producers = graph.producers()
+        self.constants = graph.constants()
+        self.inputs = {value.name: value.type.tensor_type.elem_type for value in graph.model.graph.input}
         self.folded: dict[str, np.ndarray] | None = None
 
     def saturates(self, node: NodeProto) -> bool:
         """Whether a pair of products of ``node`` can saturate."""
         if node.op_type in INTEGER_OPERATORS:
-            inputs = INTEGER_OPERATORS[node.op_type]
-            if inputs.data_zero_point is None:
-                largest: int | None = LARGEST_CODE
-            else:
-                largest = self.largest_code(node.input[inputs.data])
-                zero_point = node.input[inputs.data_zero_point] if len(node.input) > inputs.data_zero_point else ""
-                if self.is_int8(zero_point, node.input[inputs.data]):  # no kernel mixes int8 with int8 up
-                    largest = None
-            return largest is not None and self.weight_saturates(
-                node, inputs.weight, node.input[inputs.weight], largest
-            )
-        if node.op_type not in FLOAT_OPERATORS or node.domain not in ("", "ai.onnx"):
+            return self._integer_operator_saturates(node, INTEGER_OPERATORS[node.op_type])
+        if node.op_type not in FLOAT_OPERATORS or node.domain not in DEFAULT_DOMAIN:
             return False
-        left, right = (self.dequantized(name) for name in node.input[:2])
+        left, right = (self._dequantized(name) for name in node.input[:2])
         if left is None or right is None:
             return False  # computed in float
         for position, weight, data in ((1, right, left), (0, left, right)):  # a MatMul may have its weight first
             if weight.input[0] in self.constants:
-                largest = self.largest_code(data.input[0])
-                return largest is not None and self.weight_saturates(node, position, weight.input[0], largest)
-        return self.is_int8(right.input[2] if len(right.input) > 2 else "", right.input[0])
+                largest = self._largest_code(data.input[0])
+                return largest is not None and self._weight_saturates(node, position, weight.input[0], largest)
+        return self._is_int8(input_name(right, 2), right.input[0])
 
-    def weight_saturates(self, node: NodeProto, position: int, name: str, largest: int) -> bool:
+    def _integer_operator_saturates(self, node: NodeProto, inputs: _Inputs) -> bool:
+        largest: int | None = LARGEST_CODE
+        if inputs.data_zero_point is not None:
+            data = node.input[inputs.data]
+            if self._is_int8(input_name(node, inputs.data_zero_point), data):  # no kernel mixes int8 with int8 up
+                return False
+            largest = self._largest_code(data)
+        weight = node.input[inputs.weight]
+        return largest is not None and self._weight_saturates(node, inputs.weight, weight, largest)
+
+    def _weight_saturates(self, node: NodeProto, position: int, name: str, largest: int) -> bool:
         """Whether a weight does, with activations up to ``largest``; one that is not constant may be anything."""
         if name not in self.constants:
-            return self.is_int8("", name)
+            return self._is_int8("", name)
         codes = self.value(name)
         if codes.dtype != np.int8:
             return False
         rows = rows_of(node, position, codes)
         return rows is not None and pair_saturates(rows, largest)
 
-    def dequantized(self, name: str) -> NodeProto | None:
-        """The DequantizeLinear that ``name`` comes from, through operators that ONNX Runtime moves it past."""
-        node = self.sources.get(name)
+    def _behind_carriers(self, name: str) -> NodeProto | None:
+        """The node that ``name`` comes from, through operators that ONNX Runtime moves a DequantizeLinear past."""
+        node = self.producers.get(name)
         while node is not None and node.op_type in CARRIERS:
-            node = self.sources.get(node.input[0])
+            node = self.producers.get(node.input[0])
+        return node
+
+    def _dequantized(self, name: str) -> NodeProto | None:
+        """The DequantizeLinear that ``name`` comes from."""
+        node = self._behind_carriers(name)
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def largest_code(self, name: str) -> int | None:
+    def _largest_code(self, name: str) -> int | None:
         """Largest value of an activation's integers, as uint8; None if they are not 8 bits wide."""
-        node, largest = self.sources.get(name), LARGEST_CODE
+        node, largest = self.producers.get(name), LARGEST_CODE
         while node is not None and node.op_type in CARRIERS:
-            if node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in self.tensors:
-                limit = numpy_helper.to_array(self.tensors[node.input[2]])
+            if node.op_type == "Clip" and input_name(node, 2) in self.tensors:
+                limit = self.value(node.input[2])
                 largest = min(largest, int(limit.max()) + (SHIFT if limit.dtype == np.int8 else 0))
-            name = node.input[0]
-            node = self.sources.get(name)
+            node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return largest
-        kind = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-        if len(node.input) > 2 and node.input[2] in self.tensors:
-            kind = self.tensors[node.input[2]].data_type
-        return largest if kind in (0, TensorProto.UINT8, TensorProto.INT8) else None
+        return largest if self.graph.quantized_dtype(node) in (TensorProto.UINT8, TensorProto.INT8) else None
 
-    def is_int8(self, zero_point: str, name: str) -> bool:
+    def _is_int8(self, zero_point: str, name: str) -> bool:
         """Whether the integers ``name`` are int8, by their zero point or by what makes them."""
         if zero_point in self.tensors:
             return bool(self.tensors[zero_point].data_type == TensorProto.INT8)
         if name in self.inputs:
             return bool(self.inputs[name] == TensorProto.INT8)
-        node = self.sources.get(name)
-        while node is not None and node.op_type in CARRIERS:
-            node = self.sources.get(node.input[0])
-        if node is not None and node.op_type == "QuantizeLinear" and len(node.input) > 2:
-            return node.input[2] in self.tensors and self.tensors[node.input[2]].data_type == TensorProto.INT8
-        return False
+        node = self._behind_carriers(name)
+        if node is None or node.op_type != "QuantizeLinear":
+            return False
+        return self.graph.quantized_dtype(node) == TensorProto.INT8
 
     def weight_zero_point(self, node: NodeProto) -> np.ndarray:
         """Of an integer operator; 0 where it has none."""
-        position = INTEGER_OPERATORS[node.op_type].weight_zero_point
-        name = node.input[position] if len(node.input) > position else ""
+        name = input_name(node, INTEGER_OPERATORS[node.op_type].weight_zero_point)
         return self.value(name) if name else np.zeros((), np.int8)
 
     def value(self, name: str) -> np.ndarray:
@@ -221,20 +227,15 @@ class _Graph:
 
     def _fold(self) -> dict[str, np.ndarray]:
         """What nodes make of initializers alone, as far as another node reads it."""
-        from resnet8_quant.graphs.session import new_session
-
-        nodes = [node for node in self.model.graph.node if self.constants.issuperset(node.output)]
-        others = (node for node in self.model.graph.node if not self.constants.issuperset(node.output))
+        nodes = [node for node in self.nodes if self.constants.issuperset(node.output)]
+        others = (node for node in self.nodes if not self.constants.issuperset(node.output))
         names = sorted({name for node in others for name in node.input if name in self.constants} - set(self.tensors))
         used = {name: self.tensors[name] for node in nodes for name in node.input if name in self.tensors}
-        graph = helper.make_graph(
-            nodes,
-            "constants",
-            [],
-            [onnx.ValueInfoProto(name=name) for name in names],
-            list(used.values()),
+        outputs = [onnx.ValueInfoProto(name=name) for name in names]
+        graph = helper.make_graph(nodes, "constants", [], outputs, list(used.values()))
+        part = helper.make_model(
+            graph, opset_imports=self.graph.model.opset_import, ir_version=self.graph.model.ir_version
         )
-        part = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         return dict(zip(names, new_session(part.SerializeToString()).run(names, {}), strict=True))
 
 
@@ -247,11 +248,11 @@ def rows_of(node: NodeProto, position: int, weight: np.ndarray) -> np.ndarray | 
         weight: as stored.
     """
     if node.op_type in CONVOLUTIONS:
-        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        group = attributes(node).get("group", 1)
         if weight.shape[1] == 1 and weight.shape[0] == group:
             return None
         return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    transposed = attributes(node).get("transB", 0)
     if position == 0 or transposed or weight.ndim < 2:
         return weight.reshape(-1, weight.shape[-1])
     return np.swapaxes(weight, -1, -2).reshape(-1, weight.shape[-2])

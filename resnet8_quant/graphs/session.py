@@ -1,32 +1,28 @@
-"""The one place that opens ONNX Runtime sessions, for float models, quantized ones and parts of them.
+"""Sessions that compute what a model's integers say, on every CPU.
 
-In: serialized models, a number of threads, execution providers. Out: sessions that never write to stdout or stderr.
+In: serialized models, a number of threads, execution providers. Out: sessions, and what they compute for a batch.
 
 On x86 CPUs without VNNI, ONNX Runtime multiplies uint8 by int8 with an instruction that saturates (see saturation.py).
-`open_session` opens a model so that it computes what its integers say, on every CPU.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.runtime import CPU, new_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-CPU = ("CPUExecutionProvider",)
-FATAL = 4  # log severity; what is less than fatal reaches the user as an exception or not at all
 # Weights of layers that may saturate become uint8, whose kernel is exact; ONNX Runtime ignores it on CPUs with VNNI.
 PRECISE = {"session.x64quantprecision": "1"}
 SIMULATED = {"session.disable_quant_qdq": "1"}  # float kernels between Q and DQ
-
-Level = Literal["all", "basic", "none"]
 
 
 def check_providers(names: Sequence[str]) -> None:
@@ -44,58 +40,6 @@ def check_providers(names: Sequence[str]) -> None:
             f"`evaluation.providers` is {list(names)}; this build of ONNX Runtime has {', '.join(available)}",
             "python run.py 'evaluation.providers=[CPUExecutionProvider]', or install a build that has it",
         )
-
-
-def new_session(
-    model: bytes | str,
-    threads: int = 1,
-    *,
-    level: Level = "all",
-    providers: Sequence[str] = CPU,
-    entries: Mapping[str, str] | None = None,
-    arena: bool = True,
-    optimized_model: Path | None = None,
-    trace: Path | None = None,
-    disabled_optimizers: Sequence[str] = (),
-) -> InferenceSession:
-    """Open a session as it is asked for; exceptions are ONNX Runtime's own.
-
-    Args:
-        model: serialized ModelProto.
-        threads: within an operator; 0: as many as there are cores.
-        level: graph optimizations.
-        providers: execution providers, first choice first.
-        entries: further settings, by ONNX Runtime's names.
-        arena: keep freed memory for the next call.
-        optimized_model: where ONNX Runtime is to write the graph that it runs; None: nowhere.
-        trace: how the names of the profiler's files begin, which ``end_profiling`` writes; None: nothing is profiled.
-        disabled_optimizers: names of ONNX Runtime's graph transformers.
-    """
-    import onnxruntime
-
-    levels = onnxruntime.GraphOptimizationLevel
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = {
-        "all": levels.ORT_ENABLE_ALL,
-        "basic": levels.ORT_ENABLE_BASIC,
-        "none": levels.ORT_DISABLE_ALL,
-    }[level]
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = FATAL
-    options.enable_cpu_mem_arena = arena
-    # Idle workers would otherwise spin on and take the cores from the session that is measured next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    for name, value in (entries or {}).items():
-        options.add_session_config_entry(name, value)
-    if optimized_model is not None:
-        options.optimized_model_filepath = str(optimized_model)
-    if trace is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(trace)
-    return onnxruntime.InferenceSession(
-        model, options, providers=list(providers), disabled_optimizers=list(disabled_optimizers)
-    )
 
 
 def open_session(

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.session import new_session
+from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.input_spec import InputSpec
 
 log = logging.getLogger(__name__)

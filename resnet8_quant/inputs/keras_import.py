@@ -24,8 +24,9 @@ import numpy as np
 import onnx
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.inputs.keras_file import Layer, Refused, read_layers, shown, whole
-from resnet8_quant.inputs.onnx_graph import INPUT, Graph, Tensor
+from resnet8_quant.inputs.onnx_graph import INPUT, Tensor, finish, new_graph
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def convert_h5(path: Path) -> onnx.ModelProto:
         file = h5py.File(path, "r")
     except OSError as error:
         raise ExperimentError(f"{path} is not a readable HDF5 file: {error}", RESAVE) from error
-    graph = Graph()
+    graph = new_graph()
     tensors: dict[str, Tensor] = {}
     with file:
         try:
@@ -73,7 +74,7 @@ def convert_h5(path: Path) -> onnx.ModelProto:
     if len(tensors[last].shape) != 1:
         raise ExperimentError(f"{path}: the model ends in an image; expected one row of scores per image", RESAVE)
     channels, height, width = tensors[first].shape
-    model = graph.finish((height, width, channels), tensors[last])
+    model = finish(graph, (height, width, channels), tensors[last])
     log.info("%s: %d Keras layers became %d ONNX nodes", path, len(layers), len(graph.nodes))
     return model
 
@@ -103,7 +104,7 @@ def _input(graph: Graph, layer: Layer) -> Tensor:
     match layer.config.get(key):
         case [_, height, width, channels]:
             shape = (whole(key, channels), whole(key, height), whole(key, width))
-            return Tensor(graph.node("Transpose", [INPUT], "nchw", perm=[0, 3, 1, 2]), shape)
+            return Tensor(graph.add_node("Transpose", [INPUT], "nchw", perm=[0, 3, 1, 2]), shape)
     raise Refused(f"`{key}` is {shown(layer.config.get(key))}; expected [null, height, width, channels]")
 
 
@@ -123,10 +124,10 @@ def _convolution(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     if max(strides) > 1 and max(dilations) > 1:
         raise Refused(f"`strides` {strides} together with `dilation_rate` {dilations}; supported: one of them")
     pads, sizes = _windows(layer, x, kernel, strides, dilations)
-    names = [x.name, graph.constant(f"{layer.name}.weight", weight), *_bias(graph, layer, len(weight))]
+    names = [x.name, graph.add_initializer(f"{layer.name}.weight", weight), *_bias(graph, layer, len(weight))]
     attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": groups}
     return _fused_activation(
-        graph, layer, Tensor(graph.node("Conv", names, layer.name, **attributes), (len(weight), *sizes))
+        graph, layer, Tensor(graph.add_node("Conv", names, layer.name, **attributes), (len(weight), *sizes))
     )
 
 
@@ -150,7 +151,7 @@ def _windows(
 
 def _bias(graph: Graph, layer: Layer, units: int) -> list[str]:
     has_bias = layer.flag("use_bias", True)
-    return [graph.constant(f"{layer.name}.bias", layer.weight((units,), "bias"))] if has_bias else []
+    return [graph.add_initializer(f"{layer.name}.bias", layer.weight((units,), "bias"))] if has_bias else []
 
 
 def _batch_normalization(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -162,9 +163,9 @@ def _batch_normalization(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
         "moving_mean": layer.weight(channels, "moving_mean"),
         "moving_variance": layer.weight(channels, "moving_variance"),
     }
-    names = [graph.constant(f"{layer.name}.{key}", value) for key, value in values.items()]
+    names = [graph.add_initializer(f"{layer.name}.{key}", value) for key, value in values.items()]
     epsilon = layer.number("epsilon", 1e-3)
-    return Tensor(graph.node("BatchNormalization", [x.name, *names], layer.name, epsilon=epsilon), x.shape)
+    return Tensor(graph.add_node("BatchNormalization", [x.name, *names], layer.name, epsilon=epsilon), x.shape)
 
 
 def _require_last_axis(layer: Layer, x: Tensor) -> None:
@@ -182,12 +183,12 @@ def _activate(graph: Graph, x: Tensor, kind: str, name: str, highest: float = 6.
     if kind == "linear":
         return x
     if kind == "relu":
-        return Tensor(graph.node("Relu", [x.name], name), x.shape)
+        return Tensor(graph.add_node("Relu", [x.name], name), x.shape)
     if kind == "softmax":
-        return Tensor(graph.node("Softmax", [x.name], name, axis=1), x.shape)
+        return Tensor(graph.add_node("Softmax", [x.name], name, axis=1), x.shape)
     limits = {"min": np.float32(0), "max": np.float32(highest)}
-    names = [graph.constant(f"{name}.{key}", np.asarray(value)) for key, value in limits.items()]
-    return Tensor(graph.node("Clip", [x.name, *names], name), x.shape)
+    names = [graph.add_initializer(f"{name}.{key}", np.asarray(value)) for key, value in limits.items()]
+    return Tensor(graph.add_node("Clip", [x.name, *names], name), x.shape)
 
 
 def _fused_activation(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ def _add(graph: Graph, layer: Layer, total: Tensor, *others: Tensor) -> Tensor:
         if x.shape != total.shape:
             raise Refused(f"its inputs have different shapes: channels first, {total.shape} and {x.shape}")
         name = layer.name if i == len(others) else f"{layer.name}.{i}"
-        total = Tensor(graph.node("Add", [total.name, x.name], name), x.shape)
+        total = Tensor(graph.add_node("Add", [total.name, x.name], name), x.shape)
     return total
 
 
@@ -231,23 +232,23 @@ def _pool(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     strides = kernel if layer.config.get("strides") is None else layer.integers("strides", 2)
     pads, sizes = _windows(layer, x, kernel, strides)
     kind = {"AveragePooling2D": "AveragePool", "MaxPooling2D": "MaxPool"}[layer.class_name]
-    name = graph.node(kind, [x.name], layer.name, kernel_shape=kernel, strides=strides, pads=pads)
+    name = graph.add_node(kind, [x.name], layer.name, kernel_shape=kernel, strides=strides, pads=pads)
     return Tensor(name, (x.shape[0], *sizes))
 
 
 def _global_average_pool(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     channels = x.shape[0]
     if layer.flag("keepdims", False):
-        return Tensor(graph.node("GlobalAveragePool", [x.name], layer.name), (channels, 1, 1))
-    pooled = graph.node("GlobalAveragePool", [x.name], f"{layer.name}.pool")
-    return Tensor(graph.node("Flatten", [pooled], layer.name, axis=1), (channels,))
+        return Tensor(graph.add_node("GlobalAveragePool", [x.name], layer.name), (channels, 1, 1))
+    pooled = graph.add_node("GlobalAveragePool", [x.name], f"{layer.name}.pool")
+    return Tensor(graph.add_node("Flatten", [pooled], layer.name, axis=1), (channels,))
 
 
 def _flatten(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     name = x.name
     if math.prod(x.shape) > x.shape[0]:  # Keras flattens [H,W,C]; at 1x1 the order is the same
-        name = graph.node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
-    return Tensor(graph.node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
+        name = graph.add_node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
+    return Tensor(graph.add_node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
 
 
 def _dropout(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -256,8 +257,8 @@ def _dropout(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
 
 def _dense(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     units = layer.integer("units")
-    weight = graph.constant(f"{layer.name}.weight", layer.weight((x.shape[0], units), "kernel"))
-    name = graph.node("Gemm", [x.name, weight, *_bias(graph, layer, units)], layer.name)
+    weight = graph.add_initializer(f"{layer.name}.weight", layer.weight((x.shape[0], units), "kernel"))
+    name = graph.add_node("Gemm", [x.name, weight, *_bias(graph, layer, units)], layer.name)
     return _fused_activation(graph, layer, Tensor(name, (units,)))
 
 
@@ -267,9 +268,9 @@ def _zero_padding(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
             top, bottom, left, right = (whole("padding", size, lowest=0) for size in (*rows, *columns))
         case padding:
             raise Refused(f"`padding` is {shown(padding)}; expected [[top, bottom], [left, right]]")
-    pads = graph.constant(f"{layer.name}.pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+    pads = graph.add_initializer(f"{layer.name}.pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
     channels, height, width = x.shape
-    name = graph.node("Pad", [x.name, pads], layer.name)
+    name = graph.add_node("Pad", [x.name, pads], layer.name)
     return Tensor(name, (channels, height + top + bottom, width + left + right))
 
 

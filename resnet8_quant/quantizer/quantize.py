@@ -24,13 +24,14 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.compact import compact
+from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.low_bit import narrowed, refines
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.compact import compact
-from resnet8_quant.quantizer.contents import GraphContents, read_contents
-from resnet8_quant.quantizer.emit import OLDEST_OPSET, at_least_opset, emit
+from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
 from resnet8_quant.quantizer.mixed_precision import allocation
 from resnet8_quant.quantizer.mixed_precision.allocation import BitWidths
 from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
@@ -61,7 +62,7 @@ class QuantizedModel:
 
     serialized: bytes
     named: bytes
-    contents: GraphContents
+    contents: QuantizationSummary
     calibration: Calibration
     seconds: float
 
@@ -103,9 +104,9 @@ def quantize(
         calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
     elif quant.compact:
         serialized = _serialize(compact(onnx.load_from_string(named)))
-    contents = read_contents(onnx.load_from_string(serialized))
+    contents = summarize(onnx.load_from_string(serialized))
     if quant.compact:
-        contents = dataclasses.replace(contents, layers=read_contents(onnx.load_from_string(named)).layers)
+        contents = dataclasses.replace(contents, layers=summarize(onnx.load_from_string(named)).layers)
     if contents.quantized_ops == 0:
         raise ExperimentError(
             f"`model`: none of its {contents.float_ops} operators could be quantized",

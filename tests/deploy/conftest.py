@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import CalibrationConfig, Config
+from resnet8_quant.config import CalibrationConfig, Config, ModelConfig
+from resnet8_quant.inputs.model import load_model
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The bundled ResNet8."""
+    return load_model(ModelConfig(), (32, 32, 3), 10, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The whole way: what is not touched, what is the same each time, and models with few bits."""
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from deployed import (
+    EXACT,
     NETS,
     PAD,
     TARGETS,
+    VNNI,
     answers,
     build,
     cut_at_logits,
@@ -39,12 +42,15 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.deploy.deploy import deploy
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs.compact import compact
+from resnet8_quant.graphs.saturation import saturating_layers
+from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.compact import compact
 from resnet8_quant.quantizer.quantize import quantize
 
-NARROW = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
+LOW_BIT = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
 GPTQ = RefineConfig(
     "gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True, images=30
 )
@@ -53,6 +59,7 @@ WIDTHS = {
     "w4a4": {"weight_bits": 4, "activation_bits": 4},
     "w2a8": {"weight_bits": 2},
 }
+TWO_LAYERS = ((16, 3, PAD), (16, 3, PAD))
 ROOT = Path(__file__).resolve().parents[2]
 DIGESTS = """
 import hashlib, sys
@@ -111,6 +118,27 @@ def test_a_deployed_model_answers_any_batch():
     np.testing.assert_array_equal(whole, single)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("opset", [11, 12, 13])
+def test_nodes_without_names_and_old_opsets(target, opset):
+    model = build(**NETS["residual"], names=False, opset=opset)
+    images = pictures(model)
+    serialized, *grid = cut_at_logits(plain(model, "u8s8", True))
+    deployed, _ = rewritten(serialized, target, model.input_spec)
+    found, expected = (integers(answers(m, model.input_spec, images), *grid) for m in (deployed, serialized))
+    np.testing.assert_array_equal(found, expected)
+    assert kernel_report(deployed, 1).kernels == "integer"
+
+
+def test_what_is_quantized_is_not_quantized_again():
+    model = build(**NETS["residual"])
+    serialized = plain(model, "u8s8")
+    refuse_quantized(model)
+    for data in (serialized, rewritten(serialized, "x86", model.input_spec)[0]):
+        with pytest.raises(ExperimentError, match="is quantized already"):
+            refuse_quantized(FloatModel("q", data, model.input_spec, "", "q.onnx"))
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, types, per_channel):
@@ -120,7 +148,7 @@ def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, typ
         deployed, input_spec = rewritten(serialized, target, model.input_spec)
         small, same = rewritten(serialized, target, model.input_spec, small=True)
         assert len(small) < len(deployed)
-        assert len(small) <= plainly or target == "x86_amx"  # which widens more layers
+        assert len(small) <= plainly or target == "x86_amx"  # which blocks the pixels of more layers
         assert same == input_spec
         np.testing.assert_array_equal(answers(small, input_spec, images), answers(deployed, input_spec, images))
         assert operators(small) == operators(deployed)
@@ -146,7 +174,7 @@ def in_whole_bytes(serialized):
     """The model with its narrow weights stored as int8, for which ONNX Runtime has integer kernels."""
     model = onnx.load_from_string(serialized)
     for tensor in model.graph.initializer:
-        if tensor.data_type in NARROW:
+        if tensor.data_type in LOW_BIT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int8), tensor.name))
     return model.SerializeToString()
 
@@ -164,7 +192,7 @@ def test_few_bits(few_bits, model, sample, name, activation, targets):
     serialized = few_bits(name, activation)
     cut, *grid = cut_at_logits(serialized)
     expected = integers(answers(in_whole_bytes(cut), model.input_spec, images), *grid)
-    narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in NARROW}
+    narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in LOW_BIT}
     assert sum(narrow.values()) == 8  # all but the first and the last layer
     for target in targets:
         deployed, _ = rewritten(cut, target, model.input_spec)
@@ -179,7 +207,7 @@ def test_few_bits(few_bits, model, sample, name, activation, targets):
             assert (report.kernels, report.integer) == ("integer", 10)
             assert not float_operators(report.ops)
             if target != "x86_amx":  # its products take weights that are moved by one
-                assert {kind: count for kind, count in stored_types(made).items() if kind in NARROW} == narrow
+                assert {kind: count for kind, count in stored_types(made).items() if kind in LOW_BIT} == narrow
         np.testing.assert_array_equal(
             answers(small, model.input_spec, images), answers(whole, model.input_spec, images), target
         )
@@ -238,3 +266,43 @@ def test_few_bits_in_another_type_are_steps_off_at_most(few_bits, model, sample)
     steps = np.abs(integers(answers(deployed, model.input_spec, images), *grid) - expected)
     assert steps.max() <= 3
     assert steps.mean() < 0.5
+
+
+@pytest.fixture
+def saturating(monkeypatch):
+    """A CPU whose kernels saturate, as far as deploy is told."""
+    monkeypatch.setattr(importlib.import_module("resnet8_quant.deploy.deploy"), "kernels_saturate", lambda: True)
+
+
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+@pytest.mark.parametrize("target", EXACT)
+def test_exact_targets_cannot_saturate(types, target):
+    model = build(TWO_LAYERS)
+    deployed, _ = rewritten(plain(model, types), target, model.input_spec)
+    assert saturating_layers(deployed) == ()
+    kinds = {tensor.data_type for tensor in onnx.load_from_string(deployed).graph.initializer if len(tensor.dims) > 1}
+    assert (TensorProto.UINT8 in kinds) == (target == "x86")
+
+
+@pytest.mark.parametrize("target", VNNI)
+@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+def test_seven_bits_are_portable_on_every_target(saturating, target, types):
+    model = build(TWO_LAYERS)
+    images = pictures(model)
+    serialized, *grid = cut_at_logits(plain(model, types, types == "u8s8", weight_bits=7))
+    deployed, _ = deploy(serialized, VNNI[target], model.input_spec)  # not refused
+    assert saturating_layers(deployed) == ()
+    expected, found = (integers(answers(one, model.input_spec, images), *grid) for one in (serialized, deployed))
+    np.testing.assert_array_equal(found, expected)
+    if types == "u8s8" and target == "x86_vnni":
+        assert deployed == deploy(serialized, EXACT["x86"], model.input_spec)[0]
+
+
+@pytest.mark.parametrize("target", VNNI)
+def test_eight_bits_are_refused_where_kernels_saturate(saturating, target):
+    model = build(TWO_LAYERS)
+    with pytest.raises(ExperimentError) as caught:
+        deploy(plain(model, "u8s8", True), VNNI[target], model.input_spec)
+    assert f"`deploy` is {target}" in caught.value.problem
+    assert "can saturate" in caught.value.problem
+    assert caught.value.remedy.startswith(f"python run.py quant=u8s7 deploy={target}")

@@ -4,15 +4,15 @@ import numpy as np
 import onnx
 import pytest
 from deployed import NETS, PAD, TARGETS, answers, build, cut_at_logits, integers, operators, pictures, plain, rewritten
-from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
-from resnet8_quant.deploy.fuse import fuse, shapes_of
+from resnet8_quant.deploy.fuse import fuse
 
 
 def test_no_blocked_layout_is_stored():
     """What stays float would get one of this processor; a float model has nothing else."""
     model = build(**NETS["residual"])
-    fused, _ = fuse(model.proto())
+    fused = fuse(model.proto())[0].finish()
     assert {node.domain for node in fused.graph.node} <= {"", "com.microsoft"}
     assert {entry.domain for entry in fused.opset_import} <= {"", "com.microsoft"}
     found, expected = (answers(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized))
@@ -34,33 +34,30 @@ def test_an_operator_that_stays_float(target):
 
 def test_names_that_look_like_marks_stay_apart():
     """Two tensors whose names differ in an optimizer's mark only."""
-    nodes = [
-        helper.make_node("Sigmoid", ["image"], ["x_token_1"], name="a_token_1"),
-        helper.make_node("Tanh", ["x_token_1"], ["x_token_2"], name="a_token_2"),
-        helper.make_node("Add", ["x_token_1", "x_token_2"], ["sum"], name="a"),
-        helper.make_node("Mul", ["sum", "w"], ["scores_token_3"], name="last"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("scores_token_3", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    fused, narrow = fuse(model)
-    assert narrow == {}
+    model = parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        net (float[batch, 3] image) => (float[batch, 3] scores_token_3) <float[3] w = {1, 2, 3}> {
+            [a_token_1] x_token_1 = Sigmoid (image)
+            [a_token_2] x_token_2 = Tanh (x_token_1)
+            [a] sum = Add (x_token_1, x_token_2)
+            [last] scores_token_3 = Mul (sum, w)
+        }""")
+    graph, low_bit = fuse(model)
+    assert low_bit == {}
+    fused = graph.finish()
     assert [node.name for node in fused.graph.node] == ["a", "a_2", "a_3", "last"]
     assert [node.output[0] for node in fused.graph.node] == ["x", "x_2", "sum", "scores_token_3"]
     onnx.checker.check_model(fused, full_check=True)
 
 
-def test_shapes_are_found_by_running():
-    model = build(**NETS["stride 2"])
-    fused, _ = fuse(onnx.load_from_string(plain(model, "int8")))
-    first, second = (node for node in fused.graph.node if node.op_type == "QLinearConv")
-    before = fused.SerializeToString(deterministic=True)
-    batch = np.zeros((2, 8, 8, 3), np.float32)
-    shapes = shapes_of(fused, ["image", first.output[0], second.output[0]], batch)
-    assert shapes == {"image": (2, 8, 8, 3), first.output[0]: (2, 4, 4, 16), second.output[0]: (2, 4, 4, 8)}
-    assert fused.SerializeToString(deterministic=True) == before
+@pytest.mark.parametrize("name", ["rows move", "rows move, transposed", "no pool"])
+def test_rows_are_moved_instead_of_pixels(name):
+    """That the integers stay the same is shown in test_exactness."""
+    model = build(**NETS[name])
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    assert "Transpose" not in operators(deployed)
+
+
+def test_a_matrix_that_cannot_be_moved_leaves_the_pixels_to_be():
+    model = build(**NETS["MatMul, no pool"])  # no QGemm
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    assert "Transpose" in operators(deployed)

@@ -61,7 +61,7 @@ def models():
 @pytest.mark.parametrize("end", ["image", "probabilities"])
 def test_an_end_may_have_any_name(models, bits, end):
     model, serialized = models[bits]
-    options = {"give": DeployOutput.logits, "take": DeployInput.uint8}
+    options = {"output": DeployOutput.logits, "input": DeployInput.uint8}
     deployed, input_spec = rewritten(serialized, "x86_amx", model.input_spec, **options)
     expected = answers(deployed, input_spec, pictures(model))
     made = sorted(names(deployed) - names(serialized))

@@ -5,7 +5,7 @@ import pytest
 from resnet8_quant.config import LatencyConfig
 from resnet8_quant.evaluator import latency, speed
 from resnet8_quant.evaluator.speed import speed_columns
-from resnet8_quant.graphs.session import CPU
+from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.results import COLUMNS
 
 SINGLE = {

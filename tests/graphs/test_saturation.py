@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import onnx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.graphs import session
+from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.saturation import pair_saturates, saturating_layers, unsigned_weights
-from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, new_session, open_session
+from resnet8_quant.graphs.session import differs_by_default, kernels_saturate, open_session
 
 SCALE = 300.0  # of the outputs: what is left of the largest sums fits into a byte
 
@@ -89,32 +92,26 @@ def pair(first, second, values=(127, 127), shape=(8, 4, 3, 3)):
     return np.ascontiguousarray(flat.reshape(outputs, rows, columns, channels).transpose(0, 3, 1, 2))
 
 
-def test_a_pair_saturates_where_some_codes_make_it():
-    rng = np.random.default_rng(0)
-    for largest in (15, 200, 255):
-        for _ in range(200):
-            weights = rng.integers(-128, 128, (1, 2))
-            sums = [np.dot(weights[0], codes) for codes in itertools.product((0, largest), repeat=2)]
-            assert pair_saturates(weights, largest) == (min(sums) < -(2**15) or max(sums) > 2**15 - 1)
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(st.integers(1, 255), st.tuples(st.integers(-128, 127), st.integers(-128, 127)))
+@example(255, (64, 64))
+@example(255, (65, 64))
+@example(255, (-64, -64))
+@example(255, (-65, -64))
+def test_a_pair_saturates_where_some_codes_make_it(largest, weights):
+    sums = [np.dot(weights, codes) for codes in itertools.product((0, largest), repeat=2)]
+    assert pair_saturates(np.array([weights]), largest) == (min(sums) < -(2**15) or max(sums) > 2**15 - 1)
 
 
-@pytest.mark.parametrize(("values", "saturates"), [((64, 64), False), ((65, 64), True), ((-64, -64), False)])
-def test_seven_bits_are_the_limit(values, saturates):
-    assert pair_saturates(np.array([values])) == saturates
-
-
-@pytest.mark.parametrize("largest", [127, 255])
-def test_what_passes_is_exact_in_the_saturating_instruction(largest):
-    rng = np.random.default_rng(1)
-    for bits in (6, 7, 8):
-        weights = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (16, 37))
-        worst = (np.where(sign * weights > 0, largest, 0) for sign in (-1, 1))
-        same = all((multiply_add_saturating(c, w[None]) == c @ w).all() for c, w in _each(worst, weights))
-        assert same or pair_saturates(weights, largest)
-
-
-def _each(codes, weights):
-    return [(row, weight) for array in codes for row, weight in zip(array, weights, strict=True)]
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from([127, 255]), st.integers(6, 8), st.integers(0, 2**32 - 1))
+def test_what_passes_is_exact_in_the_saturating_instruction(largest, bits, seed):
+    weights = np.random.default_rng(seed).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (1, 37))
+    worst = [np.where(sign * weights > 0, largest, 0) for sign in (-1, 1)]
+    same = all((multiply_add_saturating(codes[0], weights) == weights @ codes[0]).all() for codes in worst)
+    assert same or pair_saturates(weights, largest)
+    if bits < 8:  # 7 bits pass with any activation
+        assert not pair_saturates(weights, largest)
 
 
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
@@ -138,17 +135,19 @@ def test_types_and_shapes_without_a_saturating_kernel():
     assert saturating_layers(convolution(full[:, :1], group=8)) == ()  # depthwise
 
 
-@pytest.mark.parametrize(("kind", "limit", "saturates"), [(np.uint8, 130, True), (np.uint8, 129, False)])
+@pytest.mark.parametrize(
+    ("kind", "limit", "saturates"),
+    [
+        (np.uint8, None, True),
+        (np.uint8, 130, True),
+        (np.uint8, 129, False),
+        (np.int8, None, True),  # becomes uint8 on x86
+        (np.int8, 0, False),  # codes up to 128
+    ],
+)
 def test_a_clip_lowers_the_largest_code(kind, limit, saturates):
     full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert bool(saturating_layers(quantize_dequantize(full, kind))) is True
-    assert bool(saturating_layers(quantize_dequantize(full, kind, limit))) is saturates
-
-
-def test_int8_activations_between_pairs_become_uint8_on_x86():
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert saturating_layers(quantize_dequantize(full, np.int8)) == ("f",)
-    assert saturating_layers(quantize_dequantize(full, np.int8, limit=0)) == ()  # codes up to 128
+    assert saturating_layers(quantize_dequantize(full, kind, limit)) == (("f",) if saturates else ())
 
 
 @pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
@@ -168,7 +167,12 @@ def test_weights_that_nodes_make_are_read_too():
     proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(full.ravel(), "flat"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array(full.shape), "shape"))
     proto.graph.node.insert(0, helper.make_node("Reshape", ["flat", "shape"], ["w"]))
-    assert saturating_layers(proto.SerializeToString()) == ("y",)
+    model = proto.SerializeToString()
+    assert saturating_layers(model) == ("y",)
+    assert saturating_layers(unsigned_weights(model)) == ()
+    feed = {"x": np.full((1, 4, 3, 3), 255, np.uint8)}
+    outputs = [session.run(None, feed)[0] for session in (open_session(model, 1), new_session(unsigned_weights(model)))]
+    np.testing.assert_array_equal(*outputs)
 
 
 def exact(codes, rows):

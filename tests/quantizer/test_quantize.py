@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resnet8_quant.checks import LEGAL
 from resnet8_quant.config import Config, DType, EvaluationConfig, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.session import new_session, open_session
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages

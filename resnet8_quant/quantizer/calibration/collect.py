@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.session import Level, new_session
+from resnet8_quant.graphs.runtime import Level, new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from resnet8_quant.config import Config, DType, Rounding, WeightScale
-from resnet8_quant.graphs.session import new_session
+from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages

@@ -29,19 +29,21 @@ from resnet8_quant.config import (
 )
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import kernels_saturate, new_session, open_session
+from resnet8_quant.graphs.graph import Graph
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import kernels_saturate, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 EXACT = {
-    "x86": DeployConfig("x86", DType.uint8, avoid_saturation=True, wide_input=True),
+    "x86": DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True),
     "arm": DeployConfig("arm", DType.int8),
 }
 VNNI = {
-    "x86_vnni": DeployConfig("x86_vnni", DType.uint8, wide_input=True),
-    "x86_amx": DeployConfig("x86_amx", DType.uint8, wide_input=True, products=True),
+    "x86_vnni": DeployConfig("x86_vnni", DType.uint8, pixel_blocking=True),
+    "x86_amx": DeployConfig("x86_amx", DType.uint8, pixel_blocking=True, gemm_convolutions=True),
 }
 TARGETS = EXACT if kernels_saturate() else EXACT | VNNI  # what this CPU computes exactly
 TYPES = {
@@ -85,25 +87,13 @@ def answers(model, input_spec, images, **options):
 
 def cut_at_logits(serialized):
     """The Q/DQ model up to the integers of its last layer, as floats: scale * (q - zero point); and that scale."""
-    model = onnx.load_from_string(serialized)
-    made = {output: node for node in model.graph.node for output in node.output}
-    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    last = [node for node in model.graph.node if node.op_type in LAYERS][-1]
-    quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == last.output[0])
-    pair = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == quantize.output[0])
-    output = model.graph.output[0]
-    output.name = pair.output[0]
-    kept, wanted = [], {output.name}
-    while wanted:
-        node = made.get(wanted.pop())
-        if node is not None and node not in kept:
-            kept.append(node)
-            wanted.update(node.input)
-    kept = [node for node in model.graph.node if node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    scale, zero_point = (numpy_helper.to_array(arrays[name]).item() for name in quantize.input[1:3])
-    return model.SerializeToString(), scale, zero_point
+    graph = Graph(onnx.load_from_string(serialized))
+    last = [node for node in graph.nodes if node.op_type in LAYERS][-1]
+    quantize = next(node for node in graph.consumers(last.output[0]) if node.op_type == "QuantizeLinear")
+    pair = next(node for node in graph.consumers(quantize.output[0]) if node.op_type == "DequantizeLinear")
+    graph.output.name = pair.output[0]
+    scale, zero_point = (graph.array(name).item() for name in quantize.input[1:3])
+    return graph.finish().SerializeToString(), scale, zero_point
 
 
 def integers(floats, scale, zero_point):
@@ -125,19 +115,23 @@ def build(
     layout=Layout.NHWC,
     pool="GlobalAveragePool",
     last="Gemm",
-    softmax=True,
+    ends=("Softmax",),
+    opset=21,
+    names=True,
     batch=None,
     residual=False,
     activation="Relu",
     classes=5,
     **input_spec,
 ):
-    """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, Softmax.
+    """A classifier: Conv - Relu for each of ``convolutions``, a pool, Flatten, the last layer, ``ends``.
 
     Args:
         convolutions: (output channels, kernel, attributes as pairs) of each.
         pool: of the whole image; (operator, kernel): of parts; None: Flatten sees the whole image.
         last: Gemm, transposed (Gemm with transB), MatMul.
+        ends: operators behind the logits.
+        names: whether nodes have names.
         residual: the second convolution's output plus the first's.
     """
     rng = np.random.default_rng(5)
@@ -174,7 +168,7 @@ def build(
         feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, height, width, channels])]
     start = helper.make_graph(nodes, "start", feeds, [helper.make_empty_tensor_value_info("flat")], _tensors(weights))
     shape = tuple(dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim)
-    opsets = [helper.make_opsetid("", 21)]
+    opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(start, opset_imports=opsets, ir_version=10)
     flat = session(proto).run(None, {"image": np.zeros(shape, np.float32)})[0].shape[1]
     weights["w"] = rng.normal(size=(flat, classes)) / np.sqrt(flat)
@@ -188,9 +182,14 @@ def build(
     else:
         nodes.append(layer("Gemm", ["flat", "w", "b"], "logits"))
     output = "logits"
-    if softmax:
-        nodes.append(layer("Softmax", ["logits"], "probabilities", axis=-1))
+    for operator in ends:
+        nodes.append(layer(operator, [output], "probabilities", **({"axis": -1} if "Softmax" in operator else {})))
         output = "probabilities"
+    if len(ends) > 1:
+        nodes[-2].name = nodes[-2].output[0] = nodes[-1].input[0] = "inner"
+    if not names:
+        for node in nodes:
+            node.name = ""
     first = batch or "batch"
     graph = helper.make_graph(
         nodes,
@@ -250,11 +249,11 @@ def running(serialized):
         return onnx.load(path)
 
 
-def rewritten(serialized, target, input_spec, *, give=DeployOutput.same, take=DeployInput.float32, **options):
+def rewritten(serialized, target, input_spec, *, output=DeployOutput.same, input=DeployInput.float32, **options):
     """``deploy`` for one of TARGETS; skips the test for one that this CPU would compute wrong."""
     if target not in TARGETS:
         pytest.skip(f"deploy={target} needs kernels that do not saturate, which this CPU lacks (probe)")
-    return deploy(serialized, replace(TARGETS[target], output=give, input=take), input_spec, **options)
+    return deploy(serialized, replace(TARGETS[target], output=output, input=input), input_spec, **options)
 
 
 PAD = (("pads", (1, 1, 1, 1)),)
@@ -289,10 +288,10 @@ NETS = {
     },
     "no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "pool": None, "size": (4, 6)},
     "transposed": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "transposed"},
-    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "softmax": False},
+    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "ends": ()},
     "MatMul": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "MatMul"},
     "MatMul, no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "last": "MatMul", "pool": None},
     "leaky": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "LeakyRelu"},
-    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "softmax": False},
+    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "ends": ()},
     "fixed batch": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "batch": 4},
 }

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resnet8_quant.config import Config, DType, Layout, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import new_session, open_session
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages

@@ -20,7 +20,7 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.contents import read_contents
+from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.refine import reconstruct as module
@@ -103,7 +103,7 @@ def test_the_emitted_model_is_the_plan_simulated(refined, case, refinement, kind
 @pytest.mark.parametrize("case", NETS)
 def test_every_layer_has_the_bits_that_were_asked_for(refined, case):
     _, plan, emitted = refined(case)
-    contents = read_contents(emitted)
+    contents = summarize(emitted)
     assert contents.float_ops == (1 if case == "gemm alone" else 0)  # its Flatten reads the float image
     assert len(contents.layers) == len(plan.layers)
     for layer in contents.layers:

@@ -19,35 +19,38 @@ from deployed import (
     rewritten,
     session,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto
 
 from resnet8_quant.config import CalibrationConfig, Config, DeployInput, DeployOutput, Layout
-from resnet8_quant.deploy.graph import Graph
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.graphs.graph import Graph
+from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
 TWO_LAYERS = ((16, 3, PAD), (8, 3, PAD))
-MEAN, STD = (120.5, 110.25, 99.0), (60.1, 50.3, 40.7)
 LAST = {"Gemm": {}, "transposed": {"last": "transposed"}, "MatMul": {"last": "MatMul"}, "no pool": NETS["no pool"]}
 
 
-def given(serialized, input_spec, images, target, wanted):
+def output_of(serialized, input_spec, images, target, output):
     """The answers of a deployed model."""
-    return answers(rewritten(serialized, target, input_spec, give=wanted)[0], input_spec, images)
+    return answers(rewritten(serialized, target, input_spec, output=output)[0], input_spec, images)
 
 
-@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("ends", [("Softmax",), ()])
 @pytest.mark.parametrize("target", ["x86", "arm"])
 @pytest.mark.parametrize("last", LAST)
-def test_outputs_of_small_nets(last, target, softmax):
-    model = build(**{"convolutions": TWO_LAYERS, "softmax": softmax, **LAST[last]})
+def test_outputs_of_small_nets(last, target, ends):
+    model = build(**{"convolutions": TWO_LAYERS, "ends": ends, **LAST[last]})
     images = pictures(model)
     serialized = plain(model, "int8")
     cut, scale, zero_point = cut_at_logits(serialized)
     expected = integers(answers(cut, model.input_spec, images), scale, zero_point)
     same, logits, probabilities, label = (
-        given(serialized, model.input_spec, images, target, wanted)
+        output_of(serialized, model.input_spec, images, target, wanted)
         for wanted in (DeployOutput.same, DeployOutput.logits, DeployOutput.probabilities, DeployOutput.label)
     )
     np.testing.assert_array_equal(same, answers(serialized, model.input_spec, images))
@@ -58,14 +61,14 @@ def test_outputs_of_small_nets(last, target, softmax):
     np.testing.assert_array_equal(label, logits.argmax(1))
 
 
-@pytest.mark.parametrize("wanted", DeployOutput)
-def test_the_output_is_described_as_it_is(wanted):
+@pytest.mark.parametrize("output", DeployOutput)
+def test_the_output_is_described_as_it_is(output):
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.input_spec, give=wanted)
-    (output,) = session(deployed).get_outputs()
-    assert output.name == "probabilities"
-    label = wanted is DeployOutput.label
-    assert (output.type, output.shape[1:]) == (("tensor(int64)", []) if label else ("tensor(float)", [5]))
+    deployed, _ = rewritten(plain(model, "u8s8"), "x86", model.input_spec, output=output)
+    (described,) = session(deployed).get_outputs()
+    assert described.name == "probabilities"
+    label = output is DeployOutput.label
+    assert (described.type, described.shape[1:]) == (("tensor(int64)", []) if label else ("tensor(float)", [5]))
     onnx.checker.check_model(onnx.load_from_string(deployed), full_check=False)
     last = {
         DeployOutput.same: "DequantizeLinear",
@@ -73,8 +76,16 @@ def test_the_output_is_described_as_it_is(wanted):
         DeployOutput.probabilities: "Softmax",
         DeployOutput.label: "ArgMax",
     }
-    assert operators(deployed)[-1] == last[wanted]
+    assert operators(deployed)[-1] == last[output]
     assert not float_operators(kernel_report(deployed, 1).ops)
+
+
+@pytest.mark.parametrize("output", [DeployOutput.logits, DeployOutput.probabilities, DeployOutput.label])
+@pytest.mark.parametrize("ends", [("Softmax", "Flatten"), ("Sigmoid",), ("LogSoftmax",)])
+def test_an_end_that_is_not_logits_is_refused(ends, output):
+    model = build(TWO_LAYERS, ends=ends)
+    with pytest.raises(ExperimentError, match=rf"`deploy.output` is {output.name}, but the model ends in"):
+        rewritten(plain(model, "u8s8"), "x86", model.input_spec, output=output)
 
 
 @pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("u8s8", True)])
@@ -85,7 +96,7 @@ def test_outputs_of_resnet8(resnet8, model, sample, types, per_channel):
     plain_logits = integers(answers(cut, model.input_spec, images), scale, zero_point)
     plain_label = answers(serialized, model.input_spec, images).argmax(1)
     logits, probabilities, label = (
-        given(serialized, model.input_spec, images, "x86", wanted)
+        output_of(serialized, model.input_spec, images, "x86", wanted)
         for wanted in (DeployOutput.logits, DeployOutput.probabilities, DeployOutput.label)
     )
     limits = (-128, 127) if types == "int8" else (0, 255)
@@ -101,39 +112,37 @@ def test_outputs_of_resnet8(resnet8, model, sample, types, per_channel):
     assert np.abs(gaps).max() <= 1
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("calibrated", ["bright", "dark"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"layout": Layout.NCHW},
-        {"mean": MEAN, "std": STD},
-        {"mean": MEAN, "std": STD, "layout": Layout.NCHW},
-        {"std": STD},
-        {"batch": 4},
-        {"channels": 1, "mean": (100.0,)},
-    ],
-    ids=str,
+@settings(max_examples=20, deadline=None, database=None, derandomize=True)
+@given(
+    target=st.sampled_from(sorted(TARGETS)),
+    brightness=st.sampled_from([1, 3]),  # with 1 the scale of the input is 1, with 3 it is not
+    layout=st.sampled_from([Layout.NHWC, Layout.NCHW]),
+    mean=st.none() | st.just((120.5, 110.25, 99.0)),
+    std=st.none() | st.just((60.1, 50.3, 40.7)),
+    channels=st.sampled_from([1, 3]),
+    batch=st.none() | st.just(4),
+    output=st.sampled_from([DeployOutput.same, DeployOutput.logits]),
 )
-def test_bytes_give_what_floats_give(options, calibrated, target):
-    model = build(TWO_LAYERS, **options)
+def test_bytes_give_what_floats_give(target, brightness, layout, mean, std, channels, batch, output):
+    normalization = {name: numbers[:channels] for name, numbers in (("mean", mean), ("std", std)) if numbers}
+    model = build(TWO_LAYERS, layout=layout, channels=channels, batch=batch, **normalization)
     images = pictures(model)
-    shown = CalibrationImages.of(images if calibrated == "bright" else images // 3)
+    shown = CalibrationImages.of(images // brightness)
     serialized = quantize(model, shown, Config(quant_config("int8"), CalibrationConfig(bins=None))).serialized
-    for wanted in (DeployOutput.same, DeployOutput.logits):
-        floats, input_spec = rewritten(serialized, target, model.input_spec, give=wanted)
-        taken, raw = rewritten(serialized, target, model.input_spec, give=wanted, take=DeployInput.uint8)
-        assert (input_spec.raw, raw.raw) == (False, True)
-        assert raw.prepare(images).dtype == np.uint8
-        assert session(taken).get_inputs()[0].type == "tensor(uint8)"
-        np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
+    floats, input_spec = rewritten(serialized, target, model.input_spec, output=output)
+    uint8, raw = rewritten(serialized, target, model.input_spec, output=output, input=DeployInput.uint8)
+    assert (input_spec.raw, raw.raw) == (False, True)
+    assert raw.prepare(images).dtype == np.uint8
+    assert session(uint8).get_inputs()[0].type == "tensor(uint8)"
+    np.testing.assert_array_equal(answers(uint8, raw, images), answers(floats, input_spec, images))
 
 
 def test_bytes_that_are_the_integers_need_no_operator():
     model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec, take=DeployInput.uint8)
+    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec, input=DeployInput.uint8)
     assert not {"QuantizeLinear", "Cast", "Transpose"}.intersection(operators(deployed))
+    summary = summarize(onnx.load_from_string(deployed))
+    assert (summary.quantized_ops > 0, summary.float_ops) == (True, 0)
 
 
 def test_bytes_are_no_int8():
@@ -144,9 +153,9 @@ def test_bytes_are_no_int8():
     shown = CalibrationImages.of(np.minimum(images, 127))
     serialized = quantize(model, shown, Config(quant, CalibrationConfig(bins=None))).serialized
     floats, input_spec = rewritten(serialized, "arm", model.input_spec)
-    taken, raw = rewritten(serialized, "arm", model.input_spec, take=DeployInput.uint8)
+    taken, raw = rewritten(serialized, "arm", model.input_spec, input=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))
-    (first,) = graph.readers("image")
+    (first,) = graph.consumers("image")
     assert [graph.array(name).item() for name in first.input[1:3]] == [1, 0]
     np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
 
@@ -154,20 +163,6 @@ def test_bytes_are_no_int8():
 def test_the_input_of_resnet8_as_bytes(resnet8, model, sample):
     images = sample[-50:]
     floats, input_spec = rewritten(resnet8("int8", False), "x86", model.input_spec)
-    taken, raw = rewritten(resnet8("int8", False), "x86", model.input_spec, take=DeployInput.uint8)
+    taken, raw = rewritten(resnet8("int8", False), "x86", model.input_spec, input=DeployInput.uint8)
     np.testing.assert_array_equal(answers(taken, raw, images), answers(floats, input_spec, images))
     assert onnx.load_from_string(taken).graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-
-
-@pytest.mark.parametrize("name", ["rows move", "rows move, transposed", "no pool"])
-def test_rows_are_moved_instead_of_pixels(name):
-    """That the integers stay the same is shown in test_exactness."""
-    model = build(**NETS[name])
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
-    assert "Transpose" not in operators(deployed)
-
-
-def test_a_matrix_that_cannot_be_moved_leaves_the_pixels_to_be():
-    model = build(**NETS["MatMul, no pool"])  # no QGemm
-    deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
-    assert "Transpose" in operators(deployed)

@@ -6,8 +6,8 @@ import pytest
 from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
 from onnx import numpy_helper
 
-from resnet8_quant.deploy.graph import Graph, attributes
-from resnet8_quant.deploy.reencode import reencode
+from resnet8_quant.deploy.convert_activations import convert_activations
+from resnet8_quant.graphs.graph import Graph, attributes
 
 CONVOLUTIONS = {
     "plain": ((16, 3, PAD), {}),
@@ -29,10 +29,10 @@ def only_convolution(convolution, options, types, per_channel):
     proto = onnx.load_from_string(plain(model, types, per_channel))
     graph = Graph(proto)
     (conv,) = [node for node in graph.nodes if node.op_type == "Conv"]
-    (activation,) = graph.readers(conv.output[0])
-    (after,) = graph.readers(activation.output[0]) if activation.op_type == "Relu" else [activation]
-    (pair,) = graph.readers(after.output[0])
-    before = graph.source(graph.source(conv.input[0]).input[0])
+    (activation,) = graph.consumers(conv.output[0])
+    (after,) = graph.consumers(activation.output[0]) if activation.op_type == "Relu" else [activation]
+    (pair,) = graph.consumers(after.output[0])
+    before = graph.producer(graph.producer(conv.input[0]).input[0])
     shapes = onnx.shape_inference.infer_shapes(proto).graph.value_info
     described = next(value for value in shapes if value.name == pair.output[0])
     graph.model.graph.output[0].CopyFrom(described)
@@ -51,7 +51,7 @@ def simulated(graph, before, conv, after, image):
     x_scale, x_zero = (constant(name) for name in before.input[1:3])
     y_scale, y_zero = (constant(name) for name in after.input[1:3])
     x = np.clip(np.rint(image / x_scale) + x_zero, *limits(x_zero)).astype(np.int64) - int(x_zero)
-    stored = graph.source(conv.input[1])
+    stored = graph.producer(conv.input[1])
     shape = (-1, 1, 1, 1)
     w_scale = constant(stored.input[1])
     w_zero = constant(stored.input[2]).astype(np.int64)
@@ -65,7 +65,7 @@ def simulated(graph, before, conv, after, image):
     parts = zip(np.split(windows, groups, 1), np.split(w, groups), strict=True)
     sums = np.concatenate([np.einsum("nchwij,ocij->nohw", *part) for part in parts], 1)
     if len(conv.input) > 2:
-        sums += constant(graph.source(conv.input[2]).input[0]).astype(np.int64).reshape(1, -1, 1, 1)
+        sums += constant(graph.producer(conv.input[2]).input[0]).astype(np.int64).reshape(1, -1, 1, 1)
     assert np.abs(sums).max() < 2**24  # exact in float32
     multiplier = np.asarray(np.float32(x_scale) * w_scale / np.float32(y_scale), np.float32)
     scaled = sums.astype(np.float32) * (multiplier.reshape(1, -1, 1, 1) if multiplier.ndim else multiplier)
@@ -119,7 +119,7 @@ def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     model = build(((16, 3, PAD), (16, 3, PAD), (64, 3, PAD)))
     serialized = plain(model, "uint8")
     graph = Graph(onnx.load_from_string(serialized))
-    layers = [graph.source(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
+    layers = [graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
     deployed = running(rewritten(serialized, target, model.input_spec)[0])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in deployed.graph.initializer}
     found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
@@ -133,7 +133,7 @@ def test_the_weights_that_are_read_are_shifted_not_the_model():
     model = build(((16, 3, PAD),))
     proto = onnx.load_from_string(plain(model, "uint8"))
     before = proto.SerializeToString(deterministic=True)
-    moved = reencode(proto, TARGETS["x86"].activation_type)
+    moved = convert_activations(proto, TARGETS["x86"].activation_type)
     assert proto.SerializeToString(deterministic=True) == before
     old, new = ({t.name: numpy_helper.to_array(t) for t in p.graph.initializer} for p in (proto, moved))
     weights = [name for name, array in old.items() if array.dtype == np.uint8 and array.ndim > 1]

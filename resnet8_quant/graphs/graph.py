@@ -1,0 +1,224 @@
+"""One editable ONNX graph, for everything that reads or rewrites a model.
+
+In: a ModelProto, which is not changed. Out: another one, without nodes and initializers that nothing reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+
+DEFAULT_DOMAIN = ("", "ai.onnx")
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+PRODUCER = "resnet8-quant"
+
+
+class Graph:
+    """A copy of a model's graph, to be edited in place.
+
+    Shapes and types of inner tensors (``value_info``) are dropped, since edits may change them.
+
+    Attributes:
+        model: the rest of the model: inputs, outputs, opsets, metadata.
+        nodes: in topological order; whoever edits the list keeps it so.
+        initializers: {name: tensor}, in the order in which they are stored.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        self.nodes = list(copy.graph.node)
+        self.initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
+        self._original = frozenset(self.initializers)  # old models list them as inputs too
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        for field in ("node", "initializer", "value_info"):
+            self.model.graph.ClearField(field)
+        self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
+
+    @property
+    def input(self) -> onnx.ValueInfoProto:
+        """The graph's first input that is not an initializer."""
+        value: onnx.ValueInfoProto = next(v for v in self.model.graph.input if v.name not in self._original)
+        return value
+
+    @property
+    def output(self) -> onnx.ValueInfoProto:
+        """The graph's first output."""
+        value: onnx.ValueInfoProto = self.model.graph.output[0]
+        return value
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that computes a tensor; None for inputs and initializers."""
+        return next((node for node in self.nodes if name in node.output), None)
+
+    def producers(self) -> dict[str, NodeProto]:
+        """{tensor: the node that computes it} as of now, for algorithms that look up many."""
+        return {name: node for node in self.nodes for name in node.output if name}
+
+    def consumers(self, name: str) -> list[NodeProto]:
+        """The nodes that read a tensor."""
+        return [node for node in self.nodes if name in node.input]
+
+    def constants(self) -> set[str]:
+        """Initializers, and what nodes compute from them alone when the model is loaded.
+
+        Not what a DequantizeLinear computes: ONNX Runtime keeps that node to find its integer kernels.
+        """
+        names = set(self.initializers)
+        for node in self.nodes:
+            if node.op_type != "DequantizeLinear" and node.input and names.issuperset(filter(None, node.input)):
+                names.update(node.output)
+        return names
+
+    def stored(self, name: str) -> str:
+        """The initializer that is ``name``, or that a Cast makes it of; "" for other tensors."""
+        node = self.producer(name)
+        if node is not None and node.op_type == "Cast":
+            name = node.input[0]
+        return name if name in self.initializers else ""
+
+    def quantized_dtype(self, quantize: NodeProto) -> int:
+        """Type of what a QuantizeLinear makes: as its zero point, else as its attribute says, else uint8."""
+        if (zero_point := input_name(quantize, 2)) in self.initializers:
+            return int(self.initializers[zero_point].data_type)
+        return int(attributes(quantize).get("output_dtype", 0) or TensorProto.UINT8)
+
+    def array(self, name: str) -> np.ndarray:
+        """The values of an initializer."""
+        return np.asarray(numpy_helper.to_array(self.initializers[name]))
+
+    def unique_name(self, name: str) -> str:
+        """Reserve a name for a new tensor or node: ``name``, with as many "_" behind it as it takes."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+    def add_initializer(self, name: str, values: np.ndarray | np.generic) -> str:
+        """Add an initializer, or find an equal one of that name; returns its name, as ``unique_name`` makes it."""
+        values = np.asarray(values, order="C")
+        while name in self._taken and not (name in self.initializers and _equal(self.array(name), values)):
+            name += "_"
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(values, self.unique_name(name))
+        return name
+
+    def add_node(self, op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Append a node of one output; node and output share the name, as ``unique_name`` makes it."""
+        name = self.unique_name(name)
+        self.nodes.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
+        return name
+
+    def insert_before(self, node: NodeProto, *new: NodeProto) -> None:
+        """Put nodes directly in front of another."""
+        place = self._place(node)
+        self.nodes[place:place] = new
+
+    def insert_after(self, node: NodeProto, *new: NodeProto) -> None:
+        """Put nodes directly behind another."""
+        place = self._place(node) + 1
+        self.nodes[place:place] = new
+
+    def replace(self, node: NodeProto, *new: NodeProto) -> None:
+        """Put nodes in the place of another."""
+        place = self._place(node)
+        self.nodes[place : place + 1] = new
+
+    def reroute(self, old: str, new: str) -> None:
+        """Let all that reads ``old`` read ``new``."""
+        for node in self.nodes:
+            node.input[:] = [new if name == old else name for name in node.input]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Rename tensors, {old: new}, where nodes and initializers have them; inputs and outputs of the graph stay."""
+        for node in self.nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        for tensor in self.initializers.values():
+            tensor.name = names.get(tensor.name, tensor.name)
+        self.initializers = {tensor.name: tensor for tensor in self.initializers.values()}
+        self._taken.update(names.values())
+
+    def prune(self) -> None:
+        """Drop nodes and initializers that nothing reads, and free their names."""
+        self.nodes, kept = self._live()
+        self.initializers = {tensor.name: tensor for tensor in kept}
+        self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
+
+    def finish(self) -> onnx.ModelProto:
+        """The edited model, without nodes, initializers and opsets that nothing needs; the graph may be edited on."""
+        nodes, tensors = self._live()
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(tensors)
+
+        # An initializer that went would stay listed as an input, which callers would have to feed.
+        gone = self._original - {tensor.name for tensor in tensors}
+        inputs = [value for value in model.graph.input if value.name not in gone]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+
+        # Nodes of subgraphs and functions are not looked at, and may be from any domain.
+        if not has_inner_graphs(model):
+            domains = {*(node.domain for node in nodes), *DEFAULT_DOMAIN}
+            opsets = [entry for entry in model.opset_import if entry.domain in domains]
+            del model.opset_import[:]
+            model.opset_import.extend(opsets)
+        return model
+
+    def _live(self) -> tuple[list[NodeProto], list[TensorProto]]:
+        """Nodes and initializers that the graph's outputs depend on."""
+        read = {value.name for value in self.model.graph.output}
+        nodes = []
+        for node in reversed(self.nodes):
+            if read.intersection(node.output):
+                nodes.append(node)
+                read.update(_reads(node))
+        return nodes[::-1], [tensor for tensor in self.initializers.values() if tensor.name in read]
+
+    def _ends(self) -> set[str]:
+        return {value.name for value in (*self.model.graph.input, *self.model.graph.output)}
+
+    def _place(self, node: NodeProto) -> int:
+        return next(i for i, other in enumerate(self.nodes) if other is node)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """{name: value} of a node's attributes."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def input_name(node: NodeProto, position: int) -> str:
+    """Name of a node's input; "" where it has none there."""
+    return str(node.input[position]) if len(node.input) > position else ""
+
+
+def has_inner_graphs(model: onnx.ModelProto) -> bool:
+    """Whether a model has functions, or nodes with graphs of their own (If, Loop, Scan)."""
+    return bool(model.functions) or any(True for node in model.graph.node for _ in _subgraphs(node))
+
+
+def _subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """All tensors that a node needs, those that its subgraphs take from around them included."""
+    yield from node.input
+    for graph in _subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from _reads(inner)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -1,0 +1,157 @@
+"""What is read back from graphs that are written here by hand, so that the right answer is known."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
+
+from resnet8_quant.graphs.quantization_summary import LayerSummary, payload_bytes, summarize
+
+FLOAT = TensorProto.FLOAT
+
+
+def tensor(name, kind, values):
+    dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
+    return numpy_helper.from_array(np.asarray(values).astype(dtype), name)
+
+
+def layer_model(kind, values, zero_point=None, *, cast="", clip=None, activation="UINT8", scales=1.0, zeros=True):
+    """image - Q - [Clip] - DQ - Conv with a 1x1 weight of ``values`` through [Cast] and DQ - Q - DQ - scores."""
+    values = np.asarray(values)[:, None, None, None]
+    inner = cast or kind
+    tensors = [
+        tensor("w", kind, values),
+        tensor("w_scale", "FLOAT", scales),
+        tensor("s", "FLOAT", 0.5),
+        tensor("z", activation, 0),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "s", *(["z"] if zeros else [])], ["q"]),
+        helper.make_node("DequantizeLinear", ["c" if clip else "q", "s", *(["z"] if zeros else [])], ["x"]),
+        helper.make_node("DequantizeLinear", ["wide" if cast else "w", "w_scale"], ["v"], axis=0),
+        helper.make_node("Conv", ["x", "v"], ["scores_QuantizeLinear_Input"]),
+        helper.make_node("QuantizeLinear", ["scores_QuantizeLinear_Input", "s", "z"], ["p"]),
+        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["scores"]),
+    ]
+    if zero_point is not None:
+        tensors.append(tensor("w_zero", inner, zero_point))
+        nodes[2].input.append("w_zero")
+    if cast:
+        nodes.insert(2, helper.make_node("Cast", ["w"], ["wide"], to=getattr(TensorProto, cast)))
+    if clip:
+        tensors += [tensor("low", activation, clip[0]), tensor("high", activation, clip[1])]
+        nodes.insert(1, helper.make_node("Clip", ["q", "low", "high"], ["c"]))
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("image", FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("scores", FLOAT, [1, len(values), 4, 4])],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+RANGES = {
+    "INT8": (-128, 127),
+    "UINT8": (0, 255),
+    "INT4": (-8, 7),
+    "UINT4": (0, 15),
+    "INT2": (-2, 1),
+    "UINT2": (0, 3),
+}
+
+
+@st.composite
+def weights(draw):
+    """(type, values, zero point or None)."""
+    kind = draw(st.sampled_from(sorted(RANGES)))
+    low, high = RANGES[kind]
+    shift = draw(st.integers(0, 7))  # small values are as likely as large ones
+    codes = st.integers(low >> shift, high >> shift)
+    return kind, draw(st.lists(codes, min_size=2, max_size=2)), draw(st.none() | codes)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(weights(), st.booleans())
+def test_weight_bits_are_the_fewest_that_hold_the_values(weight, cast):
+    """But more than half the type's; as stored, whether or not a Cast widens them."""
+    kind, values, zero_point = weight
+    width, signed = RANGES[kind][1].bit_length() + (kind[0] == "I"), kind[0] == "I"
+    codes = [*values, *([] if zero_point is None else [zero_point])]
+
+    def holds(bits):
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        return low <= min(codes) and max(codes) <= high
+
+    bits = next(bits for bits in range(width // 2 + 1, width + 1) if holds(bits))
+    inner = ("INT8" if signed else "UINT8") if cast and width < 8 else ""
+    summary = summarize(layer_model(kind, values, zero_point, cast=inner))
+    assert summary.layers == (LayerSummary("scores", "Conv", kind.lower(), bits, "uint8", 8, False),)
+    assert summary.weight_type == kind.lower()
+    assert summary.operators == {"Conv": [1, 0]}
+    assert (summary.quantized_ops, summary.float_ops) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("activation", "clip", "bits"),
+    [("UINT8", None, 8), ("UINT8", (0, 15), 4), ("UINT8", (3, 4), 1), ("INT8", (-8, 8), 5), ("INT16", None, 16)],
+)
+def test_activation_bits_are_those_that_a_clip_leaves(activation, clip, bits):
+    """A Clip of the integers counts as no operator."""
+    summary = summarize(layer_model("INT8", [-128, 127], clip=clip, activation=activation))
+    (layer,) = summary.layers
+    assert (layer.activation_type, layer.activation_bits) == (activation.lower(), bits)
+    assert summary.operators == {"Conv": [1, 0]}
+
+
+def test_a_scale_per_channel_and_a_missing_zero_point():
+    model = layer_model("INT8", [-100, 100], scales=[1.0, 2.0], zeros=False)
+    summary = summarize(model)
+    assert summary.per_channel
+    assert summary.layers == (LayerSummary("scores", "Conv", "int8", 8, "uint8", 8, True),)
+    model.graph.node[0].attribute.append(helper.make_attribute("output_dtype", TensorProto.INT8))
+    assert summarize(model).layers[0].activation_type == "int8"
+
+
+def test_a_clip_of_floats_is_an_operator_and_a_float_activation_is_said_to_be_one():
+    summary = summarize(
+        parse_model("""<ir_version: 10, opset_import: ["": 21]>
+            weights (float[1, 2] x) => (float[1, 2] y) <int8[1, 1] w = {1}, float s = {1}, float low = {0}> {
+                clipped = Clip (x, low)
+                v = DequantizeLinear (w, s)
+                y = MatMul (v, clipped)
+            }""")
+    )
+    assert summary.layers == (LayerSummary("y", "MatMul", "int8", 5, "float32", 32, False),)
+    assert summary.operators == {"Clip": [0, 1], "MatMul": [0, 1]}
+
+
+def test_integer_operators():
+    summary = summarize(
+        parse_model("""<ir_version: 10, opset_import: ["": 21]>
+            integers (float[1, 1, 2, 2] x) => (float[1, 2, 2, 2] y)
+            <int8[2, 1, 1, 1] w = {1, 2}, float[2] ws = {1, 2}, int8[2] wz = {0, 0}, float s = {1}, uint8 z = {0}> {
+                x_quantized = QuantizeLinear (x, s, z)
+                y_quantized = QLinearConv (x_quantized, s, z, w, ws, wz, s, z)
+                y = DequantizeLinear (y_quantized, s, z)
+            }""")
+    )
+    assert summary.layers == (LayerSummary("y", "QLinearConv", "int8", 8, "uint8", 8, True),)
+
+
+def test_a_float_model_has_no_layers(model):
+    summary = summarize(model.proto())
+    assert summary.layers == ()
+    assert (summary.activation_type, summary.weight_type) == ("float32", "float32")
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("INT2", 2), ("UINT4", 4), ("INT8", 8), ("FLOAT", 32)])
+def test_payload_bytes_are_those_stored(kind, bits):
+    for count in range(6):
+        stored = tensor("t", kind, np.zeros(count))
+        assert payload_bytes(stored) == -(-count * bits // 8) == len(stored.raw_data)
