@@ -1,4 +1,4 @@
-"""A `Plan` written into the graph of quantize_static: other integers, biases and grids in the same Q/DQ structure.
+"""A `Plan` written into the graph of quantize_static: other codes, biases and scales in the same Q/DQ structure.
 
 In: the Q/DQ model that onnxruntime made of a float graph, and a plan for that graph. Out: a new model.
 
@@ -37,7 +37,7 @@ OPSETS = {DType.int4: 21, DType.uint4: 21, DType.int2: 25, DType.uint2: 25}  # o
 def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     """Write ``plan`` into ``model``, which is not changed.
 
-    Activations that the plan does not name keep their grids, weights that it does not name their integers.
+    Activations that the plan does not name keep their parameters, weights that it does not name their codes.
 
     Raises:
         ValueError: the plan is not one for this graph, or it contradicts itself.
@@ -46,7 +46,7 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     graph = Graph(at_least_opset(model, opset))
     sites = [_find_site(graph, layer) for layer in plan.layers]
     if missing := {layer.input for layer in plan.layers} - plan.tensors.keys():
-        raise ValueError(f"layers read {sorted(missing)}, which have no grid in the plan")
+        raise ValueError(f"layers read {sorted(missing)}, which have no parameters in the plan")
     activations = _find_activations(graph, plan.tensors)
 
     # All that is old goes first, so that what replaces it can have its names.
@@ -60,26 +60,26 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     graph.prune()
 
     for name, pair in activations:
-        clip = _set_grid(graph, name, plan.tensors[name], plan.activation_type, pair)
+        clip = _set_params(graph, name, plan.tensors[name], plan.activation_type, pair)
         graph.insert_after(pair[0], *clip)
     for site in sites:
         _set_weight(graph, site)
         if site.layer.bias is not None:
             _set_bias(graph, site)
 
-    # A layer may read its input on another grid than the tensor is stored on: it gets a Q/DQ pair of its own.
-    chains: dict[tuple[str, QuantParams], str] = {}  # (tensor, grid) -> the requantized tensor, which layers share
+    # A layer may read its input with other parameters than it is stored with: it gets a Q/DQ pair of its own.
+    chains: dict[tuple[str, QuantParams], str] = {}  # (tensor, params) -> the requantized tensor, which layers share
     last: dict[str, NodeProto] = {}  # tensor -> the last node of its chains
     for site in sites:
-        read, grid = site.node.input[site.data], site.layer.input_params
-        if grid != plan.tensors[site.layer.input]:
-            if (read, grid) not in chains:
+        read, params = site.node.input[site.data], site.layer.input_params
+        if params != plan.tensors[site.layer.input]:
+            if (read, params) not in chains:
                 nodes = _requantize(graph, read, site.layer, plan.activation_type)
                 place = last.get(read) or graph.producer(read)
                 assert place is not None  # the tensor's DequantizeLinear
                 graph.insert_after(place, *nodes)
-                last[read], chains[read, grid] = nodes[-1], nodes[-1].output[0]
-            site.node.input[site.data] = chains[read, grid]
+                last[read], chains[read, params] = nodes[-1], nodes[-1].output[0]
+            site.node.input[site.data] = chains[read, params]
     emitted = graph.finish()
     onnx.checker.check_model(emitted, full_check=True)
     return emitted
@@ -120,9 +120,9 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
     return _Site(layer, node, 1 - position, position, bias)
 
 
-def _find_activations(graph: Graph, grids: dict[str, QuantParams]) -> list[tuple[str, list[NodeProto]]]:
-    """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``grids``."""
-    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _float_name(node) in grids]
+def _find_activations(graph: Graph, params: dict[str, QuantParams]) -> list[tuple[str, list[NodeProto]]]:
+    """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``params``."""
+    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _float_name(node) in params]
     return [
         (
             _float_name(quantize),
@@ -132,22 +132,22 @@ def _find_activations(graph: Graph, grids: dict[str, QuantParams]) -> list[tuple
     ]
 
 
-def _set_grid(graph: Graph, name: str, grid: QuantParams, dtype: DType, pair: list[NodeProto]) -> list[NodeProto]:
-    """Give a QuantizeLinear and its DequantizeLinears a grid.
+def _set_params(graph: Graph, name: str, params: QuantParams, dtype: DType, pair: list[NodeProto]) -> list[NodeProto]:
+    """Give a QuantizeLinear and its DequantizeLinears their parameters.
 
     Returns:
-        The Clip that goes behind the QuantizeLinear where the grid has fewer bits than its type; else nothing. Fewer
-        levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a scale is
+        The Clip that goes behind the QuantizeLinear where the codes have fewer bits than their type; else nothing.
+        Fewer levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a scale is
         made for, not out of the integers.
     """
-    if not grid.qmin <= grid.zero_point <= grid.qmax:
-        raise ValueError(f"tensor {name!r} has its zero point {grid.zero_point} outside {grid.qmin}..{grid.qmax}")
-    limits = _cast(name, np.array([grid.qmin, grid.qmax]), dtype)
-    scale = graph.add_initializer(f"{name}_scale", np.float32(grid.scale))
-    zero_point = graph.add_initializer(f"{name}_zero_point", _cast(name, np.array(grid.zero_point), dtype))
+    if not params.qmin <= params.zero_point <= params.qmax:
+        raise ValueError(f"tensor {name!r} has its zero point {params.zero_point} outside {params.qmin}..{params.qmax}")
+    limits = _cast(name, np.array([params.qmin, params.qmax]), dtype)
+    scale = graph.add_initializer(f"{name}_scale", np.float32(params.scale))
+    zero_point = graph.add_initializer(f"{name}_zero_point", _cast(name, np.array(params.zero_point), dtype))
     for node in pair:
         node.input.extend([scale, zero_point])
-    if grid.bit_width >= dtype.bits:
+    if params.bit_width >= dtype.bits:
         return []
     lowest = graph.add_initializer(f"{name}_lowest", limits[0])
     highest = graph.add_initializer(f"{name}_highest", limits[1])
@@ -158,14 +158,14 @@ def _set_grid(graph: Graph, name: str, grid: QuantParams, dtype: DType, pair: li
 
 
 def _requantize(graph: Graph, read: str, layer: LayerPlan, dtype: DType) -> list[NodeProto]:
-    """Nodes that quantize and dequantize ``read`` once more, on the grid of a layer; the last makes the new tensor."""
+    """Nodes that quantize and dequantize ``read`` again, as a layer reads it; the last makes the new tensor."""
     name = graph.unique_name(f"{layer.input}_for_{layer.output}")
     integers, floats = (graph.unique_name(f"{name}_{op_type}_Output") for op_type in QUANTIZERS)
     pair = [
         helper.make_node("QuantizeLinear", [read], [integers], f"{name}_QuantizeLinear"),
         helper.make_node("DequantizeLinear", [integers], [floats], f"{name}_DequantizeLinear"),
     ]
-    clip = _set_grid(graph, name, layer.input_params, dtype, pair)
+    clip = _set_params(graph, name, layer.input_params, dtype, pair)
     return [pair[0], *clip, pair[1]]
 
 

@@ -230,7 +230,7 @@ REFUSED = {
     "no bias": (lambda plan: change_layer(plan, bias=None), "plan it too"),
     "bias shape": (lambda plan: change_layer(plan, bias=np.zeros(3)), "does not fit"),
     "other input": (lambda plan: change_layer(plan, input="r1"), "does not read"),
-    "no grid": (lambda plan: without(plan, "r1"), "no grid"),
+    "no params": (lambda plan: without(plan, "r1"), "no parameters"),
     "levels": (
         lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 0, DType.uint8, -8, 7)}),
         "uint8 has not",

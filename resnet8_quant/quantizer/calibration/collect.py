@@ -17,10 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import onnx
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.runtime import Level, new_session
+from resnet8_quant.graphs.tap import Tap, tap
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress
@@ -31,7 +30,6 @@ BATCH_BYTES = 8 << 20  # of the observed activations of a batch; measured: large
 NEAR = 1e-5  # of the largest magnitude: far above the difference of the two sessions, far below that of two images
 MOST_NEAR = 8  # images looked up again for each extreme
 
-Tap = Callable[[np.ndarray], list[np.ndarray]]
 Result = TypeVar("Result")
 
 
@@ -50,9 +48,9 @@ def collect_stats(
     Raises:
         ExperimentError: a value is NaN or infinite; the model cannot be run.
     """
-    tap_at = _tapped(model, tensors)
-    tap = tap_at("all")
-    size = model.input_spec.batch or _batch_size(tap, model, images)
+    proto = model.proto()
+    fast, exact = tap(proto, tensors, "all"), tap(proto, tensors, "none")
+    size = model.input_spec.batch or _batch_size(fast, model, images)
     observers = [Observer(len(images), bins) for _ in tensors]
     threads = threads or usable_cores()
     if bins is not None:
@@ -60,7 +58,7 @@ def collect_stats(
 
     def run(start: int) -> tuple[int, int, list[Batch]]:
         count = min(size, len(images) - start)
-        values = tap(model.input_spec.prepare(images.batch(start, size)))
+        values = fast(model.input_spec.prepare(images.batch(start, size)))
         of_images = (value[:count] if value.ndim and len(value) == size else value[None] for value in values)
         return start, count, [Batch.of(value, bins is not None) for value in of_images]
 
@@ -75,7 +73,7 @@ def collect_stats(
                         "check the model and the input range that it expects (model.mean, model.std)",
                     ) from None
             advance(count)
-    extremes = _exact_extremes(tap_at("none"), model, images, observers, size if model.input_spec.batch else 1)
+    extremes = _exact_extremes(exact, model, images, observers, size if model.input_spec.batch else 1)
     return {name: observer.finish(*pair) for name, observer, pair in zip(tensors, observers, extremes, strict=True)}
 
 
@@ -95,7 +93,7 @@ def _in_order(work: Callable[[int], Result], items: Iterable[int], threads: int)
 
 
 def _exact_extremes(
-    tap: Tap, model: FloatModel, images: CalibrationImages, observers: list[Observer], size: int
+    exact: Tap, model: FloatModel, images: CalibrationImages, observers: list[Observer], size: int
 ) -> list[tuple[np.float32, np.float32]]:
     """Extremes of each tensor in the graph as written, from the images that may hold them."""
     candidates = {
@@ -106,7 +104,7 @@ def _exact_extremes(
     }
     lows, highs = np.full(len(observers), np.inf, np.float32), np.full(len(observers), -np.inf, np.float32)
     for image in sorted(candidates):
-        for i, values in enumerate(tap(model.input_spec.prepare(images.batch(image, 1).repeat(size, axis=0)))):
+        for i, values in enumerate(exact(model.input_spec.prepare(images.batch(image, 1).repeat(size, axis=0)))):
             lows[i], highs[i] = min(lows[i], values.min()), max(highs[i], values.max())
     return list(zip(lows, highs, strict=True))
 
@@ -118,30 +116,7 @@ def _near_smallest(values: np.ndarray, observer: Observer) -> np.ndarray:
     return np.asarray(order[values[order] <= values[order[0]] + NEAR * limit])
 
 
-def _tapped(model: FloatModel, tensors: tuple[str, ...]) -> Callable[[Level], Tap]:
-    """From a level of graph optimization to a function from a prepared batch to the values of ``tensors``."""
-    proto = model.proto()
-    outputs = {value.name for value in proto.graph.output}
-    inputs = {value.name for value in proto.graph.input}
-    computed = [name for name in tensors if name not in inputs]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in outputs)
-    serialized = proto.SerializeToString()
-
-    def tap_at(level: Level) -> Tap:
-        session = new_session(serialized, level=level)  # one thread: batches run side by side
-
-        def tap(feed: np.ndarray) -> list[np.ndarray]:
-            # an empty list of names would mean all outputs
-            values = session.run(computed, {model.input_spec.name: feed}) if computed else []
-            by_name = dict(zip(computed, values, strict=True))
-            return [by_name.get(name, feed) for name in tensors]
-
-        return tap
-
-    return tap_at
-
-
-def _batch_size(tap: Tap, model: FloatModel, images: CalibrationImages) -> int:
+def _batch_size(fast: Tap, model: FloatModel, images: CalibrationImages) -> int:
     """How many images make ``BATCH_BYTES`` of activations."""
-    one = sum(value.nbytes for value in tap(model.input_spec.prepare(images.batch(0, 1))))
+    one = sum(value.nbytes for value in fast(model.input_spec.prepare(images.batch(0, 1))))
     return int(np.clip(BATCH_BYTES // max(1, one), 1, 256))

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from resnet8_quant.config import Config, DType, Rounding, WeightScale
-from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.tap import tap
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -54,7 +54,7 @@ def sensitivities(
     feed = spread_images(model, images, IMAGES)
     reads = sorted({node.input[0] for node in nodes} - {source})
     logits = _logits(proto.graph)
-    values = _run(proto, [logits, *reads], source, feed, batch) | {source: feed}
+    values = _run(proto, [logits, *reads], feed, batch) | {source: feed}
 
     choices: dict[str, list[Choice]] = {}
     with progress("sensitivity", len(nodes), "layers") as advance:
@@ -63,7 +63,7 @@ def sensitivities(
             options = []
             for width in widths[node.output[0]]:
                 plan = quantize_layer(node, constants, FLOAT_INPUT, width, config.quant, refinement, (x, x))
-                outputs = _run(_with(proto, node, plan, constants), [logits], source, feed, batch)
+                outputs = _run(_with(proto, node, plan, constants), [logits], feed, batch)
                 error = float(np.mean((outputs[logits].astype(np.float64) - values[logits]) ** 2))
                 options.append(Choice(width, error, payload_of(plan)))
             choices[node.output[0]] = options
@@ -97,12 +97,8 @@ def _with(
     return copy
 
 
-def _run(proto: onnx.ModelProto, names: list[str], source: str, feed: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+def _run(proto: onnx.ModelProto, names: list[str], feed: np.ndarray, batch: int) -> dict[str, np.ndarray]:
     """Values of the tensors ``names`` on ``feed``."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    known = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    session = new_session(copy.SerializeToString(), threads=0)
-    parts = [session.run(names, {source: feed[start : start + batch]}) for start in range(0, len(feed), batch)]
+    values_of = tap(proto, names, threads=0)
+    parts = [values_of(feed[start : start + batch]) for start in range(0, len(feed), batch)]
     return {name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
