@@ -15,23 +15,22 @@ from omegaconf import DictConfig
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.sweep.grid import register_sweeps
 from resnet8_quant.terminal import show_error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def job(composed: DictConfig) -> None:
     """One run: alone, or as a job of a sweep, where a failure becomes a row and the other jobs go on."""
+    from resnet8_quant.sweep.job import run_alone, start_job
+
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
-        from resnet8_quant.sweep.start import start_job
-
         start_job(composed, context)
         return
-    from resnet8_quant.sweep.job import run_alone
-
-    words = list(context.overrides.task)
+    overrides = list(context.overrides.task)
     try:
-        run_alone(to_config(composed, words), Path(context.runtime.output_dir), words)
+        run_alone(to_config(composed, overrides), Path(context.runtime.output_dir), overrides)
     except ExperimentError as error:
         show_error(error)
         sys.exit(1)
@@ -42,6 +41,7 @@ def main() -> int:
     from resnet8_quant.sweep.ending import run_to_the_end
 
     register()
+    register_sweeps()
     return run_to_the_end(job)
 
 

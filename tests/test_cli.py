@@ -63,6 +63,8 @@ def test_run_shows_a_table(first: Done) -> None:
     assert [line.split("|")[1].strip() for line in lines if "---" not in line] == ["Model", "FP32", "int8"]
     assert max(map(len, lines)) <= 80
     assert "Traceback" not in first.err
+    assert first.out.count("McNemar p = ") == (first.folder / "run.log").read_text().count("McNemar p = ") == 1
+    assert "McNemar p = " not in first.err
 
 
 def test_run_writes_one_row_that_pandas_types(first: Done) -> None:

@@ -24,9 +24,8 @@ from resnet8_quant.config import (
     RefineConfig,
     TrackingConfig,
 )
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.low_bit import narrowed, refines
-from resnet8_quant.sweep.compose import check_subdir, explain, register, to_config
+from resnet8_quant.sweep.compose import explain, register, to_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = {
@@ -138,18 +137,3 @@ def test_a_wrong_word_is_a_sentence_with_a_remedy(word: str) -> None:
     words, remedy = WRONG[word]
     assert all(part in explained.problem for part in words), explained.problem
     assert remedy in explained.remedy
-
-
-@pytest.mark.parametrize("subdir", ["${hydra.job.num}_${quant.name}", "${hydra.job.num}_", None])
-def test_job_folders_begin_with_the_number(subdir: str | None) -> None:
-    words = [] if subdir is None else [f"hydra.sweep.subdir={subdir}"]
-    check_subdir(compose("config", words, return_hydra_config=True))
-
-
-@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "x${hydra.job.num}_a", "${seed}_a", "${hydra.job.num}_a/b"])
-def test_other_job_folders_are_refused(subdir: str) -> None:
-    config = compose("config", [f"hydra.sweep.subdir={subdir}"], return_hydra_config=True)
-    with pytest.raises(ExperimentError) as caught:
-        check_subdir(config)
-    assert f"`hydra.sweep.subdir` is {subdir}; " in caught.value.problem
-    assert caught.value.remedy.startswith("'hydra.sweep.subdir=${hydra.job.num}_")

@@ -27,7 +27,7 @@ from resnet8_quant.experiment import prepare, run_experiment
 from resnet8_quant.graphs import session
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import overlapping
-from resnet8_quant.sweep.ledger import whole
+from resnet8_quant.sweep.folders import is_whole
 
 LISTED = list(range(3, 1000, 50))  # 20 test images
 
@@ -105,9 +105,9 @@ def test_only_the_draw_depends_on_the_seed(config: Config, tmp_path: Path, sampl
 def test_without_bins_there_is_no_file_of_histograms(config: Config, tmp_path: Path) -> None:
     row = run_experiment(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*results.FILES, results.RECORD, results.FILE_NAME}
-    assert whole(tmp_path, row)
+    assert is_whole(tmp_path, row)
     row = run_experiment(replace(config, calibration=replace(config.calibration, bins=None)), tmp_path)
-    assert whole(tmp_path, row)  # resuming does not wait for a file that the run does not make
+    assert is_whole(tmp_path, row)  # resuming does not wait for a file that the run does not make
     assert (tmp_path / "ranges.csv").exists()
     assert not (tmp_path / "histograms.npz").exists()  # of the run before
 
@@ -117,7 +117,7 @@ def test_a_float_run_is_not_calibrated(config: Config, tmp_path: Path) -> None:
     row = run_experiment(replace(config, quant=quant), tmp_path)
     assert {row.calibration_method, row.calibration_sampling, row.calibration_cached, row.calibration_overlap} == {None}
     assert not (tmp_path / "ranges.csv").exists()
-    assert whole(tmp_path, row)
+    assert is_whole(tmp_path, row)
 
 
 @pytest.mark.parametrize(

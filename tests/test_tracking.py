@@ -185,7 +185,7 @@ def test_a_sweep_tracks_every_job_and_a_wrong_address_stops_it(uri: str, tmp_pat
     runs = {run.info.status: run for run in tracked(uri, "sweep")}
     assert set(runs) == {"FINISHED", "FAILED"}
     assert runs["FINISHED"].data.params["calibration.samples_per_class"] == "5"
-    row = results.read(next((tmp_path / "good").glob("0_*")) / "results.csv")
+    row = results.read(next((tmp_path / "good").glob("00_*")) / "results.csv")
     assert runs["FINISHED"].data.metrics["accuracy"] == row.accuracy
     assert "samples_per_class" in runs["FAILED"].data.tags["error"]
     refused = start("bad", f"sqlite:///{tmp_path}")

@@ -137,8 +137,8 @@ def _set_params(graph: Graph, name: str, params: QuantParams, dtype: DType, pair
 
     Returns:
         The Clip that goes behind the QuantizeLinear where the codes have fewer bits than their type; else nothing.
-        Fewer levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a scale is
-        made for, not out of the integers.
+        Fewer levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a
+        scale is made for, not out of the integers.
     """
     if not params.qmin <= params.zero_point <= params.qmax:
         raise ValueError(f"tensor {name!r} has its zero point {params.zero_point} outside {params.qmin}..{params.qmax}")

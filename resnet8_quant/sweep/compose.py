@@ -1,7 +1,6 @@
-"""Between Hydra and the dataclasses: resolvers, typed configs, the grid of a sweep, and errors in plain words.
+"""Between Hydra and the dataclasses: resolvers, typed configs, and errors in plain words.
 
-In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `ExperimentError`s. With callback.py the
-only module of the package that knows Hydra.
+In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `ExperimentError`s.
 """
 
 from __future__ import annotations
@@ -9,30 +8,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.files import sha256_bytes, unwritable
+from resnet8_quant.files import unwritable
 from resnet8_quant.low_bit import typed_width
 from resnet8_quant.sweep.launchers import missing_plugin, unreachable
-from resnet8_quant.sweep.search import register_search
 
 HELP = "python run.py --help"
 _LAYERS = "quant.layers"
-MOST_COMPOSED = 1000  # configs of jobs that wait, each some 100 KB
 
 
 def register() -> None:
-    """Tell Hydra the schema, and the resolvers that conf/config.yaml uses."""
+    """Tell Hydra the schema, and the resolver that names the folders of runs and sweeps."""
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.quant.layers, False)  # its keys are the user's
     ConfigStore.instance().store(name="schema", node=schema)
@@ -40,14 +36,6 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "unique_time", lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), use_cache=True, replace=True
     )
-    OmegaConf.register_new_resolver("short", _short, replace=True)
-    register_search()
-
-
-def _short(name: str) -> str:
-    """A folder name of at most 100 characters, for any file system; one that is cut ends in a hash of all."""
-    clean = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "job"
-    return clean if len(clean) <= 100 else f"{clean[:91]}-{sha256_bytes(name.encode())[:8]}"
 
 
 def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
@@ -71,13 +59,6 @@ def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
     assert isinstance(result, Config)
     _refuse_unknown(config, Config, "")
     return result
-
-
-def typed_words(overrides: ListConfig | list[str]) -> list[str]:
-    """Words as they were typed: reading them one by one would resolve the interpolations in them."""
-    words = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
-    assert isinstance(words, list)
-    return words
 
 
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
@@ -158,88 +139,3 @@ def explain(error: BaseException) -> ExperimentError | None:
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
         return ExperimentError("a config group is null; it takes the name of a file in its folder of conf/", HELP)
     return unreachable(error)
-
-
-def check_subdir(config: DictConfig) -> None:
-    """Refuse names of job folders that do not say which job they are.
-
-    Args:
-        config: as ``on_multirun_start`` gets it, with the node `hydra`.
-
-    Raises:
-        ExperimentError: `hydra.sweep.subdir` does not begin with the job's number and `_`, or is more than one folder.
-    """
-    number = 31415  # no name has it by chance
-    probe = config.copy()
-    with read_write(probe), open_dict(probe):
-        probe.hydra.job.num = number
-        probe.hydra.job.id = str(number)
-    name = str(probe.hydra.sweep.subdir)
-    if name.startswith(f"{number}_") and "/" not in name:
-        return
-    begin = "${hydra.job.num}_"
-    typed = dict(config.hydra.sweep.items_ex(resolve=False))["subdir"]
-    raise ExperimentError(
-        f"`hydra.sweep.subdir` is {typed}; valid is one folder whose name begins with {begin}",
-        f"'hydra.sweep.subdir={begin}${{quant.name}}'",
-    )
-
-
-def grid(config: DictConfig) -> tuple[list[list[str]], Iterator[Config | ExperimentError]] | None:
-    """The words of a sweep's jobs and, one by one, what each will run or why it cannot.
-
-    Composing a job costs tens of milliseconds: the caller looks at as many as it needs.
-
-    Args:
-        config: as ``on_multirun_start`` gets it, with the node `hydra`.
-
-    Returns:
-        None where the sweeper decides as it goes.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
-        return None
-    params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
-    words = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    loader = GlobalHydra.instance().config_loader()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs = BasicSweeper.split_arguments(overrides, None)[0]
-
-    def compose() -> Iterator[Config | ExperimentError]:
-        for job in jobs:
-            composed = loader.load_sweep_config(config, list(job))
-            with read_write(composed), open_dict(composed):
-                del composed["hydra"]  # as Hydra does before it calls the job
-            try:
-                yield to_config(composed, job)
-            except ExperimentError as error:
-                yield error
-
-    return [list(job) for job in jobs], compose()
-
-
-def compose_once() -> None:
-    """Let Hydra compose each job of a grid once: it does so to validate all of them, and again to start each.
-
-    That is a good part of the time of a short job. What was composed for validation is handed out when the job starts,
-    and then forgotten.
-    """
-    from hydra.core.global_hydra import GlobalHydra
-
-    loader = GlobalHydra.instance().config_loader()
-    compose = loader.load_sweep_config
-    composed: dict[tuple[str, ...], DictConfig] = {}
-
-    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        words = tuple(sweep_overrides)
-        if words in composed:
-            return composed.pop(words)
-        config = compose(master_config, sweep_overrides)
-        if len(composed) < MOST_COMPOSED:
-            composed[words] = config
-        return config
-
-    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010 (a method, to a type checker)
