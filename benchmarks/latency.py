@@ -87,7 +87,9 @@ def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, Ben
         assert prepared.images is not None
         model, test = prepared.model, prepared.data.test
         found.setdefault("float", BenchmarkModel(model.serialized, model.input_spec))
-        plain = quantize(model, prepared.images, config.quant, config.calibration, cache=prepared.cache).serialized
+        plain = quantize(
+            model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache
+        ).serialized
         found[name] = BenchmarkModel(plain, model.input_spec)
 
         def made(

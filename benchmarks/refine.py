@@ -28,9 +28,8 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import prepare
 from resnet8_quant.machine import cpu_description, peak_rss_mb
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
 from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.sampling import choose_images
 from resnet8_quant.terminal import markdown
 from resnet8_quant.validation import validate
 
@@ -110,7 +109,9 @@ def measure(case: Case) -> Measured:
     for seed in case.seeds:
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), seed)
         images = CalibrationImages.of(data.train.images, chosen, f"train split of {data.digest}")
-        quantized.append(quantize(model, images, config.quant, config.calibration, config.refine, cache=prepared.cache))
+        quantized.append(
+            quantize(model, images, Config(config.quant, config.calibration, config.refine), cache=prepared.cache)
+        )
     peak, top1 = peak_rss_mb() or 0.0, []
     for one in quantized:
         answers = predict(one.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)

@@ -140,14 +140,10 @@ def calibrate(model: FloatModel, images: Split, config: Config) -> Calibration:
     Raises:
         ExperimentError: too few images, or NaN in an activation.
     """
-    from resnet8_quant.quantizer.calibration.engine import calibrate
-    from resnet8_quant.quantizer.quantize import OPERATORS
+    from resnet8_quant.quantizer.calibration.calibrate import calibrate
 
     chosen = _calibration_images(images, config)
-    result = calibrate(
-        model, chosen, config.quant, config.calibration, OPERATORS, threads=config.evaluation.threads,
-        cache=cache_folder(config.cache_dir),
-    )  # fmt: skip
+    result = calibrate(model, chosen, config, cache=cache_folder(config.cache_dir))
     ranges = {name: (float(low), float(high)) for name, (low, high) in result.ranges.items()}
     return Calibration(ranges, config.calibration.method.name, len(chosen))
 
@@ -172,10 +168,7 @@ def quantize(model: FloatModel, images: Split, config: Config) -> QuantizedModel
     if config.allocate.max_accuracy_drop is not None:
         data = Dataset("", images, images, "")
         drop = accuracy_drop(data, model, chosen, config.allocate, config.evaluation, config.seed)
-    result = quantizer.quantize(
-        model, chosen, config.quant, config.calibration, config.refine, config.allocate, drop,
-        threads=config.evaluation.threads, cache=cache_folder(config.cache_dir),
-    )  # fmt: skip
+    result = quantizer.quantize(model, chosen, config, accuracy_drop=drop, cache=cache_folder(config.cache_dir))
     serialized, input_spec = result.serialized, model.input_spec
     if config.deploy.activation_type is not None:
         serialized, input_spec = deploy(result.named, config.deploy, input_spec, small=config.quant.compact)
@@ -250,8 +243,7 @@ def _check(config: Config) -> None:
 def _calibration_images(images: Split, config: Config) -> CalibrationImages:
     """The images that calibrate, as a run draws them."""
     from resnet8_quant.config import Sampling
-    from resnet8_quant.quantizer.calibration.images import CalibrationImages
-    from resnet8_quant.quantizer.sampling import choose_images
+    from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
     from resnet8_quant.validation import check_validation_images
 
     _check(config)

@@ -29,9 +29,8 @@ from resnet8_quant.files import cache_folder, claimed
 from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.refine.bits import layer_bits
-from resnet8_quant.quantizer.sampling import choose_images, overlapping
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
+from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation import check_validation_images, validate
@@ -180,17 +179,8 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         return None
     from resnet8_quant.quantizer.quantize import quantize
 
-    return quantize(
-        prepared.model,
-        prepared.images,
-        config.quant,
-        config.calibration,
-        config.refine,
-        config.allocate,
-        _validation_drop(config, prepared, prepared.images),
-        threads=config.evaluation.threads,
-        cache=prepared.cache,
-    )
+    drop = _validation_drop(config, prepared, prepared.images)
+    return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
 
 
 def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:

@@ -26,7 +26,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.experiment import failed_row, prepare, run_experiment
 from resnet8_quant.graphs import session
 from resnet8_quant.inputs.sample import load_sample
-from resnet8_quant.quantizer.sampling import overlapping
+from resnet8_quant.quantizer.calibration.images import overlapping
 from resnet8_quant.sweep.folders import is_whole
 
 LISTED = list(range(3, 1000, 50))  # 20 test images

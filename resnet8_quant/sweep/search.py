@@ -178,7 +178,7 @@ class Search:
         from resnet8_quant.files import cache_folder
         from resnet8_quant.inputs.dataset import load_dataset
         from resnet8_quant.inputs.model import load_model
-        from resnet8_quant.quantizer.refine.bits import layer_nodes
+        from resnet8_quant.quantizer.plan import layer_nodes
         from resnet8_quant.tracking import connect
 
         config = self.job_config(space.fixed)

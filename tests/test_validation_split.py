@@ -1,7 +1,4 @@
-"""allocate=accuracy: the smallest model within a loss, by bisection; no validation image calibrates."""
-
-import itertools
-import json
+"""The validation split: training images that do not calibrate, and a model's drop of accuracy on them."""
 
 import numpy as np
 import pytest
@@ -10,51 +7,8 @@ from resnet8_quant.config import AllocateConfig, CalibrationConfig, DataConfig, 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.model import load_model
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.mixed_precision.budget import Choice
-from resnet8_quant.quantizer.mixed_precision.fit import shrink
-from resnet8_quant.quantizer.sampling import choose_images
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
 from resnet8_quant.validation_split import accuracy_drop
-
-WIDTHS = (2, 4, 8)
-SIZES = {"a": 1000, "b": 300, "c": 5000}
-WEIGHT = {"a": 3.0, "b": 1.0, "c": 5.0}
-CHOICES = {
-    layer: [Choice(bits, WEIGHT[layer] * 4.0**-bits, size * bits // 8) for bits in WIDTHS]
-    for layer, size in SIZES.items()
-}
-
-
-def payload(widths):
-    return sum(SIZES[layer] * bits // 8 for layer, bits in widths.items())
-
-
-def loss(widths):
-    return sum(WEIGHT[layer] * 4.0**-bits for layer, bits in widths.items())
-
-
-def made(widths):
-    return json.dumps(widths).encode()
-
-
-def drop(model):
-    return loss(json.loads(model))
-
-
-@pytest.mark.parametrize("most", [0.6, 0.4, 0.2, 0.05, 0.01])
-def test_within_the_loss_and_nearly_the_smallest(most):
-    model, widths = shrink(made, drop, CHOICES, most)
-    assert model == made(widths)
-    assert loss(widths) <= most
-    every = (dict(zip(SIZES, bits, strict=True)) for bits in itertools.product(WIDTHS, repeat=3))
-    smallest = min(payload(found) for found in every if loss(found) <= most)
-    assert payload(widths) <= smallest + 0.06 * payload(dict.fromkeys(SIZES, 8))
-
-
-def test_a_loss_that_no_width_keeps_says_the_best():
-    with pytest.raises(ExperimentError, match=r"`allocate.max_accuracy_drop` is 1e-06.*lose 0\.0001") as caught:
-        shrink(made, drop, CHOICES, 1e-6)
-    assert "allocate.max_accuracy_drop=0.001" in caught.value.remedy
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +22,7 @@ def chosen(data, count):
     return CalibrationImages.of(data.train.images, indices, "train")
 
 
-def test_held_out_images_do_not_calibrate(parts, monkeypatch):
+def test_validation_images_do_not_calibrate(parts, monkeypatch):
     data, model = parts
     images = chosen(data, 60)
     seen = []

@@ -1,4 +1,4 @@
-"""Whole plans of small networks: what is emitted computes what the plan says, and the walk saw what it computes."""
+"""Whole plans of small networks: what is emitted computes what the plan says, and each layer saw what it computes."""
 
 from dataclasses import replace
 
@@ -9,12 +9,22 @@ from nets import NETS, PICTURES, assert_same_integers, net, pictures, quantized_
 from onnx import helper, numpy_helper
 from small_net import ALL, OFF, run, with_integers
 
-from resnet8_quant.config import CalibrationConfig, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import (
+    Config,
+    DType,
+    EvaluationConfig,
+    QuantConfig,
+    RefineConfig,
+    Rounding,
+    Target,
+    WeightScale,
+)
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.refine import walk
-from resnet8_quant.quantizer.refine.walk import needs_images, refine, spread_images
+from resnet8_quant.quantizer.refine import reconstruct as module
+from resnet8_quant.quantizer.refine.reconstruct import NodeRunner, needs_images, reconstruct, spread_images
 
 GPTQ = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True)
 REFINEMENTS = {
@@ -46,14 +56,14 @@ def outputs_in_batches(model, input_spec, feed, names):
 @pytest.fixture(scope="module")
 def plain():
     """(network, type) -> the float model, what quantize_static makes of it, its calibration."""
-    made = {}
+    models = {}
 
     def make(case, kind="uint8"):
-        if (case, kind) not in made:
+        if (case, kind) not in models:
             model = NETS[case]()
-            found = quantize(model, pictures(), replace(W4A4, **PLAIN, **TYPES[kind]), CalibrationConfig(), threads=1)
-            made[case, kind] = model, onnx.load_from_string(found.serialized), found.calibration
-        return made[case, kind]
+            found = quantize(model, pictures(), Config(replace(W4A4, **PLAIN, **TYPES[kind])))
+            models[case, kind] = model, onnx.load_from_string(found.serialized), found.calibration
+        return models[case, kind]
 
     return make
 
@@ -66,7 +76,12 @@ def refined(plain):
         model, base, calibration = plain(case, kind)
         quant = replace(W4A4, **TYPES[kind], **changes)
         config = REFINEMENTS[refinement]
-        plan = refine(model, pictures(count), quant, CalibrationConfig(), config, calibration, threads=threads)
+        plan = reconstruct(
+            model,
+            pictures(count),
+            Config(quant, refine=config, evaluation=EvaluationConfig(threads=threads)),
+            calibration,
+        )
         return model, plan, emit(base, plan)
 
     return make
@@ -86,7 +101,7 @@ def test_the_emitted_model_is_the_plan_simulated(refined, case, refinement, kind
 
 
 @pytest.mark.parametrize("case", NETS)
-def test_every_layer_is_as_narrow_as_asked(refined, case):
+def test_every_layer_has_the_bits_that_were_asked_for(refined, case):
     _, plan, emitted = refined(case)
     contents = summarize(emitted)
     assert contents.float_ops == (1 if case == "gemm alone" else 0)  # its Flatten reads the float image
@@ -98,22 +113,22 @@ def test_every_layer_is_as_narrow_as_asked(refined, case):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_walk_sees_what_the_emitted_model_computes(monkeypatch, refined, kind):
+def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, kind):
     """Each layer's input, as its integers were chosen for it, is that of the emitted model to the bit."""
     seen = {}
-    original = walk.plan_layer
+    original = module.quantize_layer
 
-    def recording(node, constants, grid, width, quant, refinement, quantized, floating):
-        seen[node.output[0]] = quantized.copy()
-        return original(node, constants, grid, width, quant, refinement, quantized, floating)
+    def recording(node, constants, params, bit_width, quant, refinement, inputs):
+        seen[node.output[0]] = inputs[0].copy()
+        return original(node, constants, params, bit_width, quant, refinement, inputs)
 
-    monkeypatch.setattr(walk, "plan_layer", recording)
+    monkeypatch.setattr(module, "quantize_layer", recording)
     model, plan, emitted = refined("two convolutions", kind)
     traced, names = with_integers(emitted)
     found = dict(zip(names, run(traced, {"image": feed_of(model, 30)}, outputs=list(names.values())), strict=True))
     for layer in plan.layers:
         private = f"{layer.input}_for_{layer.output}"
-        integers = np.rint(seen[layer.output] / layer.input_grid.scale) + layer.input_grid.zero_point
+        integers = np.rint(seen[layer.output] / layer.input_params.scale) + layer.input_params.zero_point
         stored = found[private if private in found else layer.input].astype(np.int64)
         np.testing.assert_array_equal(stored.reshape(integers.shape), integers)
 
@@ -121,8 +136,8 @@ def test_the_walk_sees_what_the_emitted_model_computes(monkeypatch, refined, kin
 @pytest.mark.parametrize("refinement", REFINEMENTS)
 @pytest.mark.parametrize("case", ["two convolutions", "groups", "matmul"])
 def test_the_same_bytes_twice_and_with_any_number_of_threads(refined, case, refinement):
-    made = [refined(case, refinement=refinement, threads=threads)[2] for threads in (1, 1, 2)]
-    assert len({one.SerializeToString(deterministic=True) for one in made}) == 1
+    models = [refined(case, refinement=refinement, threads=threads)[2] for threads in (1, 1, 2)]
+    assert len({one.SerializeToString(deterministic=True) for one in models}) == 1
 
 
 @pytest.mark.parametrize("case", ["two convolutions", "no bias", "groups", "depthwise", "matmul", "gemm alone"])
@@ -169,9 +184,9 @@ def test_behind_a_folded_relu_zero_is_the_lowest_level(refined):
         _, plan, emitted = refined("two convolutions", kind)
         assert "Relu" not in {node.op_type for node in emitted.graph.node}
         for name, count in (("r1", 16), ("r2", 256)):  # Flatten is no layer: residual_bits
-            grid = plan.tensors[name]
-            assert grid.zero_point == grid.levels.lowest
-            assert grid.levels.count == count
+            params = plan.tensors[name]
+            assert params.zero_point == params.qmin
+            assert params.levels == count
     _, plan, _ = refined("two convolutions", "int8 symmetric")
     assert plan.tensors["r1"].zero_point == 0
 
@@ -197,7 +212,7 @@ def test_widths_of_layers_and_of_what_is_between_them(residual, refinement):
         keep_first_last=8,
         layers={"c*": {"activation_bits": 3}, "c2": {"weight_bits": 2}},
     )
-    done = quantize(branching(), pictures(), quant, CalibrationConfig(), REFINEMENTS[refinement], threads=1)
+    done = quantize(branching(), pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     layers = {layer.output: layer for layer in done.contents.layers}
     # r1 is what onnxruntime names c1 after; Flatten hands the residual's grid on
     widths = {"r1": 3, "c2": 3, "scores": residual}
@@ -227,7 +242,7 @@ def test_layers_that_share_a_bias_get_one_each(refinement):
     ]
     model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100, w3=(144, 3), b3=(3,))
     quant = replace(W4A4, weight_bits=8, activation_bits=None, layers={"c2": {"weight_bits": 7}})
-    done = quantize(model, pictures(), quant, CalibrationConfig(), REFINEMENTS[refinement], threads=1)
+    done = quantize(model, pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     feed = {"image": feed_of(model, 30)}
     scores = run(model.serialized, feed)[0]
     assert np.abs(run(done.serialized, feed, ALL)[0] - scores).max() < 0.03 * np.ptp(scores)
@@ -245,3 +260,89 @@ def test_what_needs_images():
         {"activation_ranges": True},
     ):
         assert needs_images(RefineConfig(**changed))
+
+
+def node_by_node(model, feed, batch=None):
+    """Every tensor of a model, node by node."""
+    proto = model.proto()
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    runner, values = NodeRunner(proto, batch, 1), {"image": feed}
+    for node in proto.graph.node:
+        inputs = {name: values[name] for name in node.input if name in values}
+        known = {name: constants[name] for name in node.input if name in constants}
+        values.update(zip(node.output, runner.run(node, inputs, known), strict=True))
+    return values, runner
+
+
+@pytest.mark.parametrize("case", NETS)
+def test_nodes_give_what_the_model_gives(monkeypatch, case):
+    model = NETS[case]()
+    feed = model.input_spec.prepare(PICTURES[:12])
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model.proto())
+    names = [name for node in whole.graph.node for name in node.output]
+    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "scores")
+    batch = model.input_spec.batch or 12
+    parts = [run(whole, {"image": feed[i : i + batch]}, OFF, names) for i in range(0, 12, batch)]
+    for chunk in (5, 250):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        values, _ = node_by_node(model, feed, model.input_spec.batch)
+        for name, expected in zip(names, zip(*parts, strict=True), strict=True):
+            np.testing.assert_allclose(values[name], np.concatenate(expected), rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+def test_a_node_is_compiled_once_for_each_shape(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 5)
+    model = NETS["two convolutions"]()
+    values, runner = node_by_node(model, model.input_spec.prepare(PICTURES[:12]))  # chunks of 5, 5 and 2
+    assert len(runner.sessions) == 2  # those of the node before are let go
+    first = model.proto().graph.node[0]
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}
+    known = {name: constants[name] for name in first.input[1:]}
+    again = runner.run(first, {"image": values["image"]}, known)[0]
+    assert len(runner.sessions) == 2
+    np.testing.assert_array_equal(again, values["c1"])
+
+
+def test_single_nodes():
+    """New constants need no new session; no inputs at all; several outputs."""
+    model = helper.make_model(helper.make_graph([], "none", [], []), opset_imports=[helper.make_opsetid("", 21)])
+    runner = NodeRunner(model, 2, 1)
+    add = helper.make_node("Add", ["x", "y"], ["z"])
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    for addend in (1, 2):
+        np.testing.assert_array_equal(runner.run(add, {"x": x}, {"y": np.full(4, addend, np.float32)})[0], x + addend)
+    assert len(runner.sessions) == 2  # batches of 2 and of 1
+    np.testing.assert_array_equal(runner.run(add, {"x": x, "y": x}, {})[0], 2 * x)
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([1, 2])))
+    np.testing.assert_array_equal(runner.run(constant, {}, {})[0], [1, 2])
+    split = helper.make_node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2)
+    np.testing.assert_array_equal(np.hstack(runner.run(split, {"x": x}, {})), x)
+
+
+def with_shapes(batch=None):
+    """A graph that computes with its own shapes, as an exported x.view(x.size(0), -1) does."""
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Shape", ["r"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["count"], axis=0),
+        helper.make_node("Concat", ["count", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["r", "target"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "v"], ["scores"]),
+    ]
+    zero, rest = (
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array([value])))
+        for name, value in (("zero", 0), ("rest", -1))
+    )
+    return net([zero, rest, *nodes], batch, w=(6, 2, 3, 3), v=(96, 3))
+
+
+def test_a_graph_that_computes_with_shapes(monkeypatch):
+    """All images at once; with a fixed batch that is not possible."""
+    monkeypatch.setattr(module, "CHUNK", 10)
+    config = Config(replace(W4A4, activation_bits=None), refine=REFINEMENTS["bias"])
+    layers = quantize(with_shapes(), pictures(), config).contents.layers
+    assert [layer.weight_bits for layer in layers] == [4, 4]
+    with pytest.raises(ExperimentError, match=r"computes with shapes \(Shape\)"):
+        quantize(with_shapes(10), pictures(), config)

@@ -1,11 +1,10 @@
-"""Runs the float model over the calibration images once, in memory that does not grow with the images.
+"""Runs the float model over the calibration images once and collects the statistics of its activations.
 
-In: a float model, the names of its tensors, images. Out: an `Observation` of each tensor. Threads run batches of
-their own through one InferenceSession that has only the needed outputs, while the calling thread counts what came
-out; the batch size follows from the model alone, so that neither it nor the number of threads has an effect on the
-result.
+Memory does not grow with the images. Threads run batches of their own through one InferenceSession that has only the
+needed outputs, while the calling thread counts what came out. The batch size follows from the model alone, so that
+neither it nor the number of threads has an effect on the result.
 
-The session is the optimised one, half again as fast as the graph as written; its values differ from that by the last
+The session is the optimized one, half again as fast as the graph as written; its values differ from that by the last
 bit or two. Extremes are therefore looked up again, in the graph as written, on the images where they occur: the
 ranges of MinMax are onnxruntime's own to the bit.
 """
@@ -18,28 +17,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import onnx
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.runtime import Level, new_session
+from resnet8_quant.graphs.tap import Tap, tap
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.calibration.observer import Batch, NotFinite, Observation, Observer
+from resnet8_quant.quantizer.calibration.observer import Batch, NotFinite, Observer, TensorStats
 
 BATCH_BYTES = 8 << 20  # of the observed activations of a batch; measured: larger ones leave the CPU's cache
 NEAR = 1e-5  # of the largest magnitude: far above the difference of the two sessions, far below that of two images
 MOST_NEAR = 8  # images looked up again for each extreme
 
-Tap = Callable[[np.ndarray], list[np.ndarray]]
 Result = TypeVar("Result")
 
 
-def observe(
+def collect_stats(
     model: FloatModel, tensors: tuple[str, ...], images: CalibrationImages, bins: int | None, threads: int = 0
-) -> dict[str, Observation]:
-    """Observe ``tensors`` on all ``images``.
+) -> dict[str, TensorStats]:
+    """Collect the statistics of ``tensors`` on all ``images``.
 
     Args:
         model: float, BatchNorm folded.
@@ -51,21 +48,22 @@ def observe(
     Raises:
         ExperimentError: a value is NaN or infinite; the model cannot be run.
     """
-    fast = _tap(model, tensors, "all")
+    proto = model.proto()
+    fast, exact = tap(proto, tensors, "all"), tap(proto, tensors, "none")
     size = model.input_spec.batch or _batch_size(fast, model, images)
     observers = [Observer(len(images), bins) for _ in tensors]
     threads = threads or usable_cores()
     if bins is not None:
         threads = max(1, threads - 1)  # the calling thread is busy with counting
 
-    def work(start: int) -> tuple[int, int, list[Batch]]:
+    def run(start: int) -> tuple[int, int, list[Batch]]:
         count = min(size, len(images) - start)
         values = fast(model.input_spec.prepare(images.batch(start, size)))
-        rows = (value[:count] if value.ndim and len(value) == size else value[None] for value in values)
-        return start, count, [Batch.of(row, bins is not None) for row in rows]
+        of_images = (value[:count] if value.ndim and len(value) == size else value[None] for value in values)
+        return start, count, [Batch.of(value, bins is not None) for value in of_images]
 
     with progress("calibration", len(images), "images") as advance:
-        for start, count, batches in _in_order(work, range(0, len(images), size), threads):
+        for start, count, batches in _in_order(run, range(0, len(images), size), threads):
             for name, observer, batch in zip(tensors, observers, batches, strict=True):
                 try:
                     observer.update(batch, start, count)
@@ -75,68 +73,50 @@ def observe(
                         "check the model and the input range that it expects (model.mean, model.std)",
                     ) from None
             advance(count)
-    extremes = _exact_extremes(model, tensors, images, observers, size if model.input_spec.batch else 1)
+    extremes = _exact_extremes(exact, model, images, observers, size if model.input_spec.batch else 1)
     return {name: observer.finish(*pair) for name, observer, pair in zip(tensors, observers, extremes, strict=True)}
 
 
 def _in_order(work: Callable[[int], Result], items: Iterable[int], threads: int) -> Iterator[Result]:
     """``work`` on each item by ``threads`` threads, a few items ahead of the caller."""
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > threads:  # more would be memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(work, item))
+                if len(pending) > threads:  # more would be memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _exact_extremes(
-    model: FloatModel, tensors: tuple[str, ...], images: CalibrationImages, observers: list[Observer], size: int
+    exact: Tap, model: FloatModel, images: CalibrationImages, observers: list[Observer], size: int
 ) -> list[tuple[np.float32, np.float32]]:
-    """Extremes in the graph as written, from the images that may hold them."""
-    near = [(_near(observer.image_lows, observer), _near(-observer.image_highs, observer)) for observer in observers]
-    wanted = sorted({int(image) for pair in near for found in pair for image in found})
-    lows, highs = np.full(len(tensors), np.inf, np.float32), np.full(len(tensors), -np.inf, np.float32)
-    tap = _tap(model, tensors, "none")
-    for image in wanted:
-        for i, values in enumerate(tap(model.input_spec.prepare(images.batch(image, 1).repeat(size, axis=0)))):
+    """Extremes of each tensor in the graph as written, from the images that may hold them."""
+    candidates = {
+        int(image)
+        for observer in observers
+        for values in (observer.image_lows, -observer.image_highs)
+        for image in _near_smallest(values, observer)
+    }
+    lows, highs = np.full(len(observers), np.inf, np.float32), np.full(len(observers), -np.inf, np.float32)
+    for image in sorted(candidates):
+        for i, values in enumerate(exact(model.input_spec.prepare(images.batch(image, 1).repeat(size, axis=0)))):
             lows[i], highs[i] = min(lows[i], values.min()), max(highs[i], values.max())
     return list(zip(lows, highs, strict=True))
 
 
-def _near(values: np.ndarray, observer: Observer) -> np.ndarray:
+def _near_smallest(values: np.ndarray, observer: Observer) -> np.ndarray:
     """Indices of the images whose extreme may be the smallest of ``values``."""
     limit = max(-observer.image_lows.min(), observer.image_highs.max())
     order = np.argsort(values, kind="stable")[:MOST_NEAR]
     return np.asarray(order[values[order] <= values[order[0]] + NEAR * limit])
 
 
-def _tap(model: FloatModel, tensors: tuple[str, ...], level: Level) -> Tap:
-    """A function from a prepared batch to the values of ``tensors``."""
-    proto = model.proto()
-    outputs = {value.name for value in proto.graph.output}
-    inputs = {value.name for value in proto.graph.input}
-    computed = [name for name in tensors if name not in inputs]
-    for name in computed:
-        if name not in outputs:
-            proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = new_session(proto.SerializeToString(), level=level)  # one thread: they work on batches of their own
-
-    def tap(feed: np.ndarray) -> list[np.ndarray]:
-        # an empty list would mean all outputs
-        values = (
-            dict(zip(computed, session.run(computed, {model.input_spec.name: feed}), strict=True)) if computed else {}
-        )
-        return [values.get(name, feed) for name in tensors]
-
-    return tap
-
-
-def _batch_size(tap: Tap, model: FloatModel, images: CalibrationImages) -> int:
+def _batch_size(fast: Tap, model: FloatModel, images: CalibrationImages) -> int:
     """How many images make ``BATCH_BYTES`` of activations."""
-    one = sum(value.nbytes for value in tap(model.input_spec.prepare(images.batch(0, 1))))
+    one = sum(value.nbytes for value in fast(model.input_spec.prepare(images.batch(0, 1))))
     return int(np.clip(BATCH_BYTES // max(1, one), 1, 256))

@@ -7,13 +7,20 @@ from nets import assert_same_integers, quantized_names, simulated
 from onnx import helper, numpy_helper
 from small_net import ALL, run, with_integers
 
-from resnet8_quant.config import CalibrationConfig, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import (
+    Config,
+    DType,
+    QuantConfig,
+    RefineConfig,
+    Rounding,
+    Target,
+    WeightScale,
+)
 from resnet8_quant.inputs.sample import load_sample
-from resnet8_quant.quantizer.calibration.engine import calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.quantize import OPERATORS, quantize
-from resnet8_quant.quantizer.refine.walk import refine
+from resnet8_quant.quantizer.quantize import quantize
+from resnet8_quant.quantizer.refine.reconstruct import reconstruct
 
 GPTQ = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True)
 REFINEMENTS = {"none": RefineConfig(), "bias": RefineConfig("bias", bias=True), "gptq": GPTQ}
@@ -29,24 +36,24 @@ def few(count):
 def plain(model):
     """What quantize_static makes of the model, and its calibration on 200 images."""
     quant = QuantConfig(activation_type=DType.uint8, per_channel=True)
-    done = quantize(model, few(200), quant, CalibrationConfig(), threads=1)
+    done = quantize(model, few(200), Config(quant))
     return onnx.load_from_string(done.serialized), done.calibration
 
 
 @pytest.fixture(scope="module")
 def planned(model, plain):
     """(width, refinement) -> its plan and the emitted model; each is made once."""
-    made = {}
+    models = {}
 
     def make(width, refinement):
-        if (width, refinement) not in made:
+        if (width, refinement) not in models:
             quant = QuantConfig(
                 activation_type=DType.uint8, per_channel=True, weight_bits=4, keep_first_last=8, **WIDTHS[width]
             )
             config = REFINEMENTS[refinement]
-            plan = refine(model, few(200), quant, CalibrationConfig(), config, plain[1], threads=1)
-            made[width, refinement] = plan, emit(plain[0], plan)
-        return made[width, refinement]
+            plan = reconstruct(model, few(200), Config(quant, refine=config), plain[1])
+            models[width, refinement] = plan, emit(plain[0], plan)
+        return models[width, refinement]
 
     return make
 
@@ -55,7 +62,7 @@ def planned(model, plain):
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 def test_plain_rounding_is_numpy(model, plain, bits, per_channel):
     quant = QuantConfig(activation_type=DType.uint8, per_channel=per_channel, weight_bits=bits)
-    plan = refine(model, few(100), quant, CalibrationConfig(), RefineConfig(), plain[1])
+    plan = reconstruct(model, few(100), Config(quant), plain[1])
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}
     nodes = {node.output[0]: node for node in model.proto().graph.node}
     assert len(plan.layers) == 10
@@ -67,11 +74,11 @@ def test_plain_rounding_is_numpy(model, plain, bits, per_channel):
         half = 2 ** (bits - 1) - 1
         scale = (largest.astype(np.float64) / half).astype(np.float32)
         expected = np.clip(np.rint(weight.astype(np.float64) / scale), -half - (bits < 8), half)
-        np.testing.assert_array_equal(layer.weight.values, expected)
+        np.testing.assert_array_equal(layer.weight.codes, expected)
         np.testing.assert_array_equal(layer.weight.scale, scale.ravel() if per_channel else scale.item())
         np.testing.assert_array_equal(layer.bias, arrays[node.input[2]])
         assert not layer.weight.zero_point.any()
-    assert plan.tensors == plain[1].grids
+    assert plan.tensors == plain[1].params
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -114,17 +121,3 @@ def test_each_refinement_brings_the_logits_closer(error, width):
     assert bias < 0.8 * none
     assert gptq < 0.25 * none
     assert gptq < 0.5 * bias
-
-
-def test_bias_correction_is_the_same_twice_and_with_two_threads(model):
-    """GPTQ's sums are BLAS's, which has threads of its own; here it is ONNX Runtime's threads that count."""
-    quant = QuantConfig(activation_type=DType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
-    config = RefineConfig(bias=True, activation_ranges=True)
-    found = calibrate(model, few(50), quant, CalibrationConfig(), OPERATORS, threads=1)
-    plans = [refine(model, few(50), quant, CalibrationConfig(), config, found, threads=n) for n in (1, 1, 2)]
-    for other in plans[1:]:
-        assert other.tensors == plans[0].tensors
-        for first, second in zip(plans[0].layers, other.layers, strict=True):
-            assert first.input_grid == second.input_grid
-            for a, b in ((first.weight.values, second.weight.values), (first.bias, second.bias)):
-                assert a.tobytes() == b.tobytes(), first.output

@@ -1,4 +1,4 @@
-"""Who is how wide: defaults, first and last, names and patterns, and the layers that can be narrowed at all."""
+"""Bit widths of the layers: defaults, first and last, names and patterns; and which nodes are layers at all."""
 
 import pytest
 from nets import net
@@ -6,7 +6,7 @@ from onnx import helper
 
 from resnet8_quant.config import DType, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits, layer_nodes
+from resnet8_quant.quantizer.plan import LayerBits, layer_bits, layer_nodes
 
 BLOCKS = [f"stack{stack}.{name}" for stack in (1, 2, 3) for name in ("conv1", "conv2", "skip")]
 RESNET8 = ["conv", *(name for name in BLOCKS if name != "stack1.skip"), "dense"]
@@ -17,33 +17,33 @@ def graph(model):
     return model.proto().graph
 
 
-def widths(graph, **options):
+def bits_of(graph, **options):
     options = {"activation_type": DType.uint8, "per_channel": True} | options
     return layer_bits(graph, QuantConfig(**options))
 
 
 def test_layers_of_the_bundled_model(graph):
-    assert sorted(widths(graph)) == sorted(RESNET8)
-    assert [next(iter(widths(graph))), list(widths(graph))[-1]] == ["conv", "dense"]
-    assert set(widths(graph).values()) == {LayerBits(8, 8)}
-    assert set(widths(graph, weight_bits=3, activation_bits=5).values()) == {LayerBits(3, 5)}
-    assert set(widths(graph, weight_type=DType.int4).values()) == {LayerBits(4, 8)}
+    assert sorted(bits_of(graph)) == sorted(RESNET8)
+    assert [next(iter(bits_of(graph))), list(bits_of(graph))[-1]] == ["conv", "dense"]
+    assert set(bits_of(graph).values()) == {LayerBits(8, 8)}
+    assert set(bits_of(graph, weight_bits=3, activation_bits=5).values()) == {LayerBits(3, 5)}
+    assert set(bits_of(graph, weight_type=DType.int4).values()) == {LayerBits(4, 8)}
 
 
 def test_first_and_last_are_kept(graph):
-    found = widths(graph, weight_bits=3, activation_bits=4, keep_first_last=8)
+    found = bits_of(graph, weight_bits=3, activation_bits=4, keep_first_last=8)
     assert found["conv"] == found["dense"] == LayerBits(8, 8)
     assert {found[name] for name in RESNET8[1:-1]} == {LayerBits(3, 4)}
-    found = widths(graph, weight_bits=3, activation_bits=4, keep_first_last=5)
+    found = bits_of(graph, weight_bits=3, activation_bits=4, keep_first_last=5)
     assert found["conv"] == found["dense"] == LayerBits(5, 8)  # what they read keeps all bits
 
 
-def test_keeping_never_narrows_nor_exceeds_the_type(graph):
-    found = widths(graph, weight_bits=6, keep_first_last=4)
+def test_keeping_never_takes_bits_nor_exceeds_the_type(graph):
+    found = bits_of(graph, weight_bits=6, keep_first_last=4)
     assert set(found.values()) == {LayerBits(6, 8)}
-    found = widths(graph, weight_type=DType.int4, weight_bits=3, activation_bits=3, keep_first_last=8)
+    found = bits_of(graph, weight_type=DType.int4, weight_bits=3, activation_bits=3, keep_first_last=8)
     assert found["conv"] == LayerBits(4, 8)
-    found = widths(graph, activation_type=DType.int16, keep_first_last=8)
+    found = bits_of(graph, activation_type=DType.int16, keep_first_last=8)
     assert found["conv"] == LayerBits(8, 16)
 
 
@@ -54,7 +54,7 @@ def test_names_and_patterns_override_in_their_order(graph):
         "stack2.conv?": {"activation_bits": 3},
         "dense": {"weight_bits": 4, "activation_bits": 4},
     }
-    found = widths(graph, weight_bits=5, keep_first_last=8, layers=layers)
+    found = bits_of(graph, weight_bits=5, keep_first_last=8, layers=layers)
     assert found["conv"] == LayerBits(8, 6)
     assert found["stack1.conv1"] == LayerBits(5, 6)
     assert found["stack2.conv1"] == found["stack2.conv2"] == LayerBits(2, 3)
@@ -65,7 +65,7 @@ def test_names_and_patterns_override_in_their_order(graph):
 @pytest.mark.parametrize("name", ["dens", "Dense", "stack4.*", ""])
 def test_a_name_without_a_layer_lists_the_layers(graph, name):
     with pytest.raises(ExperimentError) as caught:
-        widths(graph, layers={name: {"weight_bits": 4}})
+        bits_of(graph, layers={name: {"weight_bits": 4}})
     assert f"`quant.layers` names {name!r}" in caught.value.problem
     for layer in RESNET8:
         assert layer in caught.value.problem
@@ -93,6 +93,6 @@ def test_what_is_no_layer():
 
 def test_a_model_without_layers_has_no_widths():
     model = net([helper.make_node("Relu", ["image"], ["scores"])], outputs=(("scores", (2, 6, 6)),))
-    assert widths(model.proto().graph, keep_first_last=8) == {}
+    assert bits_of(model.proto().graph, keep_first_last=8) == {}
     with pytest.raises(ExperimentError, match="matches no layer"):
-        widths(model.proto().graph, layers={"a": {"weight_bits": 4}})
+        bits_of(model.proto().graph, layers={"a": {"weight_bits": 4}})

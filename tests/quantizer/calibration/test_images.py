@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import PROPERTY, SEEDS
 
 from resnet8_quant.config import CalibrationConfig, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer import sampling
-from resnet8_quant.quantizer.sampling import choose_images, overlapping
+from resnet8_quant.quantizer.calibration import images as module
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 
 LABELS = np.random.default_rng(3).permutation(np.repeat(np.arange(5), [40, 30, 20, 60, 50]))
 
@@ -21,28 +24,22 @@ def listed(indices=None, index_file=None, count=100):
     return choose_images(config, LABELS, count, 42)
 
 
-def test_same_seed_same_draw_whatever_the_global_state():
+@PROPERTY
+@given(st.integers(1, 20), SEEDS, st.sampled_from([Sampling.stratified, Sampling.first]))
+def test_a_draw_is_balanced_sorted_and_decided_by_the_seed(count, seed, kind):
     np.random.seed(1)  # noqa: NPY002 - the point: global state does not matter
-    first = draw(7)
+    chosen = draw(count, seed, kind)
     np.random.seed(2)  # noqa: NPY002
-    np.testing.assert_array_equal(first, draw(7))
+    np.testing.assert_array_equal(chosen, draw(count, seed, kind))
+    assert np.all(np.diff(chosen) > 0)
+    np.testing.assert_array_equal(np.bincount(LABELS[chosen]), [count] * 5)
+    if kind is Sampling.first:
+        expected = [index for index, label in enumerate(LABELS) if (LABELS[:index] == label).sum() < count]
+        assert chosen.tolist() == expected
 
 
 def test_another_seed_another_draw():
     assert not np.array_equal(draw(7, 42), draw(7, 43))
-
-
-@pytest.mark.parametrize("kind", [Sampling.stratified, Sampling.first])
-@pytest.mark.parametrize("samples", [1, 7, 20])
-def test_stratified_sorted_and_without_replacement(samples, kind):
-    chosen = draw(samples, 0, kind)
-    assert np.all(np.diff(chosen) > 0)
-    np.testing.assert_array_equal(np.bincount(LABELS[chosen]), [samples] * 5)
-
-
-def test_all_images_of_a_class_may_be_drawn():
-    labels = np.repeat([0, 1], 6)
-    np.testing.assert_array_equal(draw(6, 9, labels=labels), np.arange(12))
 
 
 @pytest.mark.parametrize("kind", [Sampling.stratified, Sampling.first])
@@ -52,24 +49,17 @@ def test_too_many_says_how_many_there_are(kind):
     assert "samples_per_class=20" in caught.value.remedy
 
 
-def test_first_takes_the_first_of_each_class_whatever_the_seed():
-    chosen = draw(3, 1, Sampling.first)
-    expected = [index for index, label in enumerate(LABELS) if (LABELS[:index] == label).sum() < 3]
-    assert chosen.tolist() == expected
-    np.testing.assert_array_equal(chosen, draw(3, 2, Sampling.first))
-
-
-@pytest.mark.parametrize("wanted", [[5], [99, 0, 41]])
-def test_a_list_in_every_form(tmp_path, wanted):
-    np.save(tmp_path / "small.npy", np.array(wanted, np.uint8))
-    np.save(tmp_path / "large.npy", np.array(wanted, np.int64))
-    (tmp_path / "lines.txt").write_text("\n".join(map(str, wanted)) + "\n")
-    (tmp_path / "words.csv").write_text(" ".join(map(str, wanted)))
-    assert listed(wanted).tolist() == sorted(wanted)
+@pytest.mark.parametrize("indices", [[5], [99, 0, 41]])
+def test_a_list_in_every_form(tmp_path, indices):
+    np.save(tmp_path / "small.npy", np.array(indices, np.uint8))
+    np.save(tmp_path / "large.npy", np.array(indices, np.int64))
+    (tmp_path / "lines.txt").write_text("\n".join(map(str, indices)) + "\n")
+    (tmp_path / "words.csv").write_text(" ".join(map(str, indices)))
+    assert listed(indices).tolist() == sorted(indices)
     for path in tmp_path.iterdir():
-        found = listed(index_file=path)
-        assert found.tolist() == sorted(wanted), path.name
-        assert found.dtype == np.int64
+        chosen = listed(index_file=path)
+        assert chosen.tolist() == sorted(indices), path.name
+        assert chosen.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -118,7 +108,7 @@ def test_an_unreadable_list_is_refused(tmp_path, monkeypatch, name, content):
     elif content == "folder":
         path.mkdir()
     elif content == "large":
-        monkeypatch.setattr(sampling, "LARGEST_LIST", 10)
+        monkeypatch.setattr(module, "LARGEST_LIST", 10)
         path.write_text("1\n" * 6)
     elif content is not None:
         path.write_bytes(content)
@@ -156,7 +146,7 @@ def test_only_chosen_images_overlap():
 
 
 def test_a_hash_is_not_taken_for_the_image(monkeypatch):
-    monkeypatch.setattr(sampling, "hash", lambda _: 0, raising=False)
+    monkeypatch.setattr(module, "hash", lambda _: 0, raising=False)
     calibration, test = pictures(0, 10), pictures(1, 10)
     test[3] = calibration[7]
     assert np.flatnonzero(overlapping(calibration, np.arange(10), test)).tolist() == [3]
@@ -166,3 +156,24 @@ def test_overlapping_with_nothing():
     images = np.zeros((2, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(overlapping(images, np.arange(0), images), [False, False])
     assert overlapping(images, np.arange(2), images[:0]).shape == (0,)
+
+
+def test_the_digest_names_pixels_and_their_order():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 3), dtype=np.uint8)
+    digests = [
+        CalibrationImages.of(pixels).digest,
+        CalibrationImages.of(pixels, np.arange(5)).digest,
+        CalibrationImages.of(pixels, np.arange(6)[::-1]).digest,
+        CalibrationImages.of(pixels ^ 1).digest,
+        CalibrationImages.of(pixels, digest="known").digest,
+    ]
+    assert len(set(digests)) == len(digests)
+    assert CalibrationImages.of(pixels, np.arange(6, dtype=np.int32)).digest == digests[0]
+    assert CalibrationImages.of(np.repeat(pixels, 2, axis=0)[::2]).digest == digests[0]  # strided
+
+
+def test_the_last_batch_is_padded_with_its_last_image():
+    images = CalibrationImages.of(np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1), np.array([4, 0, 2]))
+    assert images.batch(0, 2).ravel().tolist() == [4, 0]
+    assert images.batch(2, 3).ravel().tolist() == [2, 2, 2]
+    assert len(images) == 3
