@@ -6,7 +6,6 @@ accuracy of each class, and the number of ties.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from resnet8_quant import npz_cache
 from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import locked, replacing, sha256_bytes
+from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.inputs.dataset import Split
@@ -275,13 +275,10 @@ def cached_predictions(
         ExperimentError: as ``predict``; or the cache cannot be written.
     """
     images_digest = images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data)
-    key = _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers)
-    path = cache / "predictions" / f"{key}.npz"
-    with locked(path.with_suffix(".lock")):
-        stored = _read_entry(path, key, len(images), input_spec.classes)
-        if stored is not None:
-            log.debug("predictions from the cache: %s", path)
-            return stored, 0.0
+    seconds = 0.0
+
+    def compute() -> Predictions:
+        nonlocal seconds
         start = time.perf_counter()
         predictions = predict(
             model,
@@ -293,8 +290,15 @@ def cached_predictions(
             description=description,
         )
         seconds = time.perf_counter() - start
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=np.array(key), labels=predictions.labels, ties=np.int64(predictions.ties or 0))
+        return predictions
+
+    predictions, _ = npz_cache.cached(
+        cache / "predictions",
+        _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers),
+        compute,
+        lambda computed: {"labels": computed.labels, "ties": np.array(computed.ties or 0, np.int64)},
+        lambda arrays: _from_arrays(arrays, len(images), input_spec.classes),
+    )
     return predictions, seconds
 
 
@@ -310,7 +314,7 @@ def _key(
     import onnxruntime
 
     facts = {
-        "entry": 3,  # count up when predict or the entry's content changes
+        "entry": 4,  # count up when predict or the entry's content changes
         "model": sha256_bytes(model),
         "images": images_digest,
         "shape": shape,
@@ -324,23 +328,18 @@ def _key(
         "onnxruntime": onnxruntime.__version__,
         "cpu": cpu_description(),
     }
-    return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
+    return npz_cache.cache_key(facts)
 
 
-def _read_entry(path: Path, key: str, count: int, classes: int) -> Predictions | None:
-    """The entry at ``path``; None if there is none or it is not what ``cached_predictions`` wrote for ``key``."""
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-            stored_key, labels, ties = entry["key"].item(), entry["labels"], int(entry["ties"])
-        if stored_key != key:
-            raise ValueError("it belongs to another key")
-        if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
-            raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
-        if count and not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(f"labels outside 0..{classes - 1}")
-    except Exception as error:  # whatever is wrong with it, it is computed anew
-        log.warning("unusable cache entry is replaced: %s (%s)", path, error)
-        return None
+def _from_arrays(arrays: dict[str, np.ndarray], count: int, classes: int) -> Predictions:
+    """Predictions from the arrays of an entry.
+
+    Raises:
+        ValueError, KeyError: they do not hold together.
+    """
+    labels, ties = arrays["labels"], int(arrays["ties"])
+    if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
+        raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels outside 0..{classes - 1}")
     return Predictions(labels, ties)
