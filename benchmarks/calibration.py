@@ -29,17 +29,25 @@ from typing import Any
 import numpy as np
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
-from resnet8_quant.config import CalibrationConfig, DataConfig, DType, Method, ModelConfig, ModelKind, QuantConfig
+from resnet8_quant.config import (
+    CalibrationConfig,
+    Config,
+    DataConfig,
+    DType,
+    Method,
+    ModelConfig,
+    ModelKind,
+    QuantConfig,
+)
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
-from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import OPERATORS, insert_ranges
-from resnet8_quant.quantizer.sampling import choose_images
+from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
+from resnet8_quant.quantizer.quantize import insert_ranges
 from resnet8_quant.terminal import markdown
 
 NO_HISTOGRAM = "minmax, no histogram"
@@ -99,7 +107,7 @@ def measure(method: str, feed: int, size: int, kind: str, source: str | None) ->
         ranges = onnxruntime_ranges(model, images, CalibrationMethod[THEIRS[method]], feed)
         found = Calibration(ranges, {}, {}, False, 0.0)
     else:
-        found = calibrate(model, images, quant, config, OPERATORS, threads=0, cache=None)
+        found = calibrate(model, images, Config(quant, config))
     seconds, peak, mapped = time.perf_counter() - clock, peak_rss_mb(), kilobytes("/proc/self/status", "RssFile")
     answers = predict(insert_ranges(model, found, quant), model.input_spec, data.test.images, batch_size=500, threads=0)
     top1 = 100 * float(np.mean(answers.labels == data.test.labels))

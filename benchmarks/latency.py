@@ -45,7 +45,13 @@ from resnet8_quant.evaluator.profiler import profile_model  # noqa: E402
 from resnet8_quant.experiment import prepare  # noqa: E402
 from resnet8_quant.graphs.session import kernels_saturate  # noqa: E402
 from resnet8_quant.inputs.input_spec import InputSpec  # noqa: E402
-from resnet8_quant.machine import Busy, cpu_description, load_per_core, usable_cores  # noqa: E402
+from resnet8_quant.machine import (  # noqa: E402
+    cpu_description,
+    cpu_times,
+    load_per_core,
+    other_processes_share,
+    usable_cores,
+)
 from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
 from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
 from resnet8_quant.terminal import markdown, show_error  # noqa: E402
@@ -81,7 +87,9 @@ def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, Ben
         assert prepared.images is not None
         model, test = prepared.model, prepared.data.test
         found.setdefault("float", BenchmarkModel(model.serialized, model.input_spec))
-        plain = quantize(model, prepared.images, config.quant, config.calibration, cache=prepared.cache).serialized
+        plain = quantize(
+            model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache
+        ).serialized
         found[name] = BenchmarkModel(plain, model.input_spec)
 
         def made(
@@ -258,18 +266,18 @@ def main() -> int:
         peers = {f"TensorFlow Lite, {path.name}": lite_peer(path, input_spec) for path in options.tflite}
         if options.openvino:
             peers |= {f"OpenVINO, {name}": openvino_peer(models[name]) for name in ("float", *QUANTS)}
-        load, busy, clock = load_per_core(), Busy(), time.perf_counter()
+        load, clock = load_per_core(), time.perf_counter()
         right = {
             name: float(np.mean(predict(one.model, one.input_spec, images, batch_size=50, threads=0).labels == labels))
             for name, one in (models | steps).items()
         }
         right |= {name: peer.top1(images, labels) for name, peer in peers.items()}
-        busy.start()
+        before = cpu_times()
         single = compared(models, images, peers, runs=options.runs, threads=1, batch=1)
         parts = compared({"float": models["float"]} | steps, images, {}, runs=options.runs, threads=1, batch=1)
         all_threads = compared(models, images, {}, runs=options.runs, threads=0, batch=1)
         many = compared(models, images, {}, runs=max(5, options.runs // 50), threads=0, batch=options.batch)
-        others = busy.stop()
+        others = other_processes_share(before, cpu_times())
     except ExperimentError as error:
         show_error(error)
         return 1

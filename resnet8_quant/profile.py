@@ -1,7 +1,7 @@
 """Where a model's time goes, operator by operator: ``python -m resnet8_quant.profile MODEL.onnx``.
 
-In: an ONNX file. Out: a table of the operators that ONNX Runtime really runs, whether each is an integer kernel, its
-time and share; with ``--csv`` the same as a file, with ``--by node`` one row per node in the order of execution.
+In: an ONNX file. Out: a table of the operators that ONNX Runtime runs, with kind of kernel, time and share of each;
+with ``--csv`` the same as a file, with ``--by node`` one row per node in the order of execution.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _integer(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """What argparse converts a word with."""
+    """An argparse type: a whole number from ``least`` to ``most``."""
 
     def convert(word: str) -> int:
         if not word.isdecimal() or len(word) > len(str(most)) or not least <= int(word) <= most:
@@ -104,7 +104,7 @@ def _read(path: Path) -> bytes:
 
 
 def _check_csv(path: Path, model: Path) -> None:
-    """What is wrong with the file for the rows is said before anything is measured, as far as that can be known."""
+    """Refuse a file that the rows cannot be written to, before anything is measured."""
     remedy = "choose another file: --csv profile.csv"
     try:
         if path.is_dir():
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {"operator": _operator_table, "n
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:
-    """The names in at most ``width`` printable columns each; those that are different stay different.
+    """Shorten names to at most ``width`` printable columns each; different names stay different.
 
     The middle of a long name is left out, wherever that keeps all names apart. Where nothing does, the names that
     clash end in their position; and all do, should one of them look like another name.
@@ -189,12 +189,12 @@ def _without_middle(name: str, width: int, head: int) -> str:
 
 
 def _printable(name: str) -> str:
-    """What a terminal would obey and what would end a cell of the table becomes a question mark."""
+    """Replace control characters, which a terminal would obey, and |, which would end a cell, by question marks."""
     return "".join(c if c.isprintable() and c != "|" else "?" for c in name)
 
 
 def _summary(profile: Profile, options: argparse.Namespace) -> list[str]:
-    """Totals per kind of kernel, the call without the profiler, and how all that was measured."""
+    """Totals for each kind of kernel, the time of a call without the profiler, the conditions."""
     import onnxruntime
 
     from resnet8_quant.machine import cpu_description

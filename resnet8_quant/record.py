@@ -1,8 +1,8 @@
-"""The files of one run, written so that results.csv exists only beside whole files that belong to it.
+"""The record of one run: its row is put together here, and its files are written.
 
-In: a finished run's row, predictions, model bytes, calibration and details. Out: model.onnx, predictions.npy and
-float_predictions.npy (int64 [N]), per_class.csv, ranges.csv and histograms.npz where there was a calibration, run.json
-and, last, results.csv.
+In: a `FinishedRun`, what the stations of a run return. Out: a `RunResult`; and in the run's folder model.onnx,
+predictions.npy and float_predictions.npy (int64 [N]), per_class.csv, ranges.csv and histograms.npz where there was a
+calibration, run.json and, last, results.csv: where it exists the others are whole and belong to it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import csv
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +21,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from resnet8_quant import results
+from resnet8_quant import __version__, results
 from resnet8_quant.config import Config, DType, Sampling
-from resnet8_quant.evaluator.accuracy import Predictions
-from resnet8_quant.evaluator.kernels import KernelReport
-from resnet8_quant.evaluator.statistics import ClassRow
-from resnet8_quant.files import replacing
-from resnet8_quant.machine import runtime_version
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.accuracy import Evaluation
+from resnet8_quant.evaluator.runtime import RuntimeCheck
+from resnet8_quant.evaluator.speed import Speed
+from resnet8_quant.evaluator.statistics import ClassRow, Comparison
+from resnet8_quant.files import replacing, sha256_bytes
+from resnet8_quant.inputs.dataset import Dataset
+from resnet8_quant.inputs.input_spec import InputSpec
+from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
+from resnet8_quant.options import derive_name, quant_name
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
@@ -33,89 +42,208 @@ if TYPE_CHECKING:
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
 PACKAGES = ("onnx", "numpy", "hydra-core")
+_SHARED = [column.name for column in dataclasses.fields(Comparison) if column.name in results.COLUMNS]
 
 
-def write_outputs(
-    folder: Path,
-    config: Config,
-    result: RunResult,
-    per_class: tuple[ClassRow, ...],
-    answers: dict[str, Predictions],
-    serialized: bytes,
-    kernels: KernelReport,
-    quantized: QuantizedModel | None,
-    details: dict[str, Any],
-) -> None:
-    """Write the outputs; results.csv last, so that where it exists the others are whole and belong to it.
+@dataclass(frozen=True)
+class FinalModel:
+    """The model that a run evaluates and writes to model.onnx.
 
-    ``answers`` are written as NAME.npy each.
+    Attributes:
+        serialized: ONNX bytes.
+        input_spec: what it expects at its input.
+        contents: what is quantized in it.
+        layers: with integer weights, as they were quantized; a deployed file keeps fewer bits in wider types.
     """
+
+    serialized: bytes
+    input_spec: InputSpec
+    contents: QuantizationSummary
+    layers: Sequence[LayerSummary]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the stations of a run return.
+
+    Attributes:
+        config: of the run.
+        overrides: of the command line.
+        started: when it began, UTC.
+        data: the dataset.
+        model: the float model.
+        images: that calibrated; None: no calibration.
+        overlap: number of test images that calibration used and the evaluation left out; None: no calibration.
+        quantized: the quantizer's model; None likewise.
+        final: the model that was evaluated; the float model itself where nothing was quantized or deployed.
+        baseline: evaluation of the float model.
+        evaluation: of the final model.
+        comparison: of the two.
+        runtime: what ONNX Runtime makes of the final model.
+        speed: of both models; None where it was not measured.
+    """
+
+    config: Config
+    overrides: str
+    started: datetime
+    data: Dataset
+    model: FloatModel
+    images: CalibrationImages | None
+    overlap: int | None
+    quantized: QuantizedModel | None
+    final: FinalModel
+    baseline: Evaluation
+    evaluation: Evaluation
+    comparison: Comparison
+    runtime: RuntimeCheck
+    speed: Speed | None
+
+
+def result_of(run: FinishedRun) -> RunResult:
+    """Put the row of a finished run together."""
+    return RunResult(
+        **_request_columns(run.config, run.overrides, run.started),
+        **_input_columns(run),
+        **_calibration_columns(run),
+        **_model_columns(run.final),
+        **{name: getattr(run.comparison, name) for name in _SHARED},
+        **_runtime_columns(run),
+        **(run.speed.columns() if run.speed else {}),
+        evaluation_seconds=round(run.evaluation.seconds, 4),
+        float_evaluation_seconds=round(run.baseline.seconds, 4),
+        peak_rss_mb=peak_rss_mb(),
+    )
+
+
+def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
+    """The row of a job that could not run: its settings, and why not."""
+    problem = error.problem if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
+    return RunResult(
+        status="failed",
+        error=" ".join(problem.split()),
+        **_request_columns(config, overrides, datetime.now(UTC)),
+        calibration_method=config.calibration.method.name,
+        samples_per_class=config.calibration.samples_per_class,
+        model=config.model.kind.name,
+        data=config.data.kind.name,
+    )
+
+
+def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
+    """Write the files of a run; results.csv last."""
     # of an earlier run in the same, explicitly chosen folder
     for name in (results.FILE_NAME, *results.CALIBRATION_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
-        temporary.write_bytes(serialized)
-    for name, predictions in answers.items():
+        temporary.write_bytes(run.final.serialized)
+    for name, evaluation in {"predictions": run.evaluation, "float_predictions": run.baseline}.items():
         with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, predictions.labels)
+            np.save(file, evaluation.predictions)
     with replacing(folder / "per_class.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(ClassRow)], lineterminator="\n")
+        writer = csv.DictWriter(text, [column.name for column in dataclasses.fields(ClassRow)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in per_class)
-    if quantized is not None:
+        writer.writerows(dataclasses.asdict(row) for row in run.comparison.per_class)
+    if run.quantized is not None:
         from resnet8_quant.quantizer.calibration.report import write_histograms, write_ranges
 
-        write_ranges(quantized.calibration, onnx.load_from_string(quantized.named), folder / "ranges.csv")
-        write_histograms(quantized.calibration, folder / "histograms.npz")
-    record = {
-        "result": dataclasses.asdict(result),
-        "config": dataclasses.asdict(config, dict_factory=_plain),
-        "versions": {"onnxruntime": runtime_version()} | {name: version(name) for name in PACKAGES},
-        "runtime_operators": kernels.ops,
-        "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
-        **details,
-    }
+        named = onnx.load_from_string(run.quantized.named)
+        write_ranges(run.quantized.calibration, named, folder / "ranges.csv")
+        write_histograms(run.quantized.calibration, folder / "histograms.npz")
     with replacing(folder / results.RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_record(folder, run, result), indent=2) + "\n", encoding="utf-8")
     results.write(result, folder)
 
 
-def calibration_columns(config: Config, quantized: QuantizedModel, images: int) -> dict[str, Any]:
-    """Columns of the row that say how a model was calibrated and what that cost.
+def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]:
+    """The content of run.json."""
+    record = {
+        "result": dataclasses.asdict(result),
+        "config": dataclasses.asdict(run.config, dict_factory=_plain),
+        "versions": {"onnxruntime": runtime_version()} | {name: version(name) for name in PACKAGES},
+        "runtime_operators": run.runtime.kernels.ops,
+        "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
+        "operators": run.final.contents.operators,
+        "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
+        "saturating_layers": list(run.runtime.saturating_layers),
+    }
+    if run.images is not None:
+        record["calibration_indices_sha256"] = sha256_bytes(run.images.chosen.astype("<i8").tobytes())
+    return record
 
-    Args:
-        config: of the run.
-        quantized: what it made.
-        images: how many calibrated.
-    """
-    calibration = quantized.calibration
-    listed = config.calibration.sampling is Sampling.mlperf_tiny
+
+def _request_columns(config: Config, overrides: str, started: datetime) -> dict[str, Any]:
+    """Settings, versions, CPU and time: known before the run."""
     return {
-        "format": config.quant.format.name,
-        "per_channel": quantized.contents.per_channel,
-        "calibration_method": config.calibration.method.name,
-        "calibration_sampling": config.calibration.sampling.name,
-        "samples_per_class": None if listed else config.calibration.samples_per_class,
-        "calibration_images": images,
-        "calibration_seconds": round(calibration.seconds, 4),
-        "calibration_cached": calibration.cached,
-        "quantization_seconds": round(quantized.seconds, 4),
+        "quant_type": quant_name(config.quant),
+        "refine": derive_name("refine", config.refine),
+        "deploy": derive_name("deploy", config.deploy),
+        "deploy_input": config.deploy.input.name,
+        "deploy_output": config.deploy.output.name,
+        "seed": config.seed,
+        "onnxruntime_version": runtime_version(),
+        "package_version": __version__,
+        "cpu": cpu_description(),
+        "overrides": overrides or None,
+        "started_utc": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "settings": results.settings_of(config),
     }
 
 
-def contents_columns(contents: QuantizationSummary, layers: Sequence[LayerSummary]) -> dict[str, Any]:
-    """Columns of the row that say what the file holds.
+def _input_columns(run: FinishedRun) -> dict[str, Any]:
+    """What entered: data and float model."""
+    return {
+        "model": run.model.name,
+        "data": run.data.name,
+        "calibration_overlap": run.overlap,
+        "eval_images": len(run.evaluation.labels),
+        "classes": run.model.input_spec.classes,
+        "float_model_bytes": len(run.model.serialized),
+        "float_model_sha256": run.model.digest,
+        "data_sha256": run.data.digest,
+    }
 
-    Args:
-        contents: of the file.
-        layers: with integer weights, as they were quantized; a deployed file keeps fewer bits in wider types.
-    """
+
+def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
+    """How the model was calibrated and what that cost; empty where it was not."""
+    if run.quantized is None or run.images is None:
+        return {}
+    config, calibration = run.config.calibration, run.quantized.calibration
+    listed = config.sampling is Sampling.mlperf_tiny
+    return {
+        "format": run.config.quant.format.name,
+        "per_channel": run.quantized.contents.per_channel,
+        "calibration_method": config.method.name,
+        "calibration_sampling": config.sampling.name,
+        "samples_per_class": None if listed else config.samples_per_class,
+        "calibration_images": len(run.images),
+        "calibration_seconds": round(calibration.seconds, 4),
+        "calibration_cached": calibration.cached,
+        "quantization_seconds": round(run.quantized.seconds, 4),
+    }
+
+
+def _model_columns(model: FinalModel) -> dict[str, Any]:
+    """What the written file holds."""
     shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
-    columns: dict[str, Any] = {name: getattr(contents, name) for name in shared}
-    for name in ("weight_bits", "activation_bits"):  # that most layers have, of equals the wider one
-        widths = sorted((getattr(layer, name) for layer in layers), reverse=True)
-        columns[name] = max(widths, key=widths.count) if widths else DType.float32.bits
+    columns: dict[str, Any] = {name: getattr(model.contents, name) for name in shared}
+    for name in ("weight_bits", "activation_bits"):  # mode over layers; ties go to the wider
+        bits = sorted((getattr(layer, name) for layer in model.layers), reverse=True)
+        columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits
+    columns |= {"model_bytes": len(model.serialized), "model_sha256": sha256_bytes(model.serialized)}
     return columns
+
+
+def _runtime_columns(run: FinishedRun) -> dict[str, Any]:
+    """What ONNX Runtime makes of the model on this CPU."""
+    return {
+        "portable": run.runtime.portable,
+        "default_session_accuracy": run.runtime.default_session_accuracy,
+        "default_session_changed": run.runtime.default_session_changed,
+        "kernels": run.runtime.kernels.kernels,
+        "conv_gemm_integer": run.runtime.kernels.integer,
+        "conv_gemm_total": run.runtime.kernels.total,
+        "provider": "+".join(name.removesuffix("ExecutionProvider") for name in run.config.evaluation.providers),
+    }
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,17 +1,23 @@
-"""The row of a run: the schema of results.csv, written atomically and read back with its types.
+"""The result of a run: the schema of results.csv, written atomically and read back with its types.
 
-In: measurements. Out: one CSV with a header and one row. Ratios are not percents; what does not apply is empty; a new
-column raises `SCHEMA_VERSION`.
+In: measurements and the settings that they belong to. Out: one CSV with a header and one row: the fixed columns, then a
+column `config.GROUP.FIELD` for each setting that differs from its default, sorted. Ratios are not percents; what does
+not apply is empty; a new fixed column raises `SCHEMA_VERSION`.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from dataclasses import dataclass
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import get_type_hints
 
+from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
@@ -22,13 +28,23 @@ CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
 # What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
 FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 
+SETTINGS_PREFIX = "config."
+# Groups that only say where runs are logged.
+NO_SETTINGS = ("tracking",)
+# A value longer than this is written as its SHA-256, so that equal values stay equal; run.json has the value itself.
+LONGEST_SETTING = 1000
+# What a file from elsewhere may have at most: bytes, and columns of settings.
+LARGEST_FILE = 2**20
+MOST_SETTINGS = 200
+_SETTING = re.compile(r"config(\.[a-z][a-z0-9_]{0,63}){2}", re.ASCII)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """One run. The order of the fields is the order of the columns.
 
     ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
-    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are what was found in the
+    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are those of the
     produced graph. ``calibration_overlap`` counts test images that calibration used and the evaluation left out.
     ``quant_ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says
     whether ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
@@ -45,6 +61,8 @@ class RunResult:
     float over quantized. ``latency_iqr_ratio`` is interquartile range over median, ``machine_load`` the processes that
     ran or waited per core when the measurement began, ``other_processes_share`` the share of the cores' time that other
     processes took during it; ``machine_busy`` says that one of them is too high for the figures to be trusted.
+
+    ``settings`` is column -> text of the settings that differ from their defaults, as ``settings_of`` gives them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -138,23 +156,47 @@ class RunResult:
     cpu: str | None = None
     overrides: str | None = None
     started_utc: str | None = None
+    settings: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        shown = ("status", "error", "quant_type", "accuracy", "float_accuracy", "model_bytes", "latency_us_median")
+        values = (f"{name}={value!r}" for name in shown if (value := getattr(self, name)) is not None)
+        return f"RunResult({', '.join(values)}, ...)"
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(RunResult))
+COLUMNS = tuple(column.name for column in dataclasses.fields(RunResult) if column.name != "settings")
+_HINTS = get_type_hints(RunResult)
 _TYPES = {
-    name: next(kind for kind in (bool, int, float, str) if hint in (kind, kind | None))
-    for name, hint in get_type_hints(RunResult).items()
+    name: next(kind for kind in (bool, int, float, str) if _HINTS[name] in (kind, kind | None)) for name in COLUMNS
 }
+
+
+def settings_of(config: Config) -> dict[str, str]:
+    """The settings that differ from their dataclass defaults, sorted: {"config.calibration.percentile": "99.9"}.
+
+    Strings and the names of enums are written as they are, everything else as JSON. ``seed`` has a column of its own;
+    where things are kept (``cache_dir``, ``resume``, ``tracking``) is left out.
+    """
+    defaults = Config()
+    return {
+        f"{SETTINGS_PREFIX}{group.name}.{setting.name}": _text(value)
+        for group in sorted(dataclasses.fields(config), key=lambda group: group.name)
+        if dataclasses.is_dataclass(default := getattr(defaults, group.name)) and group.name not in NO_SETTINGS
+        for setting in sorted(dataclasses.fields(default), key=lambda setting: setting.name)
+        if (value := getattr(getattr(config, group.name), setting.name)) != getattr(default, setting.name)
+    }
 
 
 def write(result: RunResult, folder: Path) -> Path:
     """Write ``folder``/results.csv; it appears whole or not at all."""
     path = folder / FILE_NAME
-    row = {name: "" if value is None else value for name, value in dataclasses.asdict(result).items()}
+    values = {name: getattr(result, name) for name in COLUMNS} | dict(sorted(result.settings.items()))
+    # csv itself leaves a lone carriage return bare, which ends a row for every reader.
+    bare = any("\r" in str(value) for value in values.values())
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(row)
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
+        writer.writerow(values)
+        writer.writerow("" if value is None else value for value in values.values())
     return path
 
 
@@ -166,26 +208,47 @@ def read(path: Path) -> RunResult:
     """
     remedy = "run that job again; a results.csv of another version is read with that version of resnet8-quant"
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ExperimentError(f"{path} has more than {LARGEST_FILE:,} bytes", remedy)
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", remedy) from error
-    if len(rows) != 1 or tuple(rows[0]) != COLUMNS or None in rows[0].values():
+    if len(rows) != 2 or len(rows[0]) != len(rows[1]) or tuple(rows[0][: len(COLUMNS)]) != COLUMNS:
         raise ExperimentError(f"{path} is not one row of schema {SCHEMA_VERSION}", remedy)
-    values: dict[str, object] = {}
-    for name, text in rows[0].items():
-        kind = _TYPES[name]
-        try:
-            if not text:
-                values[name] = None
-            elif kind is bool:
-                values[name] = {"True": True, "False": False}[text]
-            else:
-                values[name] = kind(text)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExperimentError(f"{path}: column `{name}` holds {text!r}, not a {kind.__name__}", remedy) from error
+    names = rows[0][len(COLUMNS) :]
+    unknown = [name for name in names if not _SETTING.fullmatch(name)]
+    if unknown or len(set(names)) < len(names) or len(names) > MOST_SETTINGS:
+        reason = f"an unknown column `{unknown[0][:80]}`" if unknown else "too many columns, or one of them twice"
+        raise ExperimentError(f"{path} has {reason}", remedy)
+    texts = dict(zip(rows[0], rows[1], strict=True))
+    values = {name: _value(path, name, texts[name], remedy) for name in COLUMNS}
     if values["schema_version"] != SCHEMA_VERSION:
         raise ExperimentError(f"{path} has schema_version {values['schema_version']}, not {SCHEMA_VERSION}", remedy)
     if values["status"] not in ("ok", "failed"):
         raise ExperimentError(f"{path}: column `status` holds {values['status']!r}, not ok or failed", remedy)
-    return RunResult(**values)  # type: ignore[arg-type]
+    settings = {name: texts[name] for name in names if texts[name]}
+    return RunResult(**values, settings=settings)  # type: ignore[arg-type]
+
+
+def _value(path: Path, name: str, text: str, remedy: str) -> object:
+    """The value of a fixed column in its type; None where it is empty."""
+    kind = _TYPES[name]
+    try:
+        if not text:
+            return None
+        return {"True": True, "False": False}[text] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
+        raise ExperimentError(f"{path}: column `{name}` holds {text[:80]!r}, not a {kind.__name__}", remedy) from error
+
+
+def _text(value: object) -> str:
+    """A setting as the text of a cell, never empty."""
+    if isinstance(value, Enum):
+        return value.name
+    text = (
+        value
+        if isinstance(value, str) and value
+        else json.dumps(value, default=lambda part: getattr(part, "name", str(part)))
+    )
+    return text if len(text) <= LONGEST_SETTING else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

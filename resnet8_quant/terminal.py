@@ -1,18 +1,20 @@
-"""The tables and sentences that a person reads at the end of a run or a sweep.
+"""What a person reads: tables and sentences at the end of a run or a sweep, errors, and log lines.
 
 In: `RunResult`s. Out: Markdown tables, within 80 columns for ResNet8, the same in a window, a pipe and a file.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import COMMAND, ExperimentError, shown_command
 from resnet8_quant.results import RunResult
 
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
@@ -44,27 +46,27 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def run_table(result: RunResult) -> str:
-    """The model that was given first, FP32 as a rule, then what was made of it, if anything was."""
+    """The baseline row, then the quantized row; the baseline alone where the run changed nothing."""
     from resnet8_quant.evaluator.statistics import wilson_interval
 
     assert result.float_accuracy is not None
     assert result.eval_images is not None
-    right = round(result.float_accuracy * result.eval_images)
-    given = "FP32" if result.calibration_method or result.activation_type == "float32" else "as given"
+    correct = round(result.float_accuracy * result.eval_images)
+    is_float = result.calibration_method or result.activation_type == "float32"
     baseline = (
-        given,
+        "FP32" if is_float else "original",
         percent(result.float_accuracy),
         "",
-        interval(*wilson_interval(right, result.eval_images)),
+        interval(*wilson_interval(correct, result.eval_images)),
         size(result.float_model_bytes),
         microseconds(result.float_latency_us_median),
     )
     rows = [baseline]
     if is_changed(result):
-        made = result.quant_type if result.calibration_method else "deployed"
+        name = result.quant_type if result.calibration_method else "deployed"
         rows.append(
             (
-                f"{made}{'*' if changes(result) else ''}",
+                f"{name}{'*' if changes(result) else ''}",
                 percent(result.accuracy),
                 points(result.accuracy_delta),
                 interval(result.accuracy_ci_low, result.accuracy_ci_high),
@@ -76,7 +78,7 @@ def run_table(result: RunResult) -> str:
 
 
 def is_changed(result: RunResult) -> bool:
-    """Whether the run made another model of the one it was given."""
+    """Whether the run quantized or deployed its model."""
     return result.model_sha256 != result.float_model_sha256
 
 
@@ -93,13 +95,40 @@ def verdict(result: RunResult) -> list[str]:
     """What an asterisk stands for, and whether the difference is real; none where there is nothing to compare."""
     if not is_changed(result) or result.mcnemar_p is None:
         return []
-    worth = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
+    significance = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
     changed = [f"* with {' '.join(changes(result))}"] if changes(result) else []
     return [
         *changed,
         f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: "
-        f"McNemar p = {result.mcnemar_p:.3g}, {worth}.",
+        f"McNemar p = {result.mcnemar_p:.3g}, {significance}.",
     ]
+
+
+def final_lines(result: RunResult) -> list[str]:
+    """The end of a run: its table, whether the difference is real, and advice; for the terminal and for run.log."""
+    from resnet8_quant.evaluator.advice import advise
+
+    return [*run_table(result).splitlines(), "", *map(wrapped, [*verdict(result), *advise(result)])]
+
+
+def log_to_file(logger: logging.Logger, text: str) -> None:
+    """Log ``text`` to run.log and other log files alone, where the terminal shows it by other means."""
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Log lines for a person: in a window they break between words; in a pipe each stays one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text; a traceback, an indented line, and a word that is too long stay as they are."""
+        text = super().format(record)
+        if record.exc_info or not self.stream.isatty():
+            return text
+        width = shutil.get_terminal_size().columns
+        return wrapped(text, columns=width)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -137,7 +166,7 @@ def show(text: str, *, error: bool = False) -> None:
 def show_error(error: ExperimentError) -> None:
     """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
-    show(wrapped(error.remedy, "  try: ", "       "), error=True)
+    show(wrapped(error.remedy.replace(COMMAND, shown_command()), "  try: ", "       "), error=True)
 
 
 def exit_code(command: Callable[[], None]) -> int:
@@ -150,13 +179,25 @@ def exit_code(command: Callable[[], None]) -> int:
     return 0
 
 
-def wrapped(text: str, first: str = "", rest: str = "  ") -> str:
-    """``text`` in lines of at most 80 columns; a path or a command word is never broken."""
+def wrapped(text: str, first: str = "", rest: str = "  ", columns: int = 80) -> str:
+    """``text`` in lines of at most ``columns``; a path or a word is never broken, an indented line (a command) neither.
+
+    Args:
+        text: one or more lines.
+        first: goes before the first line of the result.
+        rest: before the lines that continue one.
+        columns: of the window.
+    """
     import textwrap
 
-    return textwrap.fill(
-        text, 80, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    lines = text.split("\n")
+    wrap = textwrap.TextWrapper(
+        columns, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+    lines[0] = wrap.fill(lines[0])
+    wrap.initial_indent = rest if first else ""
+    lines[1:] = [line if line.startswith("  ") else wrap.fill(line) for line in lines[1:]]
+    return "\n".join(lines)
 
 
 def shown(path: Path) -> str:

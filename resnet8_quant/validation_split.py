@@ -1,4 +1,4 @@
-"""Accuracy on TRAIN images that do not calibrate: what decisions may look at, since the test images may not.
+"""Accuracy on a validation split: TRAIN images that do not calibrate. Choices are made on it, never on the test images.
 
 In: a dataset, a float model, the calibration images. Out: a function from a model to its loss of accuracy.
 """
@@ -25,13 +25,15 @@ def accuracy_drop(
     evaluation: EvaluationConfig,
     seed: int,
 ) -> Callable[[bytes], float]:
-    """A function from a serialized model to float accuracy minus its own, on training images of the validation split.
+    """Draw a validation split, and return the function from a serialized model to its accuracy drop there.
+
+    The drop is float accuracy minus the model's, a ratio; negative where the model is better.
 
     Args:
         data: with the training images.
         model: the float model.
-        images: those that calibrate; where they are training images, none of them is held out.
-        config: how many are held out.
+        images: those that calibrate; where they are training images, none of them validates.
+        config: size of the validation split.
         evaluation: batch size and threads.
         seed: of the draw.
 
@@ -47,20 +49,21 @@ def accuracy_drop(
             "calibrate",
             f"allocate.validation_images={len(free)}" if len(free) else "a smaller calibration.samples_per_class",
         )
+    # The second number keeps this draw apart from that of the calibration images, which has the same seed.
     chosen = np.sort(np.random.default_rng([seed, 1]).choice(free, config.validation_images, replace=False))
-    pictures, labels = data.train.images[chosen], data.train.labels[chosen]
+    validation, labels = data.train.images[chosen], data.train.labels[chosen]
 
     def accuracy(serialized: bytes) -> float:
-        found = predict(
+        predictions = predict(
             serialized,
             model.input_spec,
-            pictures,
+            validation,
             batch_size=evaluation.batch_size,
             threads=evaluation.threads,
             providers=evaluation.providers,
             description="validation images",
         )
-        return float(np.mean(found.labels == labels))
+        return float(np.mean(predictions.labels == labels))
 
     float_accuracy = accuracy(model.serialized)
     return lambda serialized: float_accuracy - accuracy(serialized)

@@ -1,4 +1,4 @@
-"""A whole run without the command line: what a list of test images does to the evaluation, and what is reproducible."""
+"""A whole run without the command line: which images are evaluated, what is reproducible, what the row says."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from resnet8_quant.config import (
     Sampling,
 )
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.experiment import prepare, run_experiment
+from resnet8_quant.experiment import failed_row, prepare, run_experiment
 from resnet8_quant.graphs import session
 from resnet8_quant.inputs.sample import load_sample
-from resnet8_quant.quantizer.sampling import overlapping
-from resnet8_quant.sweep.ledger import whole
+from resnet8_quant.quantizer.calibration.images import overlapping
+from resnet8_quant.sweep.folders import is_whole
 
 LISTED = list(range(3, 1000, 50))  # 20 test images
 
@@ -69,10 +69,10 @@ def test_listed_test_images_calibrate_and_are_not_evaluated(config: Config, tmp_
 def test_a_file_with_the_list_is_the_list(config: Config, tmp_path: Path) -> None:
     np.save(tmp_path / "list.npy", np.array(LISTED[::-1]))
     listed = CalibrationConfig(sampling=Sampling.mlperf_tiny, allow_test_images=True)
-    given = ({"indices": LISTED}, {"index_file": str(tmp_path / "list.npy")})
+    lists = ({"indices": LISTED}, {"index_file": str(tmp_path / "list.npy")})
     rows = [
-        run_experiment(replace(config, calibration=replace(listed, **words)), tmp_path / str(i))
-        for i, words in enumerate(given)
+        run_experiment(replace(config, calibration=replace(listed, **changes)), tmp_path / str(i))
+        for i, changes in enumerate(lists)
     ]
     assert rows[0].model_sha256 == rows[1].model_sha256
     assert rows[1].calibration_cached
@@ -91,23 +91,36 @@ def test_the_same_config_gives_the_same_bytes_from_the_cache(config: Config, tmp
     assert other.model_sha256 != rows[0].model_sha256
 
 
-@pytest.mark.parametrize("sampling", [Sampling.stratified, Sampling.first])
-def test_only_the_draw_depends_on_the_seed(config: Config, tmp_path: Path, sampling: Sampling) -> None:
-    calibration = replace(config.calibration, sampling=sampling)
-    digests = {
-        json.loads((tmp_path / str(row.seed) / "run.json").read_text())["calibration_indices_sha256"]
-        for seed in (1, 2)
-        for row in [run_experiment(replace(config, calibration=calibration, seed=seed), tmp_path / str(seed))]
+def test_only_the_draw_depends_on_the_seed(config: Config) -> None:
+    for sampling, equal in ((Sampling.stratified, False), (Sampling.first, True)):
+        calibration = replace(config.calibration, sampling=sampling)
+        images = [prepare(replace(config, calibration=calibration, seed=seed)).images for seed in (1, 2)]
+        assert np.array_equal(*[one.chosen for one in images if one is not None]) == equal
+
+
+def test_the_row_has_the_settings_that_differ(config: Config, tmp_path: Path) -> None:
+    settings = {
+        "config.calibration.samples_per_class": "3",
+        "config.data.kind": "sample",
+        "config.latency.runs": "0",
+        "config.quant.weight_bits": "7",
     }
-    assert len(digests) == (2 if sampling is Sampling.stratified else 1)
+    config = replace(config, quant=QuantConfig(weight_bits=7))
+    row = run_experiment(config, tmp_path)
+    assert {name: row.settings[name] for name in settings} == settings
+    assert not [name for name in row.settings if "cache" in name]
+    assert results.read(tmp_path / "results.csv") == row
+    failed = failed_row(config, ExperimentError("a problem\nof two lines", "a remedy"), "quant.weight_bits=7")
+    assert (failed.status, failed.error, failed.settings) == ("failed", "a problem of two lines", row.settings)
+    assert failed_row(config, KeyError("x"), "").error == "KeyError: 'x'"
 
 
 def test_without_bins_there_is_no_file_of_histograms(config: Config, tmp_path: Path) -> None:
     row = run_experiment(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*results.FILES, results.RECORD, results.FILE_NAME}
-    assert whole(tmp_path, row)
+    assert is_whole(tmp_path, row)
     row = run_experiment(replace(config, calibration=replace(config.calibration, bins=None)), tmp_path)
-    assert whole(tmp_path, row)  # resuming does not wait for a file that the run does not make
+    assert is_whole(tmp_path, row)  # resuming does not wait for a file that the run does not make
     assert (tmp_path / "ranges.csv").exists()
     assert not (tmp_path / "histograms.npz").exists()  # of the run before
 
@@ -117,7 +130,7 @@ def test_a_float_run_is_not_calibrated(config: Config, tmp_path: Path) -> None:
     row = run_experiment(replace(config, quant=quant), tmp_path)
     assert {row.calibration_method, row.calibration_sampling, row.calibration_cached, row.calibration_overlap} == {None}
     assert not (tmp_path / "ranges.csv").exists()
-    assert whole(tmp_path, row)
+    assert is_whole(tmp_path, row)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,17 @@
-"""Files of the package's own."""
+"""Files that are whole or absent, folders that belong to one run, mapped pages."""
 
 from __future__ import annotations
 
-import numpy as np
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
-from resnet8_quant.files import forget_pages
+import numpy as np
+import pytest
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import claimed, forget_pages, replacing
 
 
 def test_forgotten_pages_are_read_again(tmp_path):
@@ -15,3 +22,87 @@ def test_forgotten_pages_are_read_again(tmp_path):
     np.testing.assert_array_equal(mapped, expected[10:])
     forget_pages(expected)  # not mapped: nothing happens
     np.testing.assert_array_equal(mapped, expected[10:])
+
+
+def test_error_pickles() -> None:
+    back = pickle.loads(pickle.dumps(ExperimentError("problem", "remedy")))  # noqa: S301
+    assert (type(back), back.problem, back.remedy) == (ExperimentError, "problem", "remedy")
+
+
+def test_failed_replacement_keeps_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacement_is_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    with replacing(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc here")
+def test_what_the_process_has_open_is_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as file:
+        own = Path(f"/proc/self/fd/{file.fileno()}")
+        (tmp_path / "stdout").symlink_to(own)  # as /dev/stdout is
+        for path in (own, tmp_path / "stdout"):
+            with pytest.raises(ExperimentError, match="not a regular file"), replacing(path):
+                pass
+        assert (tmp_path / "stdout").is_symlink()
+
+
+def test_unwritable_place_is_an_experiment_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExperimentError, match="cannot write"), replacing(tmp_path / "file" / "below"):
+        pass
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import claimed
+try:
+    with claimed(Path(sys.argv[1])):
+        print("got it")
+except ExperimentError as error:
+    print(error.problem)
+"""
+
+
+def test_second_holder_of_a_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def other() -> str:
+        command = [sys.executable, "-c", CLAIM, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with claimed(folder):
+        assert "another run is writing" in other()
+    assert other().strip() == "got it"
+    assert list(folder.iterdir()) == []

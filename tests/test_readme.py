@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from resnet8_quant.checks import check
 from resnet8_quant.results import COLUMNS
 from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.validation import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
@@ -61,7 +61,7 @@ def test_a_command_composes_and_passes_the_checks(page: str, command: str) -> No
     first = [word if re.search(r"[\[{(]", word) else word.partition(",")[0] for word in words]
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        check(to_config(compose("config", overrides=first), first))
+        validate(to_config(compose("config", overrides=first), first))
 
 
 def test_there_are_commands() -> None:

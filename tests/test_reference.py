@@ -26,9 +26,8 @@ from resnet8_quant.experiment import run_experiment
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
 from resnet8_quant.quantizer.quantize import quantize
-from resnet8_quant.quantizer.sampling import choose_images
 
 REFERENCE = os.environ.get("RESNET8_QUANT_REFERENCE_H5")
 needs_reference = pytest.mark.skipif(
@@ -82,7 +81,7 @@ def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: P
     calibration = CalibrationConfig()
     chosen = choose_images(calibration, cifar10.train.labels, len(cifar10.test.labels), 42)
     images = CalibrationImages.of(cifar10.train.images, chosen, "train")
-    plain = quantize(model, images, kinds[name], calibration).serialized
+    plain = quantize(model, images, Config(kinds[name], calibration)).serialized
     x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True)
     deployed, input_spec = deploy(plain, x86, model.input_spec)
     answers = [

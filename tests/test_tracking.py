@@ -15,7 +15,7 @@ from resnet8_quant import results, tracking
 from resnet8_quant.config import Config, Format, QuantConfig, TrackingConfig, TrackingKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
-from resnet8_quant.tracking import check_tracking, connect, flattened, track
+from resnet8_quant.tracking import connect, track, tracked_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = RunResult(
@@ -52,49 +52,15 @@ def run_folder(parent: Path) -> Path:
     return folder
 
 
-def test_config_is_flattened_with_the_words_of_the_command_line() -> None:
+def test_settings_are_logged_as_on_the_command_line() -> None:
     config = Config(quant=QuantConfig(format=Format.QOperator, layers={"stack1.*": {"weight_bits": 4}}))
-    params = flattened(config)
+    params = tracked_settings(config)
     assert params["quant.format"] == "QOperator"
     assert params["quant.per_channel"] == "false"
     assert params["quant.layers"] == '{"stack1.*": {"weight_bits": 4}}'
     assert params["calibration.percentile"] == "null"
     assert params["seed"] == "42"
     assert not [name for name in params if name.startswith("tracking")]
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (TrackingConfig(uri="sqlite:///x"), "`tracking.uri` is sqlite:///x, but tracking=none does not read it"),
-        (TrackingConfig(experiment="x"), "`tracking.experiment` is x, but tracking=none does not read it"),
-        (mlflow_config("sqlite:///x", None), "`tracking.experiment` is None"),
-        (mlflow_config("sqlite:///x", " x"), "`tracking.experiment` is ' x'"),
-        (mlflow_config(None), "`tracking.uri` is None; valid are sqlite:///FILE"),
-        (mlflow_config("sqlite:///"), "`tracking.uri` is sqlite:///; valid are"),
-        (mlflow_config("sqlite://x"), "`tracking.uri` is sqlite://x; valid are"),
-        (mlflow_config("outputs/mlruns"), "`tracking.uri` is outputs/mlruns; valid are"),
-        (mlflow_config("file:///x"), "`tracking.uri` is file:///x; valid are"),
-        (mlflow_config("http://"), "`tracking.uri` is http://; valid are"),
-        (mlflow_config("httpx://host"), "`tracking.uri` is httpx://host; valid are"),
-        (mlflow_config("https://me:secret@host"), "`tracking.uri` holds a user name"),
-    ],
-)
-def test_wrong_config_is_refused(config: TrackingConfig, words: str) -> None:
-    with pytest.raises(ExperimentError) as caught:
-        check_tracking(config)
-    assert words in caught.value.problem
-    assert "secret" not in str(caught.value)
-
-
-def test_right_configs_pass() -> None:
-    for config in (
-        TrackingConfig(),
-        mlflow_config("sqlite:///outputs/m.db"),
-        mlflow_config("http://localhost:5000"),
-        mlflow_config("https://host/path"),
-    ):
-        check_tracking(config)
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +86,7 @@ def test_a_run_has_params_metrics_tags_and_artifacts(uri: str, tmp_path: Path) -
     assert run.info.status == "FINISHED"
     assert run.info.run_name == folder.name
     assert run.info.start_time == 1767323045000
-    assert run.data.params == flattened(config)
+    assert run.data.params == tracked_settings(config)
     assert run.data.metrics == {"accuracy": 0.9, "model_bytes": 94391, "seed": 7}
     words = {"quant_type": "int8", "per_channel": "False", "status": "ok", "folder": str(folder)}
     assert words.items() <= run.data.tags.items()
@@ -170,6 +136,11 @@ def test_a_deleted_experiment_is_refused(uri: str) -> None:
         connect(mlflow_config(uri, "gone"))
 
 
+def test_a_wrong_address_is_refused_before_the_store_is_opened() -> None:
+    with pytest.raises(ExperimentError, match="is outputs/mlruns; valid are"):
+        connect(mlflow_config("outputs/mlruns"))
+
+
 def test_a_sweep_tracks_every_job_and_a_wrong_address_stops_it(uri: str, tmp_path: Path) -> None:
     def start(name: str, address: str) -> subprocess.CompletedProcess[str]:
         words = ["-m", "calibration.samples_per_class=5,101", "data=sample", "latency.runs=0", "tracking=mlflow"]
@@ -185,7 +156,7 @@ def test_a_sweep_tracks_every_job_and_a_wrong_address_stops_it(uri: str, tmp_pat
     runs = {run.info.status: run for run in tracked(uri, "sweep")}
     assert set(runs) == {"FINISHED", "FAILED"}
     assert runs["FINISHED"].data.params["calibration.samples_per_class"] == "5"
-    row = results.read(next((tmp_path / "good").glob("0_*")) / "results.csv")
+    row = results.read(next((tmp_path / "good").glob("00_*")) / "results.csv")
     assert runs["FINISHED"].data.metrics["accuracy"] == row.accuracy
     assert "samples_per_class" in runs["FAILED"].data.tags["error"]
     refused = start("bad", f"sqlite:///{tmp_path}")

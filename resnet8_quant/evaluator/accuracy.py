@@ -1,11 +1,11 @@
-"""What a model answers: the predicted class of every image, computed or taken from the cache.
+"""Accuracy: the predicted class of every image, computed or taken from the cache, against the labels.
 
-In: a serialized model, its input spec, uint8 images. Out: predicted classes and the number of ties.
+In: a serialized model, its input spec, uint8 images and their labels. Out: an `Evaluation`: predictions, accuracy, the
+accuracy of each class, and the number of ties.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -14,14 +14,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from resnet8_quant import npz_cache
+from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import locked, replacing, sha256_bytes
+from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.session import open_session, run_batch
+from resnet8_quant.inputs.dataset import Split
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.machine import cpu_description, usable_cores
 from resnet8_quant.progress import progress
@@ -32,18 +35,143 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class Classifier(Protocol):
+    """What can be evaluated: a `FloatModel`, or any other object with these two."""
+
+    @property
+    def serialized(self) -> bytes:
+        """The model as ONNX bytes."""
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What it expects at its input."""
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a model.
+    """The predicted classes of a model.
 
     Attributes:
         labels: int64 [N], the class with the largest output; of equal ones the first.
-        ties: number of images whose largest output is shared by several classes; None where a model gives its
-            answer only.
+        ties: number of images whose largest output is shared by several classes; None where a model outputs nothing
+            but the class.
     """
 
     labels: np.ndarray
     ties: int | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """A model's predictions on labelled images.
+
+    Attributes:
+        predictions: int64 [N], the predicted class of each image.
+        labels: int64 [N], the true one, 0..classes-1.
+        class_names: one for each class.
+        ties: number of images whose largest output is shared by several classes; None where only the class is output.
+        seconds: that the predictions took; 0.0 where they came from the cache.
+    """
+
+    predictions: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    ties: int | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.predictions) != len(self.labels):
+            raise ValueError(f"{len(self.predictions)} predictions, {len(self.labels)} labels")
+
+    def __repr__(self) -> str:
+        return f"Evaluation(accuracy={self.accuracy:.4f}, images={len(self.labels)}, ties={self.ties})"
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N]: whether the prediction is the label."""
+        return np.asarray(self.predictions == self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, a ratio; NaN without images."""
+        return int(self.correct.sum()) / len(self.labels) if len(self.labels) else float("nan")
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Its 95 % Wilson interval."""
+        from resnet8_quant.evaluator.statistics import wilson_interval
+
+        return wilson_interval(int(self.correct.sum()), len(self.labels))
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """Class name -> accuracy, in the order of ``class_names``; NaN where the data has no image of a class."""
+        rows = zip(self.class_names, *self.counts(), strict=True)
+        return {name: correct / images if images else float("nan") for name, images, correct in rows}
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Images of each class, and how many of them are predicted correctly."""
+        size = len(self.class_names)
+        return (
+            np.bincount(self.labels, minlength=size).tolist(),
+            np.bincount(self.labels[self.correct], minlength=size).tolist(),
+        )
+
+
+def evaluate(
+    model: Classifier,
+    split: Split,
+    config: EvaluationConfig | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    exact: bool = True,
+    cache: Path | None = None,
+    images_digest: str | None = None,
+    description: str = "evaluating",
+) -> Evaluation:
+    """Predict the class of every image of a split.
+
+    Args:
+        model: float or quantized.
+        split: uint8 images [N, H, W, C] and their labels.
+        config: batch size, threads and execution providers; None: the defaults.
+        class_names: one for each class; None: their numbers.
+        exact: let no kernel saturate; False: as an application opens the model.
+        cache: the cache folder, see ``cached_predictions``; None: the predictions are computed.
+        images_digest: for the cache: names the content of the images; None: they are hashed.
+        description: shown beside the progress bar.
+
+    Raises:
+        ExperimentError: as ``predict``.
+    """
+    config = config or EvaluationConfig()
+    options = {"batch_size": config.batch_size, "threads": config.threads}
+    providers = tuple(config.providers)
+    if cache is not None and exact:
+        predictions, seconds = cached_predictions(
+            model.serialized,
+            model.input_spec,
+            split.images,
+            **options,
+            providers=providers,
+            cache=cache,
+            images_digest=images_digest,
+            description=description,
+        )
+    else:
+        start = time.perf_counter()
+        predictions = predict(
+            model.serialized,
+            model.input_spec,
+            split.images,
+            **options,
+            providers=providers,
+            exact=exact,
+            description=description,
+        )
+        seconds = time.perf_counter() - start
+    names = tuple(class_names or map(str, range(model.input_spec.classes)))
+    return Evaluation(predictions.labels, split.labels, names, predictions.ties, seconds)
 
 
 def predict(
@@ -65,31 +193,32 @@ def predict(
         images: uint8 [N, H, W, C].
         batch_size: images per call.
         threads: 0: as many as there are cores. On the CPU provider each takes batches of its own, so that their
-            number moves no answer; another provider gets it as its own number of threads.
+            number changes no prediction; another provider gets it as its own number of threads.
         providers: execution providers, first choice first.
         exact: let no kernel saturate; False: as an application opens the model.
         description: shown beside the progress bar.
 
     Raises:
-        ExperimentError: the model cannot be loaded or run, has another number of classes, or answers NaN.
+        ExperimentError: the model cannot be loaded or run, has another number of classes, or outputs NaN.
     """
-    alone = tuple(providers) == CPU  # what is known of it: calls may overlap, and one thread each is the fastest
-    workers = (threads or usable_cores()) if alone else 1
-    session = open_session(model, 1 if alone else threads, exact=exact, providers=providers)
+    # Calls of one session may overlap on the CPU provider, and one thread for each of them is the fastest there.
+    cpu_only = tuple(providers) == CPU
+    workers = (threads or usable_cores()) if cpu_only else 1
+    session = open_session(model, 1 if cpu_only else threads, exact=exact, providers=providers)
     size = input_spec.batch or batch_size
-    answer = partial(_answer, session, input_spec, images, size)
+    predict_from = partial(_predict_batch, session, input_spec, images, size)
     labels: list[np.ndarray] = []
     ties: int | None = 0
     with progress(description, len(images), "images") as advance, ExitStack() as stack:
-        each = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
-        for predicted, shared in each(answer, range(0, len(images), size)):
-            labels.append(predicted)
-            ties = None if ties is None or shared is None else ties + shared
-            advance(len(predicted))
+        map_batches = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
+        for batch_labels, batch_ties in map_batches(predict_from, range(0, len(images), size)):
+            labels.append(batch_labels)
+            ties = None if ties is None or batch_ties is None else ties + batch_ties
+            advance(len(batch_labels))
     return Predictions(np.concatenate(labels) if labels else np.empty(0, np.int64), ties)
 
 
-def _answer(
+def _predict_batch(
     session: InferenceSession, input_spec: InputSpec, images: np.ndarray, size: int, start: int
 ) -> tuple[np.ndarray, int | None]:
     """The classes and the number of ties of the batch that begins at image ``start``."""
@@ -130,9 +259,9 @@ def cached_predictions(
     images_digest: str | None = None,
     description: str = "evaluating",
 ) -> tuple[Predictions, float]:
-    """``predict`` through a cache; of parallel jobs that ask the same, one computes and the others wait.
+    """``predict`` through a cache; of parallel jobs with the same key one computes and the others wait.
 
-    The key covers all that can move an answer: the bytes of the model and of the images, how they are fed, ONNX
+    The key covers all that can change a prediction: the bytes of the model and of the images, how they are fed, ONNX
     Runtime, the CPU. An entry that is damaged or belongs to another key is computed anew and replaced.
 
     Args:
@@ -146,13 +275,10 @@ def cached_predictions(
         ExperimentError: as ``predict``; or the cache cannot be written.
     """
     images_digest = images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data)
-    key = _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers)
-    path = cache / "predictions" / f"{key}.npz"
-    with locked(path.with_suffix(".lock")):
-        stored = _read_entry(path, key, len(images), input_spec.classes)
-        if stored is not None:
-            log.debug("predictions from the cache: %s", path)
-            return stored, 0.0
+    seconds = 0.0
+
+    def compute() -> Predictions:
+        nonlocal seconds
         start = time.perf_counter()
         predictions = predict(
             model,
@@ -164,8 +290,15 @@ def cached_predictions(
             description=description,
         )
         seconds = time.perf_counter() - start
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=np.array(key), labels=predictions.labels, ties=np.int64(predictions.ties or 0))
+        return predictions
+
+    predictions, _ = npz_cache.cached(
+        cache / "predictions",
+        _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers),
+        compute,
+        lambda computed: {"labels": computed.labels, "ties": np.array(computed.ties or 0, np.int64)},
+        lambda arrays: _from_arrays(arrays, len(images), input_spec.classes),
+    )
     return predictions, seconds
 
 
@@ -181,7 +314,7 @@ def _key(
     import onnxruntime
 
     facts = {
-        "entry": 3,  # count up when predict or the entry's content changes
+        "entry": 4,  # count up when predict or the entry's content changes
         "model": sha256_bytes(model),
         "images": images_digest,
         "shape": shape,
@@ -195,23 +328,18 @@ def _key(
         "onnxruntime": onnxruntime.__version__,
         "cpu": cpu_description(),
     }
-    return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
+    return npz_cache.cache_key(facts)
 
 
-def _read_entry(path: Path, key: str, count: int, classes: int) -> Predictions | None:
-    """The entry at ``path``; None if there is none or it is not what ``cached_predictions`` wrote for ``key``."""
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-            stored_key, labels, ties = entry["key"].item(), entry["labels"], int(entry["ties"])
-        if stored_key != key:
-            raise ValueError("it belongs to another key")
-        if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
-            raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
-        if count and not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(f"labels outside 0..{classes - 1}")
-    except Exception as error:  # damage has many shapes, and the answer to each is to compute anew
-        log.warning("unusable cache entry is replaced: %s (%s)", path, error)
-        return None
+def _from_arrays(arrays: dict[str, np.ndarray], count: int, classes: int) -> Predictions:
+    """Predictions from the arrays of an entry.
+
+    Raises:
+        ValueError, KeyError: they do not hold together.
+    """
+    labels, ties = arrays["labels"], int(arrays["ties"])
+    if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
+        raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels outside 0..{classes - 1}")
     return Predictions(labels, ties)

@@ -1,37 +1,95 @@
-"""Plain advice where a measurement calls for it: what an expert colleague would say on seeing the row.
+"""Advice where a measurement calls for it: what an experienced colleague would say on seeing the row.
 
-In: a `RunResult`. Out: sentences, most urgent first; none where all is well.
+In: a `RunResult`. Out: sentences, most urgent first; none where all is well. What to try stands below its sentence as a
+command that repeats the run with other settings; a setting that the run had already is never advised.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from resnet8_quant.results import RunResult
 
-LARGE_LOSS = 0.05  # accuracy ratio
+LARGE_LOSS = 0.05  # accuracy ratio; a warning whatever its p-value
+SIGNIFICANT_LOSS = 0.01  # accuracy ratio; a warning where the p-value is below SIGNIFICANT_P
+SIGNIFICANT_P = 0.01
 NEAR_CHANCE = 2.0  # times the accuracy of guessing
 NEAR_CHANCE_OF_TWO = 1.2
 FEW_CLASSES = 3  # with fewer, twice the accuracy of guessing is no longer near chance
 SLOWER = 1.05  # times the float model's median latency
 MANY_TIES = 0.001  # of the images
+LOW_BITS = 7  # fewer bits than these want a refinement
+
+# Advising a new GROUP=WORD drops these fields of the group from the command: they belong to the old word.
+_DROPPED: dict[str, tuple[str, ...]] = {
+    "quant": ("quant.",),
+    "refine": ("refine.",),
+    "allocate": ("allocate.",),
+    "calibration": ("calibration.averaging_constant", "calibration.percentile", "calibration.norm"),
+}
+_MORE_BITS = {2: 3, 3: 4, 4: 7, 5: 7, 6: 7}
 
 
-def _collapse(row: RunResult) -> str | None:
-    if row.accuracy is None or row.accuracy_delta is None:
+def advise(result: RunResult) -> list[str]:
+    """All sentences that apply to a result; a command is on a line of its own, indented by four spaces."""
+    return [sentence for rule in RULES if (sentence := rule(result)) is not None]
+
+
+def _saturates(result: RunResult) -> str | None:
+    if result.portable is not False:
         return None
-    if row.classes is not None and row.accuracy <= _near_chance(row.classes):
-        broken = f"WARNING: top-1 of {100 * row.accuracy:.2f} % is near chance: this model is broken, do not ship it. "
-        float_works = row.float_accuracy is not None and row.float_accuracy > _near_chance(row.classes)
-        return broken + ("Check the calibration and the types." if float_works else "Check the input range and layout.")
-    if row.accuracy_delta < -LARGE_LOSS:
-        narrow = min(row.weight_bits or 8, row.activation_bits or 8) < 7
-        hint = "calibration=percentile" if row.per_channel else "quant=u8s7 or calibration=percentile"
-        if narrow and row.refine == "none":
-            hint = "refine=best" if row.per_channel else "refine=best with quant.per_channel=true"
-        elif narrow:
-            hint = "more bits for the layers that need them: quant.layers, or allocate=accuracy"
-        return f"WARNING: top-1 fell by {-100 * row.accuracy_delta:.2f} points. Try {hint}."
+    remedy = _portable_remedy(result)
+    if result.default_session_accuracy is None or result.accuracy is None:
+        return (
+            "On x86 CPUs without VNNI, ONNX Runtime's default session can saturate with this model and predict "
+            f"differently. Exact everywhere:{remedy}"
+        )
+    if not result.default_session_changed:
+        return (
+            "This CPU has no VNNI, and ONNX Runtime's default session can saturate with this model; here none of "
+            f"{result.eval_images} predictions differ. Exact on any images:{remedy}"
+        )
+    return (
+        "WARNING: this CPU has no VNNI. ONNX Runtime's default session, which applications open, saturates with this "
+        f"model: {result.default_session_changed} of {result.eval_images} predictions differ, top-1 "
+        f"{100 * result.default_session_accuracy:.2f} % in place of {100 * result.accuracy:.2f} %. Exact at the same "
+        f"speed:{remedy}"
+    )
+
+
+def _portable_remedy(result: RunResult) -> str:
+    """What makes a model portable; each was measured to (benchmarks/cpus.py)."""
+    if not result.calibration_method:  # a model from elsewhere
+        return " weights of 7 bits, or quantize the float model with quant=u8s7"
+    if result.format == "QOperator":
+        return _command(result, "quant.reduce_range=true")
+    if (result.weight_bits or 8) > 7:
+        return _command(result, "quant.weight_bits=7")
+    if "config.allocate.choices" in result.settings:
+        return _command(result, "allocate.choices=[2,4,7]")
+    if "config.quant.layers" in result.settings:
+        return " at most 7 bits for each layer of quant.layers"
+    return _command(result, "quant.keep_first_last=7")
+
+
+def _loss(result: RunResult) -> str | None:
+    if result.accuracy is None or result.accuracy_delta is None:
+        return None
+    if result.classes is not None and result.accuracy <= _near_chance(result.classes):
+        broken = (
+            f"WARNING: top-1 of {100 * result.accuracy:.2f} % is near chance: this model is broken, do not ship it."
+        )
+        if result.float_accuracy is not None and result.float_accuracy <= _near_chance(result.classes):
+            return (
+                f"{broken} So is the float model: check its input range and layout, model.mean=[R,G,B] "
+                "model.std=[R,G,B] in pixels 0..255, model.layout=NHWC or NCHW."
+            )
+        return f"{broken} {_accuracy_remedy(result)}"
+    loss = -result.accuracy_delta
+    significant = result.mcnemar_p is not None and result.mcnemar_p < SIGNIFICANT_P and loss >= SIGNIFICANT_LOSS
+    if loss > LARGE_LOSS or significant:
+        return f"WARNING: top-1 fell by {100 * loss:.2f} points. {_accuracy_remedy(result)}"
     return None
 
 
@@ -40,79 +98,128 @@ def _near_chance(classes: int) -> float:
     return (NEAR_CHANCE if classes >= FEW_CLASSES else NEAR_CHANCE_OF_TWO) / classes
 
 
-def _saturates(row: RunResult) -> str | None:
-    if row.portable is not False:
+def _accuracy_remedy(result: RunResult) -> str:
+    """The next thing to try against a loss, from the most to the least likely to help."""
+    weight_bits, activation_bits = result.weight_bits or 8, result.activation_bits or 8
+    if not result.calibration_method:
+        return "Quantize the float model instead: quant=u8s7 model=onnx model.path=MODEL.onnx."
+    if min(weight_bits, activation_bits) < LOW_BITS:
+        if not _refined(result):
+            per_channel = () if result.per_channel else ("quant.per_channel=true",)
+            return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
+        return _more_bits(result, weight_bits)
+    if not result.per_channel:
+        words = "quant.per_channel=true" if result.quant_type == "u8s7" else "quant=u8s7"
+        return f"A scale for each channel helps most. Try:{_command(result, words)}"
+    # A refinement is written as Q/DQ, and does not go with reduce_range.
+    refinable = (
+        result.refine != "best" and result.format == "QDQ" and "config.quant.reduce_range" not in result.settings
+    )
+    if result.calibration_method != "percentile":
+        return f"Outliers may widen the ranges. Try:{_command(result, 'calibration=percentile')}"
+    if refinable:
+        return f"Try:{_command(result, 'refine=best')}"
+    return "ranges.csv and per_class.csv show where it is lost."
+
+
+def _refined(result: RunResult) -> bool:
+    """Whether refine=best was on, perhaps with other parameters ("best+damping=0.1")."""
+    return (result.refine or "").partition("+")[0] == "best"
+
+
+def _more_bits(result: RunResult, weight_bits: int) -> str:
+    """What is left for low-bit weights that are refined already."""
+    budget = result.settings.get("config.allocate.budget_bytes", "")
+    drop = result.settings.get("config.allocate.max_accuracy_drop")
+    if budget.isdecimal():
+        return f"Give it more bytes:{_command(result, f'allocate.budget_bytes={int(budget) * 5 // 4}')}"
+    if drop is not None:
+        return f"Allow a smaller drop:{_command(result, f'allocate.max_accuracy_drop={float(drop) / 2:g}')}"
+    if weight_bits >= LOW_BITS:
+        return f"Activations need more bits. Try:{_command(result, 'quant.activation_bits=8')}"
+    # The validation split of allocate=accuracy has more images than the sample.
+    words = "allocate=accuracy" if result.data == "cifar10" else f"quant.weight_bits={_MORE_BITS[weight_bits]}"
+    return f"Some layers need more bits. Try:{_command(result, words)}"
+
+
+def _stays_float(result: RunResult) -> str | None:
+    if result.deploy in (None, "none") or result.kernels not in ("mixed", "simulated", "float"):
         return None
-    remedy = _remedy(row)
-    if row.default_session_accuracy is None or row.accuracy is None:
-        return (
-            "On x86 CPUs without VNNI, ONNX Runtime's default session can saturate with this model and answer "
-            f"differently; exact everywhere: {remedy}."
-        )
-    if not row.default_session_changed:
-        return (
-            "This CPU has no VNNI, and ONNX Runtime's default session can saturate with this model; here none of "
-            f"{row.eval_images} predictions differ. Exact on any images: {remedy}."
-        )
     return (
-        f"WARNING: this CPU has no VNNI. ONNX Runtime's default session, which applications open, saturates with this "
-        f"model: {row.default_session_changed} of {row.eval_images} predictions differ, top-1 "
-        f"{100 * row.default_session_accuracy:.2f} % in place of {100 * row.accuracy:.2f} %. Exact at the same speed: "
-        f"{remedy}."
+        f"WARNING: {result.conv_gemm_integer} of {result.conv_gemm_total} Conv/Gemm run as integer kernels after "
+        f"deploy={result.deploy}, the others in float."
     )
 
 
-def _remedy(row: RunResult) -> str:
-    """What makes a model portable; each was measured to (benchmarks/cpus.py)."""
-    if not row.calibration_method:  # a model from elsewhere
-        return "weights of 7 bits, or quantize the float model with quant=u8s7"
-    if row.format == "QOperator":
-        return "quant.reduce_range=true"
-    return "quant.weight_bits=7" if (row.weight_bits or 8) >= 7 else "quant.keep_first_last=7"
-
-
-def _slow(row: RunResult) -> str | None:
-    fast, slow = row.float_latency_us_median, row.latency_us_median
-    if not row.calibration_method or fast is None or slow is None or slow < SLOWER * fast:
+def _slow(result: RunResult) -> str | None:
+    fast, slow = result.float_latency_us_median, result.latency_us_median
+    if not result.calibration_method or fast is None or slow is None or slow < SLOWER * fast:
         return None
     how = f"ran {slow / fast:.1f}x slower than float on this CPU"
-    if row.kernels == "simulated":
+    x86 = "asimd" not in (result.cpu or "")
+    target = "deploy=x86" if x86 else "deploy=arm"
+    if result.deploy == "arm" and "avx" in (result.cpu or ""):
+        return f"deploy=arm {how}, which is not an Arm. Try:{_command(result, 'deploy=x86')}"
+    if result.deploy == "x86" and "uint8" in (result.weight_type or "") and (result.weight_bits or 8) > 7:
         return (
-            f"{row.weight_type} weights {how}: only the file shrinks, all kernels compute in float. "
-            f"Try quant.weight_bits={row.weight_bits} with an 8-bit type."
+            f"8-bit weights on uint8 kernels {how}; int8 weights of 7 bits are exact, too. Try:"
+            f"{_command(result, 'quant.weight_bits=7')}"
         )
-    if row.kernels == "mixed":
-        how += f" ({row.conv_gemm_total} Conv/Gemm, {row.conv_gemm_integer} of them integer)"
-    if row.deploy == "arm" and "avx" in (row.cpu or ""):
-        return f"deploy=arm {how}, which is not an Arm; here try deploy=x86."
-    if row.deploy == "x86" and "uint8" in (row.weight_type or ""):
-        return f"8-bit weights on uint8 kernels {how}; int8 weights of 7 bits are exact too: try quant.weight_bits=7."
-    if row.deploy not in (None, "none"):
-        return f"The deployed model {how}; python -m resnet8_quant.profile model.onnx shows where its time goes."
-    hint = "quant.weight_bits=7 deploy=x86" if row.format == "QDQ" else "quant=u8s7 deploy=x86"
-    return f"{row.activation_type} activations {how}; try {hint}."
+    if result.deploy not in (None, "none"):
+        return (
+            f"The deployed model {how}; this shows where its time goes:\n    python -m resnet8_quant.profile model.onnx"
+        )
+    if result.kernels == "simulated":
+        return (
+            f"{result.weight_type} weights {how}: only the file shrinks, all kernels compute in float. For integer "
+            f"kernels, which store 8-bit weights:{_command(result, target)}"
+        )
+    if result.kernels == "mixed":
+        how += f" ({result.conv_gemm_total} Conv/Gemm, {result.conv_gemm_integer} of them integer)"
+    words = [target]
+    if result.format != "QDQ":
+        words.insert(0, "quant.format=QDQ" if result.quant_type == "u8s7" else "quant=u8s7")
+    elif x86 and (result.weight_bits or 8) > 7:
+        words.insert(0, "quant.weight_bits=7")
+    return f"{result.activation_type} activations {how}. Try:{_command(result, *words)}"
 
 
-def _ties(row: RunResult) -> str | None:
-    if row.quant_ties is None or row.eval_images is None or row.quant_ties <= MANY_TIES * row.eval_images:
+def _ties(result: RunResult) -> str | None:
+    if result.quant_ties is None or result.eval_images is None or result.quant_ties <= MANY_TIES * result.eval_images:
         return None
-    if row.float_ties is not None and row.quant_ties <= row.float_ties:
+    if result.float_ties is not None and result.quant_ties <= result.float_ties:
         return None
-    return f"{row.quant_ties} images tie between classes in the quantized output; the first class wins."
+    return f"{result.quant_ties} images tie between classes in the quantized output; the first class wins."
 
 
-def _stays_float(row: RunResult) -> str | None:
-    if row.deploy in (None, "none") or row.kernels not in ("mixed", "simulated", "float"):
+def _busy(result: RunResult) -> str | None:
+    if not result.machine_busy or result.other_processes_share is None:
         return None
     return (
-        f"WARNING: {row.conv_gemm_integer} of {row.conv_gemm_total} Conv/Gemm run as integer kernels after "
-        f"deploy={row.deploy}, the others in float."
+        "The machine was busy while latency was measured: other processes took "
+        f"{100 * result.other_processes_share:.0f} % of the cores' time. Measure again on a quiet one."
     )
 
 
-RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _collapse, _stays_float, _slow, _ties)
+RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _loss, _stays_float, _slow, _ties, _busy)
 
 
-def advise(row: RunResult) -> list[str]:
-    """All sentences that apply to ``row``."""
-    return [sentence for rule in RULES if (sentence := rule(row)) is not None]
+def _command(result: RunResult, *words: str) -> str:
+    """The command that repeats a run with ``words`` changed, on a line of its own.
+
+    Without the run's own words (it was started from Python, or by an experiment file) only ``words`` are given.
+    """
+    try:
+        own = shlex.split(result.overrides or "")
+    except ValueError:  # an open quote
+        own = ["experiment="]
+    if any(_key(word) == "experiment" for word in own) or (not own and result.settings):
+        return f"\n    {shlex.join(words)}"
+    keys = {_key(word) for word in words}
+    dropped = tuple(prefix for key in keys for prefix in _DROPPED.get(key, ()))
+    kept = [word for word in own if _key(word) not in {*keys, "resume"} and not _key(word).startswith(dropped)]
+    return f"\n    {shlex.join(['python', 'run.py', *kept, *words])}"
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")

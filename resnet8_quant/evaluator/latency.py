@@ -1,4 +1,4 @@
-"""How long one call takes: all models measured together, so that the machine's moods hit them alike.
+"""How long one call takes: all models measured together, so that the machine's changes of speed affect them alike.
 
 In: models, each with its own input spec, and images. Out: per model the median time with its interval, the 95th
 percentile and the spread; per pair of models the speedup with its interval.
@@ -65,7 +65,7 @@ class Latency:
         spread: interquartile range of all timed calls, as a ratio of the median.
         runs: number of timed calls.
         batch: images per call.
-        threads: as it was asked for; 0: as many as there are cores.
+        threads: as configured; 0: as many as there are cores.
         blocks_us: float64 [blocks], median of each block in the order of measurement, microseconds. Block i of all
             models ran side by side.
     """
@@ -105,7 +105,7 @@ class _Warm:
 
 
 def measure(
-    subjects: dict[str, BenchmarkModel],
+    models: dict[str, BenchmarkModel],
     images: np.ndarray,
     *,
     runs: int,
@@ -122,7 +122,7 @@ def measure(
     call of the slowest model takes ``LONG_CALL_NS`` or more, a block is one call; such a model has no untimed call.
 
     Args:
-        subjects: name -> model and input_spec.
+        models: name -> what is measured.
         images: uint8 [N, H, W, C], at least one; as many as the batch needs are used, repeated if necessary.
         runs: timed calls per model; 0: nothing is measured.
         warmup: calls per model before the first block; 2 if fewer are asked for.
@@ -138,19 +138,19 @@ def measure(
         ExperimentError: a model cannot be loaded or run.
     """
     calls = {
-        name: caller(subject, images, threads=threads, batch=batch, providers=providers)
-        for name, subject in (subjects.items() if runs else ())
+        name: caller(model, images, threads=threads, batch=batch, providers=providers)
+        for name, model in (models.items() if runs else ())
     }
-    fixed = next((subject.input_spec.batch for subject in subjects.values() if subject.input_spec.batch), batch)
+    fixed = next((model.input_spec.batch for model in models.values() if model.input_spec.batch), batch)
     return measure_calls(calls, runs=runs, warmup=warmup, threads=threads, batch=fixed, seed=seed)
 
 
 def caller(
-    subject: BenchmarkModel, images: np.ndarray, *, threads: int, batch: int = 1, providers: Sequence[str] = CPU
+    model: BenchmarkModel, images: np.ndarray, *, threads: int, batch: int = 1, providers: Sequence[str] = CPU
 ) -> Call:
     """A function that runs a model once; the arguments are those of ``measure``."""
-    input_spec = subject.input_spec
-    session = open_session(subject.model, threads, exact=subject.exact, providers=providers)
+    input_spec = model.input_spec
+    session = open_session(model.model, threads, exact=model.exact, providers=providers)
     feed = {input_spec.name: input_spec.prepare(images[np.arange(input_spec.batch or batch) % len(images)])}
 
     def call() -> object:

@@ -1,17 +1,16 @@
 """Is the difference real? Confidence intervals and the paired test between two models on the same images.
 
-In: the predictions of two models and the true labels. Out: accuracies, flips, p-value, one row per class.
+In: the evaluations of two models. Out: accuracies, flips, p-value, one row per class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
 
-from resnet8_quant.evaluator.accuracy import Predictions
+from resnet8_quant.evaluator.accuracy import Evaluation
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class ClassRow:
 
     Attributes:
         images: number of images of this class.
-        accuracy: ratio of them that the model gets right.
+        accuracy: ratio of them that the model predicts correctly.
         accuracy_delta: accuracy minus float_accuracy.
     """
 
@@ -33,7 +32,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against its float original on the same images; ratios, not percents.
+    """A model against its float original on the same images; ratios, not percents. ``print`` shows it in three lines.
 
     Attributes:
         accuracy: top-1 of the model.
@@ -41,10 +40,10 @@ class Comparison:
         accuracy_ci_high: upper end.
         float_accuracy: top-1 of the float model.
         accuracy_delta: accuracy minus float_accuracy.
-        flips_to_wrong: images that only the float model gets right.
-        flips_to_right: images that only the model gets right.
-        changed_predictions: images with another answer, right or wrong.
-        mcnemar_p: p-value of the flips under "both models are equally good".
+        flips_to_wrong: images that only the float model predicts correctly.
+        flips_to_right: images that only the model predicts correctly.
+        changed_predictions: images with another prediction, correct or not.
+        mcnemar_p: p-value of the exact McNemar test: how likely so unequal flips are if both are equally good.
         quant_ties: images whose largest output is shared by several classes; None where only the class is output.
         float_ties: the same for the float model.
         per_class: one row per class, in order.
@@ -61,46 +60,71 @@ class Comparison:
     mcnemar_p: float
     quant_ties: int | None
     float_ties: int | None
-    per_class: tuple[ClassRow, ...]
+    per_class: tuple[ClassRow, ...] = field(repr=False)
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is real at the 5 % level."""
+        return self.mcnemar_p < 0.05
+
+    def __str__(self) -> str:
+        significance = "real at the 5 % level" if self.significant else "within noise"
+        return (
+            f"top-1 {100 * self.accuracy:.2f} % (float {100 * self.float_accuracy:.2f} %, "
+            f"{100 * self.accuracy_delta:+.2f} points), 95 % CI {100 * self.accuracy_ci_low:.2f}-"
+            f"{100 * self.accuracy_ci_high:.2f} %\n{self.flips_to_wrong} images flipped to wrong, "
+            f"{self.flips_to_right} to right\n"
+            f"McNemar p = {self.mcnemar_p:.3g}: {significance}"
+        )
 
 
-def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion, which also holds near 0 and 1.
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion.
 
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927), 209-212.
+    It holds all proportions p that the score test does not reject, |correct/total - p| <= z sqrt(p (1 - p) / total).
+    So it keeps its coverage near 0 and 1, where the interval of the normal approximation shrinks to nothing.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
+    Statistical Association 22 (1927), 209-212.
 
     Args:
-        right: successes, 0..total.
+        correct: successes, 0..total.
         total: trials, at least 1.
         confidence: coverage, between 0 and 1.
+
+    Returns:
+        Both ends, ratios.
 
     Raises:
         ValueError: the counts are impossible.
     """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} right of {total}")
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} correct of {total}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    ratio = right / total
+    ratio = correct / total
     center = ratio + z * z / (2 * total)
     half_width = z * (ratio * (1 - ratio) / total + (z / (2 * total)) ** 2) ** 0.5
     scale = 1 + z * z / total
     # The ends are exactly 0 and 1 there, but rounding errors would leave a remainder.
-    low = 0.0 if right == 0 else (center - half_width) / scale
-    high = 1.0 if right == total else (center + half_width) / scale
+    low = 0.0 if correct == 0 else (center - half_width) / scale
+    high = 1.0 if correct == total else (center + half_width) / scale
     return low, high
 
 
 def mcnemar_p(to_wrong: int, to_right: int) -> float:
     """Two-sided p-value of the exact conditional McNemar test; 1.0 when nothing flipped.
 
-    If both models are equally good, a flip goes either way with probability 1/2: the smaller count is binomial.
+    Only the images that one of the two models predicts correctly tell which is better. If both are equally good, each
+    of these n flips goes either way with probability 1/2, so the smaller count is Binomial(n, 1/2) and p is twice its
+    lower tail.
+
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947), 153-157; the exact form as in M. W. Fagerland, S. Lydersen, P. Laake, "The McNemar test
     for binary matched-pairs data", BMC Medical Research Methodology 13 (2013), 91.
 
     Args:
-        to_wrong: images that only the first model gets right.
-        to_right: images that only the second model gets right.
+        to_wrong: images that only the first model predicts correctly.
+        to_right: images that only the second model predicts correctly.
     """
     from scipy.special import bdtr
 
@@ -108,56 +132,44 @@ def mcnemar_p(to_wrong: int, to_right: int) -> float:
     return min(1.0, 2 * float(bdtr(min(to_wrong, to_right), flips, 0.5))) if flips else 1.0
 
 
-def compare(
-    predictions: Predictions,
-    float_predictions: Predictions,
-    labels: np.ndarray,
-    classes: int,
-    class_names: Sequence[str] | None = None,
-) -> Comparison:
+def compare(evaluation: Evaluation, float_evaluation: Evaluation) -> Comparison:
     """Compare a model with its float original.
 
     Args:
-        predictions: of the model, N images.
-        float_predictions: of the float model, the same images in the same order.
-        labels: integer [N], the truth, 0..classes-1.
-        classes: number of classes.
-        class_names: one per class; None: their numbers.
+        evaluation: of the model.
+        float_evaluation: of the float model, on the same images in the same order.
 
     Raises:
-        ValueError: the lengths differ, or there is no image.
+        ValueError: they are of different images or classes, or there is no image.
     """
-    count = len(labels)
-    if not len(predictions.labels) == len(float_predictions.labels) == count:
-        raise ValueError(f"{len(predictions.labels)}, {len(float_predictions.labels)} predictions, {count} labels")
-    right = predictions.labels == labels
-    float_right = float_predictions.labels == labels
-    to_wrong = int((float_right & ~right).sum())
-    to_right = int((right & ~float_right).sum())
-    low, high = wilson_interval(int(right.sum()), count)
-    names = class_names or [str(number) for number in range(classes)]
-    table = zip(
-        names,
-        *(np.bincount(labels[chosen], minlength=classes).tolist() for chosen in (slice(None), right, float_right)),
-        strict=True,
-    )
+    labels, count = evaluation.labels, len(evaluation.labels)
+    if not np.array_equal(labels, float_evaluation.labels):
+        raise ValueError(f"evaluations of different images: {count} and {len(float_evaluation.labels)}")
+    if evaluation.class_names != float_evaluation.class_names:
+        raise ValueError(f"different classes: {evaluation.class_names} and {float_evaluation.class_names}")
+    correct, float_correct = evaluation.correct, float_evaluation.correct
+    to_wrong = int((float_correct & ~correct).sum())
+    to_right = int((correct & ~float_correct).sum())
+    low, high = evaluation.accuracy_interval
+    images, per_class = evaluation.counts()
+    table = zip(evaluation.class_names, images, per_class, float_evaluation.counts()[1], strict=True)
     return Comparison(
-        accuracy=int(right.sum()) / count,
+        accuracy=evaluation.accuracy,
         accuracy_ci_low=low,
         accuracy_ci_high=high,
-        float_accuracy=int(float_right.sum()) / count,
+        float_accuracy=float_evaluation.accuracy,
         accuracy_delta=(to_right - to_wrong) / count,
         flips_to_wrong=to_wrong,
         flips_to_right=to_right,
-        changed_predictions=int((predictions.labels != float_predictions.labels).sum()),
+        changed_predictions=int((evaluation.predictions != float_evaluation.predictions).sum()),
         mcnemar_p=mcnemar_p(to_wrong, to_right),
-        quant_ties=predictions.ties,
-        float_ties=float_predictions.ties,
+        quant_ties=evaluation.ties,
+        float_ties=float_evaluation.ties,
         per_class=tuple(_class_row(*row) for row in table),
     )
 
 
-def _class_row(name: str, images: int, right: int, float_right: int) -> ClassRow:
+def _class_row(name: str, images: int, correct: int, float_correct: int) -> ClassRow:
     if images == 0:
         return ClassRow(name, 0, None, None, None)
-    return ClassRow(name, images, right / images, float_right / images, (right - float_right) / images)
+    return ClassRow(name, images, correct / images, float_correct / images, (correct - float_correct) / images)

@@ -1,4 +1,4 @@
-"""A `Plan` written into the graph of quantize_static: other integers, biases and grids in the same Q/DQ structure.
+"""A `Plan` written into the graph of quantize_static: other codes, biases and scales in the same Q/DQ structure.
 
 In: the Q/DQ model that onnxruntime made of a float graph, and a plan for that graph. Out: a new model.
 
@@ -23,8 +23,8 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from resnet8_quant.config import DType
 from resnet8_quant.graphs.graph import Graph, input_name
 from resnet8_quant.graphs.opset import at_least_opset
-from resnet8_quant.quantizer.calibration.grid import Grid
-from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_integers
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_codes
+from resnet8_quant.quantizer.quant_params import QuantParams
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -37,16 +37,16 @@ OPSETS = {DType.int4: 21, DType.uint4: 21, DType.int2: 25, DType.uint2: 25}  # o
 def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     """Write ``plan`` into ``model``, which is not changed.
 
-    Activations that the plan does not name keep their grids, weights that it does not name their integers.
+    Activations that the plan does not name keep their parameters, weights that it does not name their codes.
 
     Raises:
         ValueError: the plan is not one for this graph, or it contradicts itself.
     """
-    opset = max([OLDEST_OPSET, *(OPSETS.get(layer.weight.container, 0) for layer in plan.layers)])
+    opset = max([OLDEST_OPSET, *(OPSETS.get(layer.weight.dtype, 0) for layer in plan.layers)])
     graph = Graph(at_least_opset(model, opset))
     sites = [_find_site(graph, layer) for layer in plan.layers]
     if missing := {layer.input for layer in plan.layers} - plan.tensors.keys():
-        raise ValueError(f"layers read {sorted(missing)}, which have no grid in the plan")
+        raise ValueError(f"layers read {sorted(missing)}, which have no parameters in the plan")
     activations = _find_activations(graph, plan.tensors)
 
     # All that is old goes first, so that what replaces it can have its names.
@@ -60,26 +60,26 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     graph.prune()
 
     for name, pair in activations:
-        clip = _set_grid(graph, name, plan.tensors[name], plan.activation_type, pair)
+        clip = _set_params(graph, name, plan.tensors[name], plan.activation_type, pair)
         graph.insert_after(pair[0], *clip)
     for site in sites:
         _set_weight(graph, site)
         if site.layer.bias is not None:
             _set_bias(graph, site)
 
-    # A layer may read its input on another grid than the tensor is stored on: it gets a Q/DQ pair of its own.
-    chains: dict[tuple[str, Grid], str] = {}  # (tensor, grid) -> the requantized tensor, which layers share
+    # A layer may read its input with other parameters than it is stored with: it gets a Q/DQ pair of its own.
+    chains: dict[tuple[str, QuantParams], str] = {}  # (tensor, params) -> the requantized tensor, which layers share
     last: dict[str, NodeProto] = {}  # tensor -> the last node of its chains
     for site in sites:
-        read, grid = site.node.input[site.data], site.layer.input_grid
-        if grid != plan.tensors[site.layer.input]:
-            if (read, grid) not in chains:
+        read, params = site.node.input[site.data], site.layer.input_params
+        if params != plan.tensors[site.layer.input]:
+            if (read, params) not in chains:
                 nodes = _requantize(graph, read, site.layer, plan.activation_type)
                 place = last.get(read) or graph.producer(read)
                 assert place is not None  # the tensor's DequantizeLinear
                 graph.insert_after(place, *nodes)
-                last[read], chains[read, grid] = nodes[-1], nodes[-1].output[0]
-            site.node.input[site.data] = chains[read, grid]
+                last[read], chains[read, params] = nodes[-1], nodes[-1].output[0]
+            site.node.input[site.data] = chains[read, params]
     emitted = graph.finish()
     onnx.checker.check_model(emitted, full_check=True)
     return emitted
@@ -106,8 +106,8 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
     node, position = users[0]
     if node.op_type not in LAYERS or position > 1:
         raise ValueError(f"weight {name!r} is input {position} of a {node.op_type}, expected {', '.join(LAYERS)}")
-    if layer.weight.values.shape != (shape := tuple(graph.initializers[stored].dims)):
-        raise ValueError(f"weight {name!r} has the shape {layer.weight.values.shape}, the graph has {shape}")
+    if layer.weight.codes.shape != (shape := tuple(graph.initializers[stored].dims)):
+        raise ValueError(f"weight {name!r} has the shape {layer.weight.codes.shape}, the graph has {shape}")
     bias = input_name(node, 2) if node.op_type in BIASED else ""
     if layer.bias is None and bias:
         raise ValueError(f"layer {layer.output!r} has a bias, whose integers depend on the scales: plan it too")
@@ -120,9 +120,9 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
     return _Site(layer, node, 1 - position, position, bias)
 
 
-def _find_activations(graph: Graph, grids: dict[str, Grid]) -> list[tuple[str, list[NodeProto]]]:
-    """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``grids``."""
-    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _float_name(node) in grids]
+def _find_activations(graph: Graph, params: dict[str, QuantParams]) -> list[tuple[str, list[NodeProto]]]:
+    """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``params``."""
+    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _float_name(node) in params]
     return [
         (
             _float_name(quantize),
@@ -132,23 +132,22 @@ def _find_activations(graph: Graph, grids: dict[str, Grid]) -> list[tuple[str, l
     ]
 
 
-def _set_grid(graph: Graph, name: str, grid: Grid, dtype: DType, pair: list[NodeProto]) -> list[NodeProto]:
-    """Give a QuantizeLinear and its DequantizeLinears a grid.
+def _set_params(graph: Graph, name: str, params: QuantParams, dtype: DType, pair: list[NodeProto]) -> list[NodeProto]:
+    """Give a QuantizeLinear and its DequantizeLinears their parameters.
 
     Returns:
-        The Clip that goes behind the QuantizeLinear where the grid has fewer bits than its type; else nothing. Fewer
-        levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a scale is
-        made for, not out of the integers.
+        The Clip that goes behind the QuantizeLinear where the codes have fewer bits than their type; else nothing.
+        Fewer levels with as many bits need none: onnxruntime's symmetric int8 leaves -128 out of the range that a
+        scale is made for, not out of the integers.
     """
-    levels = grid.levels
-    if not levels.lowest <= grid.zero_point <= levels.highest:
-        raise ValueError(f"tensor {name!r} has its zero point {grid.zero_point} outside its levels {levels}")
-    limits = _cast(name, np.array([levels.lowest, levels.highest]), dtype)
-    scale = graph.add_initializer(f"{name}_scale", np.float32(grid.scale))
-    zero_point = graph.add_initializer(f"{name}_zero_point", _cast(name, np.array(grid.zero_point), dtype))
+    if not params.qmin <= params.zero_point <= params.qmax:
+        raise ValueError(f"tensor {name!r} has its zero point {params.zero_point} outside {params.qmin}..{params.qmax}")
+    limits = _cast(name, np.array([params.qmin, params.qmax]), dtype)
+    scale = graph.add_initializer(f"{name}_scale", np.float32(params.scale))
+    zero_point = graph.add_initializer(f"{name}_zero_point", _cast(name, np.array(params.zero_point), dtype))
     for node in pair:
         node.input.extend([scale, zero_point])
-    if (levels.count - 1).bit_length() >= dtype.bits:
+    if params.bit_width >= dtype.bits:
         return []
     lowest = graph.add_initializer(f"{name}_lowest", limits[0])
     highest = graph.add_initializer(f"{name}_highest", limits[1])
@@ -159,25 +158,25 @@ def _set_grid(graph: Graph, name: str, grid: Grid, dtype: DType, pair: list[Node
 
 
 def _requantize(graph: Graph, read: str, layer: LayerPlan, dtype: DType) -> list[NodeProto]:
-    """Nodes that quantize and dequantize ``read`` once more, on the grid of a layer; the last makes the new tensor."""
+    """Nodes that quantize and dequantize ``read`` again, as a layer reads it; the last makes the new tensor."""
     name = graph.unique_name(f"{layer.input}_for_{layer.output}")
     integers, floats = (graph.unique_name(f"{name}_{op_type}_Output") for op_type in QUANTIZERS)
     pair = [
         helper.make_node("QuantizeLinear", [read], [integers], f"{name}_QuantizeLinear"),
         helper.make_node("DequantizeLinear", [integers], [floats], f"{name}_DequantizeLinear"),
     ]
-    clip = _set_grid(graph, name, layer.input_grid, dtype, pair)
+    clip = _set_params(graph, name, layer.input_params, dtype, pair)
     return [pair[0], *clip, pair[1]]
 
 
 def _set_weight(graph: Graph, site: _Site) -> None:
     """Store a layer's weight."""
     weight = site.layer.weight
-    channels = () if weight.axis is None else (weight.values.shape[weight.axis],)
+    channels = () if weight.axis is None else (weight.codes.shape[weight.axis],)
     if not weight.scale.shape == weight.zero_point.shape == channels:
         raise ValueError(f"weight {weight.name!r}: one scale and zero point for each of {channels} expected")
-    container = weight.container
-    values = _cast(weight.name, weight.values, container)
+    container = weight.dtype
+    values = _cast(weight.name, weight.codes, container)
     integers = graph.add_initializer(weight.name + TENSOR_NAME_QUANT_SUFFIX, values)
     if container.bits < 8:
         container = DType["uint8" if container.name.startswith("u") else "int8"]
@@ -195,10 +194,10 @@ def _set_bias(graph: Graph, site: _Site) -> None:
     """Store a layer's bias."""
     layer, bias = site.layer, site.layer.bias
     # An integer kernel takes the float32 product of the two scales for this one, whatever is stored here.
-    scale = np.asarray(np.float32(layer.input_grid.scale) * layer.weight.scale.astype(np.float32))
+    scale = np.asarray(np.float32(layer.input_params.scale) * layer.weight.scale.astype(np.float32))
     if bias is None or bias.ndim != 1 or scale.shape not in ((), bias.shape):
         raise ValueError(f"layer {layer.output!r}: its bias does not fit the {scale.size} scales of its weight")
-    integers = bias_integers(bias, scale).astype(np.int32)
+    integers = bias_codes(bias, scale).astype(np.int32)
     name = site.bias or f"{layer.output}_bias"
     parts = {"": integers, "_scale": scale, "_zero_point": np.zeros(scale.shape, np.int32)}
     inputs = [

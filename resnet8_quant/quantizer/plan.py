@@ -1,46 +1,64 @@
-"""What the emitted model shall hold: every layer's integers and biases, every activation's grid.
+"""The plan of a quantized model: bit widths of its layers, then their codes, biases and the activations' parameters.
 
-In: nothing; these are plain records. refine/ fills them, emit.py writes them into a Q/DQ graph.
+A layer is a Conv, Gemm or MatMul with an initializer as its weight; its name is that of its output, and quant.layers
+takes patterns such as "stack1.*". refine/ fills a `Plan`, emit.py writes it into a Q/DQ graph.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
+import onnx
 
-from resnet8_quant.config import DType
-from resnet8_quant.quantizer.calibration.grid import Grid
+from resnet8_quant.config import DType, QuantConfig
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.quantizer.quant_params import QuantParams
+from resnet8_quant.validation import layer_override
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+# Attributes of a Gemm that computes nothing but a product and a sum.
+PLAIN_GEMM = {"transA": 0, "alpha": 1.0, "beta": 1.0}
 
 
 @dataclass(frozen=True)
-class IntegerWeight:
-    """A weight on its grid: ``scale * (values - zero_point)``.
+class LayerBits:
+    """Bit widths of a layer's weight and of the activation that it reads."""
+
+    weight: int
+    activation: int
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight as ``scale * (codes - zero_point)``.
 
     Attributes:
         name: of the float initializer.
-        values: int8 or uint8, in the initializer's shape.
+        codes: int8 or uint8, in the initializer's shape.
         scale: float32, [channels] or [].
-        zero_point: of the dtype of ``values`` and the shape of ``scale``.
+        zero_point: of the dtype of ``codes`` and the shape of ``scale``.
         axis: of the channels; None where there is one scale.
-        bits: of the grid; ``values`` need no more.
-        container: the narrowest ONNX type that holds ``values``.
+        bit_width: of the codes; they need no more.
+        dtype: the narrowest ONNX type that holds ``codes``.
     """
 
     name: str
-    values: np.ndarray
+    codes: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int | None
-    bits: int
-    container: DType
+    bit_width: int
+    dtype: DType
 
     def dequantized(self) -> np.ndarray:
         """float32, in the initializer's shape: what DequantizeLinear makes of it."""
-        shape = [1] * self.values.ndim
+        shape = [1] * self.codes.ndim
         if self.axis is not None:
             shape[self.axis] = -1
-        centered = self.values.astype(np.int32) - self.zero_point.astype(np.int32).reshape(shape)
+        centered = self.codes.astype(np.int32) - self.zero_point.astype(np.int32).reshape(shape)
         return np.asarray(centered.astype(np.float32) * self.scale.reshape(shape))
 
 
@@ -51,15 +69,15 @@ class LayerPlan:
     Attributes:
         output: the node's output in the float graph, which names the layer.
         input: the activation that it reads.
-        input_grid: what it reads it on; narrower than the tensor's own grid, or the same.
-        weight: integers.
+        input_params: how the layer reads it; fewer bits than the stored tensor has, or the same parameters.
+        weight: quantized.
         bias: float64 [channels]; None where the layer neither has nor needs one.
     """
 
     output: str
     input: str
-    input_grid: Grid
-    weight: IntegerWeight
+    input_params: QuantParams
+    weight: QuantizedWeight
     bias: np.ndarray | None
 
 
@@ -69,15 +87,62 @@ class Plan:
 
     Attributes:
         layers: in the order of the graph.
-        tensors: {activation: the grid that it is stored on}, for every tensor that has a range.
-        activation_type: the container of all activations.
+        tensors: {activation: how it is stored}, for every tensor that has a range.
+        activation_type: ONNX type that stores all activations.
     """
 
     layers: tuple[LayerPlan, ...]
-    tensors: dict[str, Grid]
+    tensors: dict[str, QuantParams]
     activation_type: DType
 
 
-def bias_integers(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """float64 [channels]: the 32-bit integers that a bias becomes on ``scale``, input's times weight's."""
+def bias_codes(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float64 [channels]: the 32-bit integers that a bias becomes with ``scale``, the input's times the weight's."""
     return np.asarray(np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31), 2**31 - 1))
+
+
+def layer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The layers of a graph, in its order: 2-D convolutions and matrix products, each with a weight of its own."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    return [
+        node
+        for node in graph.node
+        if node.op_type in LAYERS
+        and node.input[1] in weights
+        and uses[node.input[1]] == 1
+        and len(weights[node.input[1]].dims) == (4 if node.op_type == "Conv" else 2)
+        and _is_plain(node)
+    ]
+
+
+def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBits]:
+    """Bit widths of every layer, in the order of the graph.
+
+    Raises:
+        ExperimentError: a name in quant.layers matches no layer.
+    """
+    names = [node.output[0] for node in layer_nodes(graph)]
+    weight = quant.weight_bits or quant.weight_type.bits
+    activation = quant.activation_bits or quant.activation_type.bits
+    bits = {name: {"weight_bits": weight, "activation_bits": activation} for name in names}
+    if quant.keep_first_last is not None and names:
+        for name in (names[0], names[-1]):  # their activations keep all bits: those cost no bytes and cannot saturate
+            kept = min(quant.keep_first_last, quant.weight_type.bits)
+            bits[name] = {"weight_bits": max(weight, kept), "activation_bits": quant.activation_type.bits}
+    for pattern, override in quant.layers.items():
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ExperimentError(
+                f"`quant.layers` names {pattern!r}, which matches no layer; the model has {', '.join(names)}",
+                layer_override(names[-1] if names else "LAYER", "weight_bits", 8),
+            )
+        for name in matching:
+            bits[name] |= override
+    return {name: LayerBits(layer["weight_bits"], layer["activation_bits"]) for name, layer in bits.items()}
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """Whether a Gemm multiplies by 1 and does not transpose its input."""
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return all(attributes.get(name, default) == default for name, default in PLAIN_GEMM.items())

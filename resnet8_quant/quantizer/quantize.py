@@ -1,8 +1,7 @@
 """Float model + calibration images -> quantized model, through onnxruntime's quantize_static.
 
-In: a `FloatModel`, uint8 calibration images, the `quant` and `calibration` parts of the config. Out: a `QuantizedModel`
-with what was really quantized. The ranges are found by calibration/ and handed to quantize_static as a calibration
-cache, its documented way in; quantize_static inserts the Q/DQ pairs or the integer operators.
+The ranges of calibration/ are handed to quantize_static as a calibration cache, its documented way in; it inserts the
+Q/DQ pairs or the integer operators. What refine/ and mixed_precision/ choose is then written into that graph by emit.
 """
 
 from __future__ import annotations
@@ -21,34 +20,31 @@ import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization.registry import QDQRegistry
 
-from resnet8_quant.config import AllocateConfig, CalibrationConfig, DType, QuantConfig, RefineConfig
+from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.opset import at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.low_bit import narrowed, refines
-from resnet8_quant.quantizer.calibration.engine import Calibration, calibrate
+from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
-from resnet8_quant.quantizer.mixed_precision.budget import Choice
-from resnet8_quant.quantizer.mixed_precision.fit import check_budget, fit, shrink
-from resnet8_quant.quantizer.mixed_precision.sensitivity import allowed, sensitivities
-from resnet8_quant.quantizer.plan import Plan
-from resnet8_quant.quantizer.refine.bits import LayerBits, layer_bits
-from resnet8_quant.quantizer.refine.equalize import equalized
-from resnet8_quant.quantizer.refine.walk import refine
+from resnet8_quant.quantizer.mixed_precision import allocation
+from resnet8_quant.quantizer.mixed_precision.allocation import BitWidths
+from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
+from resnet8_quant.quantizer.plan import LayerBits, Plan, layer_bits
+from resnet8_quant.quantizer.refine.equalize import equalize
+from resnet8_quant.quantizer.refine.reconstruct import reconstruct
+from resnet8_quant.validation import is_low_bit, is_refined
 
 log = logging.getLogger(__name__)
 
-# What quantize_static quantizes by default, in a fixed order: its own default is a set, whose order varies.
-OPERATORS = sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
 QUANT_TYPES: dict[DType, QuantType] = {
-    kind: getattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
-    for kind in DType
-    if hasattr(QuantType, f"Q{kind.name.replace('u', 'U').replace('i', 'I')}")
+    dtype: QuantType[f"Q{dtype.name.replace('u', 'U').replace('i', 'I')}"]
+    for dtype in DType
+    if f"Q{dtype.name.replace('u', 'U').replace('i', 'I')}" in QuantType.__members__
 }
 
 
@@ -60,7 +56,7 @@ class QuantizedModel:
         serialized: ONNX bytes.
         named: the same before ``quant.compact`` took the names.
         contents: what was really quantized.
-        calibration: the ranges, and what was observed of each activation.
+        calibration: the ranges, and the statistics of each activation.
         seconds: wall time of what came after calibration.
     """
 
@@ -74,13 +70,9 @@ class QuantizedModel:
 def quantize(
     model: FloatModel,
     images: CalibrationImages,
-    quant: QuantConfig,
-    calibration: CalibrationConfig,
-    refinement: RefineConfig | None = None,
-    allocation: AllocateConfig | None = None,
-    drop: Callable[[bytes], float] | None = None,
+    config: Config,
     *,
-    threads: int = 0,
+    accuracy_drop: Callable[[bytes], float] | None = None,
     cache: Path | None = None,
 ) -> QuantizedModel:
     """Calibrate on ``images`` and quantize ``model``.
@@ -88,33 +80,30 @@ def quantize(
     Args:
         model: float, BatchNorm folded.
         images: calibration images from the training set.
-        quant: number types and format.
-        calibration: method and parameters.
-        refinement: what is repaired after calibration; None: nothing.
-        allocation: how many bytes the file may have, or how much accuracy it may lose; None: any.
-        drop: a model's loss of accuracy on validation images; needed with ``allocation.max_accuracy_drop``.
-        threads: during calibration and refinement; 0 for all cores.
-        cache: folder for what calibration observes; None: no cache.
+        config: of the run, checked; ``quant``, ``calibration``, ``refine``, ``allocate`` and ``evaluation.threads``
+            are read.
+        accuracy_drop: from a serialized model to its drop of accuracy on validation images, a ratio; needed with
+            ``allocate.max_accuracy_drop``.
+        cache: folder for the statistics of calibration; None: no cache.
 
     Raises:
-        ExperimentError: NaN in an activation, or nothing in the graph could be quantized.
+        ExperimentError: NaN in an activation, nothing in the graph could be quantized, or no allocation of bits
+            keeps the limit.
     """
-    refinement, allocation = refinement or RefineConfig(), allocation or AllocateConfig()
-    if refinement.equalize:
-        model = equalized(model)
-    found = calibrate(model, images, quant, calibration, OPERATORS, threads=threads, cache=cache)
+    quant = config.quant
+    if config.refine.equalize:
+        model = equalize(model)
+    calibration = calibrate(model, images, config, cache=cache)
     calibrated = time.perf_counter()
-    serialized = insert_ranges(model, found, quant)
-    allocates = allocation.budget_bytes is not None or allocation.max_accuracy_drop is not None
-    if narrowed(quant) or refines(refinement) or allocates:
-        draft = _Draft(model, images, quant, calibration, found, serialized, threads)
-        made = draft.fitted(refinement, allocation, drop) if allocates else draft.made(refinement)
-        named, serialized = made.named, made.serialized
-        found = found.regridded(made.plan.tensors, refined=refinement.activation_ranges)
-    else:
-        named = serialized
-        if quant.compact:
-            serialized = _compacted(onnx.load_from_string(named))
+    named = serialized = insert_ranges(model, calibration, quant)
+    allocates = config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
+    if is_low_bit(quant) or is_refined(config.refine) or allocates:
+        builder = _Builder(model, images, config, calibration, onnx.load_from_string(serialized))
+        built = _allocated(builder, accuracy_drop) if allocates else builder.build()
+        named, serialized = built.named, built.serialized
+        calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
+    elif quant.compact:
+        serialized = _serialize(compact(onnx.load_from_string(named)))
     contents = summarize(onnx.load_from_string(serialized))
     if quant.compact:
         contents = dataclasses.replace(contents, layers=summarize(onnx.load_from_string(named)).layers)
@@ -125,7 +114,7 @@ def quantize(
         )
     log.info(
         "quantized with %s on %d images: %s activations, %s weights%s, %s; %d operators quantized, %d float",
-        calibration.method.name,
+        config.calibration.method.name,
         len(images),
         contents.activation_type,
         contents.weight_type,
@@ -134,11 +123,11 @@ def quantize(
         contents.quantized_ops,
         contents.float_ops,
     )
-    return QuantizedModel(serialized, named, contents, found, time.perf_counter() - calibrated)
+    return QuantizedModel(serialized, named, contents, calibration, time.perf_counter() - calibrated)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Built:
     """A model, before and after ``quant.compact``, and the plan that it was made from."""
 
     named: bytes
@@ -147,69 +136,69 @@ class _Made:
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """What a refined model is made from: the float model, its calibration, and what quantize_static made of them."""
+class _Builder:
+    """Builds models of one calibration; ``quantized`` is what quantize_static made of it, not changed here."""
 
     model: FloatModel
     images: CalibrationImages
-    quant: QuantConfig
-    calibration: CalibrationConfig
-    found: Calibration
-    plain: bytes
-    threads: int
+    config: Config
+    calibration: Calibration
+    quantized: onnx.ModelProto
 
-    def made(self, refinement: RefineConfig, bits: dict[str, LayerBits] | None = None) -> _Made:
-        """The model with the integers that ``refinement`` chooses."""
-        plan = refine(
-            self.model,
-            self.images,
-            self.quant,
-            self.calibration,
-            refinement,
-            self.found,
-            bits=bits,
-            threads=self.threads,
+    def build(self, widths: BitWidths | None = None, *, refine: bool = True) -> _Built:
+        """The model with the bit widths of its weights, by default those of the config.
+
+        Args:
+            refine: False: plain rounding, for a file of the same size in no time.
+        """
+        config = self.config if refine else dataclasses.replace(self.config, refine=RefineConfig())
+        bits = None
+        if widths is not None:
+            configured = layer_bits(self.model.proto().graph, config.quant)
+            bits = {layer: LayerBits(width, configured[layer].activation) for layer, width in widths.items()}
+        plan = reconstruct(self.model, self.images, config, self.calibration, bits)
+        emitted = emit(self.quantized, plan)
+        named = _serialize(emitted)
+        return _Built(named, _serialize(compact(emitted)) if config.quant.compact else named, plan)
+
+
+def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None) -> _Built:
+    """The best model within ``allocate.budget_bytes``, or the smallest within ``allocate.max_accuracy_drop``.
+
+    Limits that cannot be kept are refused before the sensitivities are measured, which takes minutes.
+    """
+    config = builder.config
+    bits = layer_bits(builder.model.proto().graph, config.quant)
+    if not bits:
+        raise ExperimentError(
+            "`allocate`: the model has no Conv, Gemm or MatMul whose bits it could choose", "allocate=none"
         )
-        emitted = emit(onnx.load_from_string(self.plain), plan)
-        named = bytes(emitted.SerializeToString(deterministic=True))
-        return _Made(named, _compacted(emitted) if self.quant.compact else named, plan)
+    allowed = allocation.allowed_widths(config, bits)
 
-    def fitted(
-        self, refinement: RefineConfig, allocation: AllocateConfig, drop: Callable[[bytes], float] | None
-    ) -> _Made:
-        """The best model within ``allocation.budget_bytes``, or the smallest within ``max_accuracy_drop``."""
-        base = layer_bits(self.model.proto().graph, self.quant)
-        if not base:
-            raise ExperimentError("`allocate`: the model has no Conv, Gemm or MatMul to narrow", "allocate=none")
-        widths = sorted(set(allocation.choices))
-        narrowest = {
-            layer: allowed(layer, [Choice(width, 0.0, width) for width in widths], self.quant, base)[0].bits
-            for layer in base
-        }
+    def file_size(widths: BitWidths) -> int:
+        return len(builder.build(widths, refine=False).serialized)
 
-        def bits(widths: dict[str, int]) -> dict[str, LayerBits]:
-            return {layer: LayerBits(width, base[layer].activation) for layer, width in widths.items()}
+    if config.allocate.budget_bytes is not None:
+        allocation.check_budget(file_size({layer: widths[0] for layer, widths in allowed.items()}), config)
+        choices = sensitivities(builder.model, builder.images, config, allowed)
+        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)[0]
 
-        def draft(widths: dict[str, int]) -> bytes:
-            return self.made(RefineConfig(), bits(widths)).serialized
-
-        if allocation.budget_bytes is not None:  # before the work
-            check_budget(len(draft(narrowest)), allocation.budget_bytes)
-        choices = sensitivities(self.model, self.images, self.quant, refinement, widths)
-        choices = {layer: allowed(layer, options, self.quant, base) for layer, options in choices.items()}
-
-        def make(widths: dict[str, int]) -> _Made:
-            return self.made(refinement, bits(widths))
-
-        if allocation.budget_bytes is not None:
-            return fit(make, draft, choices, allocation.budget_bytes)[0]
-        assert drop is not None
-        assert allocation.max_accuracy_drop is not None
-        return shrink(make, lambda made: drop(made.serialized), choices, allocation.max_accuracy_drop)[0]
+    assert accuracy_drop is not None
+    assert config.allocate.max_accuracy_drop is not None
+    widest = {layer: widths[-1] for layer, widths in allowed.items()}
+    built = builder.build(widest)
+    allocation.check_drop(accuracy_drop(built.serialized), config)
+    choices = sensitivities(builder.model, builder.images, config, allowed)
+    return allocation.shrink(
+        lambda widths: built if widths == widest else builder.build(widths),
+        lambda candidate: accuracy_drop(candidate.serialized),
+        choices,
+        config.allocate.max_accuracy_drop,
+    )[0]
 
 
-def _compacted(model: onnx.ModelProto) -> bytes:
-    return bytes(compact(model).SerializeToString(deterministic=True))
+def _serialize(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
@@ -221,10 +210,10 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
     if quant.weight_symmetric is not None:
         options["WeightSymmetric"] = quant.weight_symmetric
-    chatter = io.StringIO()
+    printed = io.StringIO()
     with (
         tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder,
-        contextlib.redirect_stdout(chatter),
+        contextlib.redirect_stdout(printed),
         _own_scale_for_average_pools(),
     ):
         cache, output = Path(folder) / "ranges.json", Path(folder) / "model.onnx"
@@ -245,8 +234,8 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
             calibration_cache_path=cache,
         )
         serialized = output.read_bytes()
-    if chatter.getvalue():
-        log.debug("onnxruntime: %s", chatter.getvalue())
+    if printed.getvalue():
+        log.debug("onnxruntime: %s", printed.getvalue())
     onnx.checker.check_model(serialized, full_check=False)
     return serialized
 

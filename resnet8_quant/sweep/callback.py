@@ -1,7 +1,7 @@
 """The Hydra callback of a sweep: nothing starts that cannot work, and the summary is written whatever failed.
 
-In: Hydra's events. Out: sweep.json before the first job; summary.csv, summary.md and a table on the terminal after the
-last one; exit code 1 when a job failed.
+In: Hydra's events. Out: sweep.json before the first job; summary.csv, summary.md, report.html and a table on the
+terminal after the last one; exit code 1 when a job failed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import launchers, plan
+from resnet8_quant.sweep.plan import Plan
 
 if TYPE_CHECKING:
+    from resnet8_quant.config import Config
+    from resnet8_quant.experiment import Prepared
     from resnet8_quant.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -29,19 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Running:
-    """The sweep that this process conducts; workers have none."""
+    """The sweep that this process runs; workers have none."""
 
     folder: Path
+    plan: Plan
     columns: tuple[str, ...]
     plots: bool
-    jobs: int | None
     watch: Watch
     cancel: Callable[[], None]
     resources: ExitStack
 
 
 _running: Running | None = None
-_restarted: Path | None = None  # the folder of a sweep whose worker was killed; its next start goes on there
+_released: Running | None = None  # a sweep whose worker was killed; it goes on where it is
 
 
 class SweepCallback(Callback):
@@ -78,7 +81,7 @@ class SweepCallback(Callback):
         from resnet8_quant.terminal import show_error
 
         try:
-            failed = conclude()
+            failed = finish()
         except ExperimentError as error:
             show_error(error)
             sys.exit(1)
@@ -86,8 +89,8 @@ class SweepCallback(Callback):
             sys.exit(1)
 
 
-def conclude(*, interrupted: bool = False) -> int | None:
-    """End the sweep that this process conducts: cancel what runs in a queue, and write the summary.
+def finish(*, interrupted: bool = False) -> int | None:
+    """End the sweep that this process runs: cancel what waits in a queue, and write the summary.
 
     Args:
         interrupted: jobs that did not start are then not listed as failed.
@@ -101,7 +104,6 @@ def conclude(*, interrupted: bool = False) -> int | None:
     global _running
     if _running is None:
         return None
-    from resnet8_quant.sweep.ledger import retire
     from resnet8_quant.sweep.summary import summarize
 
     sweep, _running = _running, None
@@ -109,33 +111,35 @@ def conclude(*, interrupted: bool = False) -> int | None:
         sweep.watch.stop()
         if interrupted:
             sweep.cancel()
-        elif (jobs := sweep.jobs) is not None:
-            retire(sweep.folder, lambda number, name: number >= jobs)
-        return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.jobs, plots=sweep.plots)
+        return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.plan.jobs, plots=sweep.plots)
     finally:
         sweep.resources.close()
 
 
-def abandon() -> Path | None:
-    """Let go of the sweep without a summary; its next start in this process goes on where it is. None: no sweep."""
-    global _running, _restarted
+def release() -> Path | None:
+    """Let go of the sweep without a summary, to start it again in this process; its folder, None: there is no sweep."""
+    global _running, _released
     if _running is None:
         return None
-    sweep, _running = _running, None
-    sweep.watch.stop()
-    sweep.resources.close()
-    _restarted = sweep.folder
-    return sweep.folder
+    _released, _running = _running, None
+    _released.watch.stop()
+    _released.resources.close()
+    return _released.folder
+
+
+def running_folder() -> Path | None:
+    """The folder of the sweep that this process runs."""
+    return None if _running is None else _running.folder
 
 
 def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     """Check what can be checked, find the folder, and write down what the workers need to know."""
-    global _running, _restarted
+    global _running, _released
     from resnet8_quant.files import claimed
-    from resnet8_quant.sweep.compose import check_subdir, compose_once, typed_words
-    from resnet8_quant.sweep.ledger import left_by_another_grid, rebuild_index
+    from resnet8_quant.sweep.folders import JOBS
+    from resnet8_quant.sweep.grid import check_subdir
     from resnet8_quant.sweep.summary import check_columns
-    from resnet8_quant.sweep.watch import Watch
+    from resnet8_quant.sweep.watch import Tally, Watch
 
     check_columns(columns)
     check_subdir(config)
@@ -143,80 +147,93 @@ def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     assert isinstance(launcher, dict)
     fields = {str(name): value for name, value in launcher.items()}
-    words, hydra_words = typed_words(config.hydra.overrides.task), typed_words(config.hydra.overrides.hydra)
-    resume = plan.asked_to_resume(words)
-    command = plan.command_words([*words, *hydra_words])
-    explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_words)
-    wanted = Path(str(config.hydra.sweep.dir)).absolute()
-    again, _restarted = _restarted, None
-    existing = again
-    if existing is None and resume is not None:
-        existing = plan.folder_to_resume(resume, command, wanted, explicit)
-
-    planned, most = _check_jobs(config)
-    jobs = None if planned is None else len(planned)
-    if (held := existing or (wanted if explicit else None)) is not None:
-        plan.check_kind(held, search=jobs is None)
-    if existing is None and explicit and jobs is None:
-        existing = wanted  # a search continues what its folder holds by itself
-    folder = existing or plan.new_folder(wanted, explicit)
-    share = launchers.share(fields, jobs)
+    again, _released = _released, None
+    if again is not None:
+        started, folder, most = again.plan, again.folder, again.watch.jobs
+    else:
+        started, most = _check(config, fields)
+        folder = _choose_folder(config, started)
     with ExitStack() as resources:
         resources.enter_context(claimed(folder))
-        rebuild_index(folder)
-        left = left_by_another_grid(folder, [plan.command_words(job) for job in planned or ()])
-        started = plan.Plan(command, jobs, share.threads, retry_failed=again is None, pid=os.getpid(), left=left)
         plan.write_plan(started, folder)
-        _fix(config, folder, launchers.batch_size(fields, jobs))
+        if again is None and started.jobs is not None:  # a search counts its jobs on
+            (folder / JOBS).unlink(missing_ok=True)
+        _tell_hydra(config, folder, launchers.batch_size(fields, started.jobs))
         cancel = resources.enter_context(launchers.steady_submitit(fields, folder))
         if launchers.parallel(fields):
-            log.info("%s", share.description)
-        elif jobs is not None:
-            compose_once()
-        watch = Watch(folder, most, again=started.retry_failed and jobs is not None)
-        _running = Running(folder, columns, plots, jobs, watch, cancel, resources.pop_all())
+            log.info("%s", launchers.share(fields, started.jobs).description)
+        grid = started.jobs is not None
+        watch = Watch(Tally(folder, again=grid and again is None, duplicates=grid), most)
+        _running = Running(folder, started, columns, plots, watch, cancel, resources.pop_all())
 
 
-def _check_jobs(config: DictConfig) -> tuple[list[list[str]] | None, int | None]:
-    """The words of each job, None where the sweeper decides as it goes; and how many there are at most, if known.
+def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | None]:
+    """What is to be started, and how many jobs there are at most, if known.
 
     Raises:
-        ExperimentError: none of the jobs can run. What stops only some of them becomes their row.
+        ExperimentError: none of the jobs can run, or a name among them is unknown.
     """
-    from resnet8_quant.experiment import prepare
-    from resnet8_quant.sweep.compose import grid
+    from resnet8_quant.sweep.grid import check_grid, read_grid, typed_overrides, varied_keys
     from resnet8_quant.sweep.search import check_search
-    from resnet8_quant.tracking import connect
 
-    planned = grid(config)
-    if planned is None:
-        return None, check_search(config)
-    first: ExperimentError | None = None
-    for job in planned[1]:
-        try:
-            if isinstance(job, ExperimentError):
-                raise job
-            prepare(job)
-            connect(job.tracking)
-            return planned[0], len(planned[0])
-        except ExperimentError as error:
-            first = first or error
-    assert first is not None
-    raise first
+    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    plan.asked_to_resume(overrides)
+    jobs, most = read_grid(config), None
+    varied: tuple[str, ...] = ()
+    if jobs is None:
+        most, varied = check_search(config)
+    else:
+        most, varied = len(jobs), varied_keys(jobs)
+        _warn_of_seeds(varied, *check_grid(config, jobs, serial=not launchers.parallel(launcher)))
+    count = None if jobs is None else len(jobs)
+    threads = launchers.share(launcher, count).threads
+    command = plan.command_overrides([*overrides, *hydra_overrides])
+    return Plan(command, count, threads, varied, pid=os.getpid()), most
 
 
-def _fix(config: DictConfig, folder: Path, batch_size: int | None) -> None:
-    """Tell Hydra the folder; a job's config is composed anew from the words, so that it must be among them."""
-    from resnet8_quant.sweep.compose import typed_words
+def _warn_of_seeds(varied: Sequence[str], config: Config, prepared: Prepared) -> None:
+    """Say that a sweep over seeds has equal jobs where calibration takes every image there is."""
+    everything = prepared.images is not None and len(prepared.images) == len(prepared.data.train.labels)
+    if "seed" in varied and everything and config.allocate.max_accuracy_drop is None:
+        fewer = max(1, config.calibration.samples_per_class // 2)
+        log.warning(
+            "`seed` changes nothing in this sweep: calibration takes all %d training images; with "
+            "calibration.samples_per_class=%d it would draw some",
+            len(prepared.data.train.labels),
+            fewer,
+        )
 
-    words = [word for word in typed_words(config.hydra.overrides.hydra) if not word.startswith(plan.FOLDER)]
+
+def _choose_folder(config: DictConfig, started: Plan) -> Path:
+    """The folder of the sweep: a new one, or the one to resume.
+
+    Raises:
+        ExperimentError: it holds another sweep, or `resume` names none.
+    """
+    from resnet8_quant.sweep.grid import typed_overrides
+
+    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    resume = plan.asked_to_resume(overrides)
+    explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_overrides)
+    default = Path(str(config.hydra.sweep.dir)).absolute()
+    existing = None
+    if resume is not None:
+        existing = plan.folder_to_resume(resume, started.overrides, default, explicit)
+    search = started.jobs is None
+    if existing is not None or explicit:
+        plan.check_kind(existing or default, search)
+    if existing is None and explicit and search:
+        return default  # a search continues what its folder holds by itself
+    return existing or plan.new_folder(default, explicit)
+
+
+def _tell_hydra(config: DictConfig, folder: Path, batch_size: int | None) -> None:
+    """Tell Hydra the folder; a job's config is composed anew from the overrides, so that it must be among them."""
+    from resnet8_quant.sweep.grid import typed_overrides
+
+    kept = [word for word in typed_overrides(config.hydra.overrides.hydra) if not word.startswith(plan.FOLDER)]
     with read_write(config), open_dict(config):
-        config.hydra.overrides.hydra = [*words, f'{plan.FOLDER}"{folder}"']
+        config.hydra.overrides.hydra = [*kept, f'{plan.FOLDER}"{folder}"']
         config.hydra.sweep.dir = str(folder)
         if batch_size is not None and "max_batch_size" in config.hydra.sweeper:
             config.hydra.sweeper.max_batch_size = config.hydra.sweeper.max_batch_size or batch_size
-
-
-def running_folder() -> Path | None:
-    """The folder of the sweep that this process conducts."""
-    return None if _running is None else _running.folder

@@ -8,7 +8,6 @@ says why.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import re
@@ -22,10 +21,8 @@ from pathlib import Path
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.folders import NUMBERED, RECORD, read_jobs, read_record
 
-PLAN = "job.json"  # what a job was asked for, written before it starts
-TWIN = "same_as.json"  # in place of a run: which other run of the sweep has the same settings
-NUMBERED = re.compile(r"(\d{1,9})_")
 BELOW_ZERO = -1e-9  # that a ratio of 0 is above
 LIMITS: dict[str, tuple[float, float]] = {
     "accuracy": (BELOW_ZERO, 1.0),
@@ -38,7 +35,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "default_session_latency_us_median": (0, math.inf),
     "eval_images": (0, math.inf),
 }
-MARKS = frozenset((results.FILE_NAME, TWIN, PLAN))
+MARKS = frozenset((results.FILE_NAME, RECORD))
 
 
 @dataclass
@@ -49,8 +46,7 @@ class Job:
         number: in its sweep; None where the run is not part of one.
         folder: its folder's name, or its path from where the user looks.
         row: its results.
-        path: the folder that holds its files; of a twin that of the run it equals.
-        twin: whether it is a duplicate of another run, which did not run itself.
+        path: the folder that holds its files.
         choices: the values of the overrides that tell it from the other jobs of a table.
         sweep: its sweep's folder, where a table holds more than one sweep.
     """
@@ -59,7 +55,6 @@ class Job:
     folder: str
     row: RunResult
     path: Path = Path()
-    twin: bool = False
     choices: str = ""
     sweep: str = ""
 
@@ -77,12 +72,17 @@ class Job:
 def collect(folder: Path, expected: int | None) -> list[Job]:
     """The jobs of one sweep's folder by number; one that left no readable row counts as failed.
 
+    What failed in an earlier start, and the last one did not ask for again, is left out.
+
     Args:
-        folder: of the sweep; its jobs are in folders named NUMBER_CHOICES.
+        folder: of the sweep; its jobs are in folders named NUMBER_CHOICES_DIGEST.
         expected: number of jobs; those that have no folder are listed as failed. None: not known.
     """
     jobs = [job for job in map(_read, _numbered(folder)) if job.number is not None]
-    absent = set(range(expected or 0)) - {job.number for job in jobs}
+    begun = read_jobs(folder)
+    if begun:
+        jobs = [job for job in jobs if job.ok or job.folder in begun.values()]
+    absent = set(range(expected or 0)) - (begun.keys() or {job.number for job in jobs})
     jobs += [Job(number, f"{number}_", _failed("it left no folder: it never started")) for number in absent]
     return sorted(jobs, key=lambda job: (job.number or 0, job.folder))
 
@@ -99,8 +99,7 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
             raise ExperimentError(
                 f"`DIR`: {folder} is not a folder", "python -m resnet8_quant.summary outputs/sweeps/DATE_TIME"
             )
-        found = sorted(_walk(str(folder), set()), key=_natural)
-        for place in found:
+        for place in sorted(_walk(str(folder), set()), key=_natural):
             key = os.path.realpath(place)
             if key not in jobs:
                 jobs[key] = replace(_read(place), folder=place)
@@ -210,9 +209,9 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
             if target in seen or os.path.commonpath((os.path.realpath(folder), target)) == target:
                 continue
             seen.add(target)
-        for found in _walk(entry.path, seen):
+        for run in _walk(entry.path, seen):
             empty = False
-            yield found
+            yield run
     if empty and NUMBERED.match(os.path.basename(folder)) and any(entry.name == ".hydra" for entry in listed):
         yield folder
 
@@ -223,40 +222,32 @@ def _read(place: str) -> Job:
     match = NUMBERED.match(path.name)
     number = int(match[1]) if match else None
     if not (path / results.FILE_NAME).is_file():
-        if (path / TWIN).exists():
-            return _read_twin(path, number)
-        plan = _json(path / PLAN)
-        asked = plan.get("number")
-        number = asked if isinstance(asked, int) and not isinstance(asked, bool) else number
-        row = replace(
-            _failed(f"it left no {results.FILE_NAME}: it was killed, or it still runs"), overrides=_words(plan)
-        )
-        return Job(number, path.name, row, path)
+        reason = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
+        return Job(number, path.name, replace(_failed(reason), overrides=_overrides(path)), path)
     return Job(number, path.name, _row(path), path)
 
 
-def _read_twin(path: Path, number: int | None) -> Job:
-    """A duplicate: the row of the run it equals, with its own overrides."""
-    record = _json(path / TWIN)
-    name = record.get("folder")
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-        row = replace(_failed(f"its {TWIN} names no run"), overrides=_words(record))
-        return Job(number, path.name, row, path, True)
-    original = path.parent / name
-    if (original / results.FILE_NAME).is_file():
-        row = _row(original)
-    else:
-        row = _failed(f"it equals {name}, which left no {results.FILE_NAME}")
-    return Job(number, path.name, replace(row, overrides=_words(record) or row.overrides), original, True)
+def read_result(folder: Path) -> RunResult | None:
+    """The row of a run's folder; None where it is missing, damaged, or cannot be true."""
+    try:
+        return sound_row(folder / results.FILE_NAME)
+    except ExperimentError:
+        return None
 
 
 def sound_row(file: Path) -> RunResult:
-    """The row of a results.csv whose numbers can be what they say.
+    """The row of a results.csv whose numbers can be what they say: finite, ratios between 0 and 1, sizes above 0.
 
     Raises:
         ExperimentError: it is not one.
     """
-    return _sound(results.read(file))
+    row = results.read(file)
+    for name, value in vars(row).items():
+        low, high = LIMITS.get(name, (-math.inf, math.inf))
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if infinite or (name in LIMITS and value is not None and not low < value <= high):
+            raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
+    return row
 
 
 def _row(path: Path) -> RunResult:
@@ -264,25 +255,7 @@ def _row(path: Path) -> RunResult:
     try:
         return sound_row(file)
     except ExperimentError as error:
-        plan = _json(path / PLAN)
-        return replace(_failed(_reason(file, error)), overrides=_words(plan))
-
-
-def _sound(row: RunResult) -> RunResult:
-    """``row`` if its numbers can be what they say: finite, ratios between 0 and 1, sizes and times above 0.
-
-    Raises:
-        ExperimentError: one cannot.
-    """
-    for name, value in vars(row).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            break
-        low, high = LIMITS.get(name, (-math.inf, math.inf))
-        if name in LIMITS and value is not None and not low < value <= high:
-            break
-    else:
-        return row
-    raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
+        return replace(_failed(_reason(file, error)), overrides=_overrides(path))
 
 
 def _reason(file: Path, error: ExperimentError) -> str:
@@ -310,19 +283,10 @@ def _failed(reason: str) -> RunResult:
     return RunResult(status="failed", error=" ".join(reason.split()))
 
 
-def _json(path: Path) -> dict[str, object]:
-    """The object in a JSON file; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _words(record: dict[str, object]) -> str | None:
-    """The overrides that a record names, as results.csv writes them."""
-    words = record.get("overrides")
-    return shlex.join(map(str, words)) or None if isinstance(words, list) else None
+def _overrides(folder: Path) -> str | None:
+    """The overrides that job.json names, as results.csv writes them."""
+    overrides = read_record(folder).get("overrides")
+    return shlex.join(map(str, overrides)) or None if isinstance(overrides, list) else None
 
 
 def _natural(place: str) -> list[tuple[int, int, str]]:

@@ -1,38 +1,40 @@
-"""Between Hydra and the dataclasses: resolvers, typed configs, the grid of a sweep, and errors in plain words.
+"""Between Hydra and the dataclasses: resolvers, typed configs, and errors in plain words.
 
-In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `ExperimentError`s. With callback.py the
-only module of the package that knows Hydra.
+In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `ExperimentError`s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.files import sha256_bytes, unwritable
-from resnet8_quant.low_bit import typed_width
+from resnet8_quant.errors import COMMAND, ExperimentError, invalid_choice, missing_extra, similar_word
+from resnet8_quant.files import unwritable
+from resnet8_quant.options import CONF, NAMED, derive_name
 from resnet8_quant.sweep.launchers import missing_plugin, unreachable
-from resnet8_quant.sweep.search import register_search
+from resnet8_quant.validation import layer_override
 
-HELP = "python run.py --help"
+HELP = f"{COMMAND} --help"
 _LAYERS = "quant.layers"
-MOST_COMPOSED = 1000  # configs of jobs that wait, each some 100 KB
 
 
 def register() -> None:
-    """Tell Hydra the schema, and the resolvers that conf/config.yaml uses."""
+    """Tell Hydra the schema, and the resolver that names the folders of runs and sweeps."""
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.quant.layers, False)  # its keys are the user's
     ConfigStore.instance().store(name="schema", node=schema)
@@ -40,18 +42,21 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "unique_time", lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f"), use_cache=True, replace=True
     )
-    OmegaConf.register_new_resolver("short", _short, replace=True)
-    register_search()
 
 
-def _short(name: str) -> str:
-    """A folder name of at most 100 characters, for any file system; one that is cut ends in a hash of all."""
-    clean = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "job"
-    return clean if len(clean) <= 100 else f"{clean[:91]}-{sha256_bytes(name.encode())[:8]}"
+def to_config(
+    config: DictConfig,
+    overrides: Iterable[str],
+    choices: Mapping[str, str] | None = None,
+    folders: tuple[Path, ...] = (),
+) -> Config:
+    """The dataclass of a composed config; its presets are named after what is really set.
 
-
-def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
-    """The dataclass of a composed config.
+    Args:
+        config: without the node `hydra`.
+        overrides: as typed.
+        choices: the option of each group; None: those of the running job, where there is one.
+        folders: with option files, besides those that Hydra searches.
 
     Raises:
         ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type.
@@ -70,14 +75,51 @@ def to_config(config: DictConfig, overrides: Iterable[str]) -> Config:
         raise explain(error) or error from error
     assert isinstance(result, Config)
     _refuse_unknown(config, Config, "")
+    if choices is None:
+        choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    folders = conf_folders() + folders
+    for group in (*NAMED, "allocate"):
+        part, default = getattr(result, group), getattr(Config(), group).name
+        if part.name == default:  # else the user has named it
+            part.name = str(choices.get(group) or default).rpartition("/")[2]
+        if group in NAMED:
+            part.name = derive_name(group, part, folders)
     return result
 
 
-def typed_words(overrides: ListConfig | list[str]) -> list[str]:
-    """Words as they were typed: reading them one by one would resolve the interpolations in them."""
-    words = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
-    assert isinstance(words, list)
-    return words
+def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """The config of a command line, composed by Hydra.
+
+    Args:
+        overrides: as typed.
+        config_dir: a folder with more option files.
+
+    Raises:
+        ExperimentError: a group, option, field or value that does not exist.
+    """
+    words = list(overrides)
+    if config_dir is not None:
+        words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = compose("config", words, return_hydra_config=True)
+        except Exception as error:
+            raise explain(error, overrides) or error from error
+        choices = dict(composed.hydra.runtime.choices)
+        with read_write(composed), open_dict(composed):
+            del composed["hydra"]
+        return to_config(composed, overrides, choices, () if config_dir is None else (config_dir,))
+
+
+def conf_folders() -> tuple[Path, ...]:
+    """The folders that hold option files: the project's own, and those of Hydra's --config-dir."""
+    if not GlobalHydra.instance().is_initialized():
+        return (CONF,)
+    path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    folders = [Path(element.path.removeprefix("file://")).resolve() for element in path if "://" not in element.path]
+    folders += [Path(element.path.removeprefix("file://")) for element in path if element.path.startswith("file://")]
+    return tuple(dict.fromkeys([CONF, *folders]))
 
 
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
@@ -93,66 +135,85 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
                 _refuse_unknown(child, kind, f"{prefix}{key}.")
 
 
-def _unknown_key(full_key: str, schema: type | None) -> ExperimentError:
+def _unknown_key(full_key: str, schema: type | None, file: str = "") -> ExperimentError:
+    """The error for a key that no dataclass has.
+
+    Args:
+        full_key: as on the command line.
+        schema: the dataclass of its group.
+        file: the YAML file that holds it; empty: it was typed.
+    """
     prefix, _, key = full_key.rpartition(".")
     known = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     where = f" in `{prefix}`" if prefix else ""
-    problem = f"`{full_key}` is not a field of the config" + (
-        f"; the fields{where} are {', '.join(known)}" if known else ""
-    )
-    correct = f"{prefix}.{close[0]}" if prefix and close else close[0] if close else None
-    return ExperimentError(problem, f"python run.py {correct}=VALUE" if correct else HELP)
+    listed = f"; the fields{where} are {', '.join(known)}" if known else ""
+    similar = similar_word(key, known)
+    correct = f"{prefix}.{similar}" if prefix else similar
+    if file:
+        remedy = f"write {similar} instead, or remove the line" if similar else "remove the line"
+        return ExperimentError(f"{file}: `{full_key}` is not a field of the config{listed}", f"in {file}: {remedy}")
+    remedy = f"{COMMAND} {correct}=VALUE" if similar else HELP
+    return ExperimentError(f"`{full_key}` is not a field of the config{listed}", remedy)
 
 
-def _closest(word: str, options: list[str]) -> str:
-    return (difflib.get_close_matches(word, options, n=1, cutoff=0.3) or options)[0]
-
-
-def _wrong_value(error: OmegaConfBaseException, context: str) -> ExperimentError:
-    """A value that the schema does not take; Hydra's ``context`` quotes the override that gave it."""
+def _wrong_value(error: OmegaConfBaseException, context: str, file: str = "") -> ExperimentError:
+    """A value that the schema does not take; Hydra's ``context`` quotes the override that holds it."""
     override = context.partition("Error merging override ")[2]
     if override.lstrip("+").startswith(_LAYERS):
         return _wrong_layer(override, error.full_key or "")
     text = str(error).splitlines()[0]
     choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text)
-    remedy = f"python run.py {error.full_key}={_closest(choices[1], choices[2].split(', '))}" if choices else HELP
-    return ExperimentError(f"`{error.full_key}`: {text[0].lower()}{text[1:]}", remedy)
+    if choices:
+        wrong = invalid_choice(error.full_key or "", choices[1], choices[2].split(", "))
+    else:
+        wrong = ExperimentError(f"`{error.full_key}`: {text[0].lower()}{text[1:]}", HELP)
+    return ExperimentError(f"{file}: {wrong.problem}", f"correct the value in {file}") if file else wrong
 
 
 def _wrong_layer(override: str, place: str) -> ExperimentError:
-    """An override of quant.layers that gives no widths; ``place`` is where in it OmegaConf stopped."""
+    """An override of quant.layers without bit widths; ``place`` is where in it OmegaConf stopped."""
     key, _, value = override.lstrip("+").partition("=")
     layer = re.sub(r"\.(weight|activation)_bits$", "", max(key, place, key=len).removeprefix(_LAYERS).lstrip("."))
     return ExperimentError(
         f"`{key}` is {value}; a layer takes weight_bits and activation_bits, 2 to 8 each, in braces",
-        typed_width(layer or "LAYER", "weight_bits", 8),
+        layer_override(layer or "LAYER", "weight_bits", 8),
     )
 
 
-def explain(error: BaseException) -> ExperimentError | None:
-    """Hydra's or OmegaConf's complaint about the command line in our words; None if it is something else."""
+def explain(error: BaseException, overrides: Sequence[str] | None = None) -> ExperimentError | None:
+    """Hydra's, OmegaConf's or YAML's complaint in our words; None if it is something else.
+
+    Args:
+        error: what they raised.
+        overrides: that were typed; None: the arguments of this process.
+    """
+    overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
         return unwritable(Path(error.filename), error)
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(cause.full_key or str(cause.key), cause.object_type)
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        place = f"{mark.name} line {mark.line + 1}" if mark else "a file of conf/"
+        return ExperimentError(
+            f"{place} is not YAML: {error.problem}", f"correct it; {CONF / 'quant' / 'w4a8.yaml'} is an example"
+        )
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
-        return _wrong_value(cause, str(error))
+        return _wrong_setting(cause, str(error))
     if isinstance(error, HydraException) and (needed := missing_plugin(str(error))) is not None:
         return missing_extra(*needed)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        options = list(error.options)
-        multirun = "-m " if group in ("hydra/launcher", "hydra/sweeper") else ""
-        return ExperimentError(
-            f"`{group}` is {option}; valid are {', '.join(options)}",
-            f"python run.py {multirun}{group}={_closest(option, options)}",
-        )
+        flags = "-m" if group in ("hydra/launcher", "hydra/sweeper") else ""
+        return invalid_choice(group, option, list(error.options), flags)
     if isinstance(error, OverrideParseException):
         if error.override.lstrip("+").startswith(_LAYERS):
             return _wrong_layer(error.override, "")
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
+    if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:
+        return ExperimentError(
+            f"{ambiguous[1]} lists several values, which a single run cannot take",
+            f"{COMMAND} -m {shlex.join(overrides)}",
+        )
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
@@ -160,86 +221,17 @@ def explain(error: BaseException) -> ExperimentError | None:
     return unreachable(error)
 
 
-def check_subdir(config: DictConfig) -> None:
-    """Refuse names of job folders that do not say which job they are.
-
-    Args:
-        config: as ``on_multirun_start`` gets it, with the node `hydra`.
-
-    Raises:
-        ExperimentError: `hydra.sweep.subdir` does not begin with the job's number and `_`, or is more than one folder.
-    """
-    number = 31415  # no name has it by chance
-    probe = config.copy()
-    with read_write(probe), open_dict(probe):
-        probe.hydra.job.num = number
-        probe.hydra.job.id = str(number)
-    name = str(probe.hydra.sweep.subdir)
-    if name.startswith(f"{number}_") and "/" not in name:
-        return
-    begin = "${hydra.job.num}_"
-    typed = dict(config.hydra.sweep.items_ex(resolve=False))["subdir"]
-    raise ExperimentError(
-        f"`hydra.sweep.subdir` is {typed}; valid is one folder whose name begins with {begin}",
-        f"'hydra.sweep.subdir={begin}${{quant.name}}'",
-    )
-
-
-def grid(config: DictConfig) -> tuple[list[list[str]], Iterator[Config | ExperimentError]] | None:
-    """The words of a sweep's jobs and, one by one, what each will run or why it cannot.
-
-    Composing a job costs tens of milliseconds: the caller looks at as many as it needs.
-
-    Args:
-        config: as ``on_multirun_start`` gets it, with the node `hydra`.
-
-    Returns:
-        None where the sweeper decides as it goes.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
-        return None
-    params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
-    words = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    loader = GlobalHydra.instance().config_loader()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs = BasicSweeper.split_arguments(overrides, None)[0]
-
-    def compose() -> Iterator[Config | ExperimentError]:
-        for job in jobs:
-            composed = loader.load_sweep_config(config, list(job))
-            with read_write(composed), open_dict(composed):
-                del composed["hydra"]  # as Hydra does before it calls the job
-            try:
-                yield to_config(composed, job)
-            except ExperimentError as error:
-                yield error
-
-    return [list(job) for job in jobs], compose()
-
-
-def compose_once() -> None:
-    """Let Hydra compose each job of a grid once: it does so to validate all of them, and again to start each.
-
-    That is a good part of the time of a short job. What was composed for validation is handed out when the job starts,
-    and then forgotten.
-    """
-    from hydra.core.global_hydra import GlobalHydra
-
-    loader = GlobalHydra.instance().config_loader()
-    compose = loader.load_sweep_config
-    composed: dict[tuple[str, ...], DictConfig] = {}
-
-    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        words = tuple(sweep_overrides)
-        if words in composed:
-            return composed.pop(words)
-        config = compose(master_config, sweep_overrides)
-        if len(composed) < MOST_COMPOSED:
-            composed[words] = config
-        return config
-
-    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010 (a method, to a type checker)
+def _wrong_setting(error: OmegaConfBaseException, context: str) -> ExperimentError:
+    """A key or value that the schema refuses, typed or in a file, which Hydra's ``context`` names."""
+    option = re.match(r"In '(.*?)': ", context)
+    file = f"conf/{option[1]}.yaml" if option else ""
+    if not isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _wrong_value(error, context, file)
+    key = error.full_key or str(error.key)
+    if option and option[1].startswith("experiment/") and key.partition(".")[0] == "experiment":
+        line = "# @package _global_"
+        return ExperimentError(
+            f"{file} lacks the line `{line}`, without which its settings belong to no group",
+            f"write it as the first line of {file}: {line}",
+        )
+    return _unknown_key(key, error.object_type, file)

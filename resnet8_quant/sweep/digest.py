@@ -1,8 +1,7 @@
 """What a job computes, as one number: two jobs with equal digests leave equal results, whatever they are called.
 
-In: a `Config` and what it loads. Out: a SHA-256 over the settings that have an effect, the contents of model, data and
-calibration list, and the versions of this package and of ONNX Runtime. Names of folders, paths and numbers of jobs are
-left out.
+In: a `Config`. Out: a SHA-256 over the settings that have an effect, the contents of the files that they name, and the
+versions of this package and of ONNX Runtime. Paths, and settings that nothing reads, are left out.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import dataclasses
 import json
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
 from resnet8_quant import __version__
 from resnet8_quant.config import Config, DType, Sampling
-from resnet8_quant.files import sha256_bytes
-from resnet8_quant.low_bit import narrowed, refines
+from resnet8_quant.files import sha256_bytes, sha256_file
 from resnet8_quant.machine import runtime_version
-
-if TYPE_CHECKING:
-    from resnet8_quant.experiment import Prepared
+from resnet8_quant.validation import is_low_bit, is_refined
 
 
 def _is_float(config: Config) -> bool:
@@ -32,21 +31,18 @@ def _allocates(config: Config) -> bool:
 
 
 def _rewrites_weights(config: Config) -> bool:
-    return refines(config.refine) or narrowed(config.quant) or _allocates(config)
+    return is_refined(config.refine) or is_low_bit(config.quant) or _allocates(config)
 
 
-# Settings that cannot change a result in any run: where things are kept, and what is done with a finished row. Paths of
-# inputs are among them because the digest covers the contents. A name that the schema does not have is passed over.
-NEVER: tuple[str, ...] = (
-    "cache_dir",
-    "resume",
-    "tracking",
-    *("data.root", "data.path", "model.path", "model.source"),
-    *("calibration.index_file", "calibration.indices"),
-)
+# Files that a config names: their contents count instead of their paths.
+FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
+
+# Settings that cannot change a result in any run: where things are kept, and what is done with finished results.
+# CIFAR-10 below data.root has one content, which is checked. A name that the schema does not have is passed over.
+NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *FILES)
 
 # When nothing reads a setting: (what is then not read, the condition). Only what is sure to have no effect is listed;
-# a setting too many here would make two different jobs one.
+# listing an extra setting here would merge distinct jobs.
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     (("calibration", "refine", "allocate", "seed"), _is_float),
     (
@@ -73,6 +69,9 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
 def effective(config: Config) -> dict[str, Any]:
     """The settings that have an effect, as plain values; the others are left out."""
     settings = dataclasses.asdict(config, dict_factory=_plain)
+    for part in settings.values():
+        if isinstance(part, dict):
+            part.pop("name", None)  # says nothing that the other settings do not say
     unread = [*NEVER, *(path for paths, condition in UNREAD if condition(config) for path in paths)]
     for path in unread:
         parent: dict[str, Any] | None = settings
@@ -84,22 +83,30 @@ def effective(config: Config) -> dict[str, Any]:
     return settings
 
 
-def digest_of(config: Config, prepared: Prepared) -> str:
-    """SHA-256, hexadecimal, of what the job computes.
-
-    Args:
-        config: of the job.
-        prepared: what `experiment.prepare` made of it; the calibration images stand for their list and its seed.
-    """
-    images = prepared.images
+def digest_of(config: Config) -> str:
+    """SHA-256, hexadecimal, of what a job computes: effective settings, contents of the files it reads, versions."""
     facts = {
         "settings": effective(config),
-        "model": prepared.model.digest,
-        "data": prepared.data.digest,
-        "calibration_images": None if images is None else sha256_bytes(images.chosen.astype("<i8").tobytes()),
+        "files": {field: _content(path) for field in FILES if (path := attrgetter(field)(config)) is not None},
         "versions": {"resnet8_quant": __version__, "onnxruntime": runtime_version()},
     }
     return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
+
+
+def _content(path: str) -> str:
+    """The digest of a file, however it is named; of one that cannot be read, its name."""
+    file = Path(path).expanduser()
+    try:
+        state = file.stat()
+        return _file_digest(file, state.st_size, state.st_mtime_ns)
+    except OSError:
+        return path
+
+
+@lru_cache
+def _file_digest(file: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, read once in a process for each size and time of change."""
+    return sha256_file(file)
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

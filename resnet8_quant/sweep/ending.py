@@ -41,16 +41,16 @@ def run_to_the_end(job: Callable[[], None]) -> int:
         except KeyboardInterrupt as interruption:
             return _interrupted(interruption)
         except LOST_WORKERS as error:
-            folder = callback.abandon() if left else None
+            folder = callback.release() if left else None
             if folder is not None:
                 log.warning("a worker was killed; the sweep goes on with what is left")
                 continue
-            if not _concluded():
+            if not _finished():
                 raise
             log.error("workers were killed again and again: %s", str(error).splitlines()[0])
             return 1
         except Exception as error:
-            _concluded()
+            _finished()
             known = error if isinstance(error, ExperimentError) else explain(error)
             if known is None or asked_for_traceback:
                 raise
@@ -69,7 +69,7 @@ def _interrupted(interruption: KeyboardInterrupt) -> int:
     number = int(interruption.args[0]) if interruption.args else int(signal.SIGINT)
     sweep = callback.running_folder()
     try:
-        callback.conclude(interrupted=True)
+        callback.finish(interrupted=True)
     except ExperimentError as error:
         show_error(error)
     if sweep is not None:
@@ -77,10 +77,10 @@ def _interrupted(interruption: KeyboardInterrupt) -> int:
     return 128 + number
 
 
-def _concluded() -> bool:
+def _finished() -> bool:
     """Write the summary of a sweep that an exception ended; whether there is one."""
     try:
-        return callback.conclude() is not None
+        return callback.finish() is not None
     except ExperimentError as error:
         show_error(error)
         return True

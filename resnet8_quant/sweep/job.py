@@ -1,35 +1,44 @@
 """One job, alone or in a sweep: run it, show it, and decide what a failure means.
 
-In: a checked config, an output folder, the words of the command line. Out: the run's table, or a failed row.
+In: a checked config and an output folder, or a job of a sweep as Hydra hands it over in whatever process its launcher
+chose. Out: the run's table, or a failed row. run.log ends with what the numbers are worth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shlex
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet8_quant import results, terminal
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.advice import advise
-from resnet8_quant.experiment import failed_row, prepare, run_experiment
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep import ledger
-from resnet8_quant.sweep.digest import digest_of
-from resnet8_quant.sweep.isolation import Task
-from resnet8_quant.sweep.ledger import Turn
-from resnet8_quant.tracking import connect, track
+from resnet8_quant.sweep import folders, launchers, plan
+from resnet8_quant.sweep.folders import Task
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+    from omegaconf import DictConfig
 
 OUTPUTS = (results.FILE_NAME, "model.onnx", "per_class.csv", "run.json")
 
 log = logging.getLogger(__name__)
 
+_watching = False
 
-def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
+
+def run_alone(config: Config, folder: Path, overrides: Sequence[str]) -> None:
     """Run and show the table, what the difference is worth, advice, and the paths."""
+    from resnet8_quant.experiment import failed_row, run_experiment
+    from resnet8_quant.tracking import connect, track
+
     if config.resume is not None:
         raise ExperimentError(
             f"`resume` is {config.resume}, but a single run has nothing to resume",
@@ -37,71 +46,136 @@ def run_alone(config: Config, folder: Path, words: Sequence[str]) -> None:
         )
     connect(config.tracking)
     try:
-        result = run_experiment(config, folder, shlex.join(words))
+        result = run_experiment(config, folder, shlex.join(overrides))
     except Exception as error:
-        track(config, folder, failed_row(config, error, shlex.join(words)))
+        terminal.log_to_file(log, f"failed: {error}")
+        track(config, folder, failed_row(config, error, shlex.join(overrides)))
         raise
     track(config, folder, result)
-    sentences = [*terminal.verdict(result), *advise(result)]
-    lines = ["", terminal.run_table(result), "", *map(terminal.wrapped, sentences), "Written to"]
+    lines = ["", *terminal.final_lines(result)]
+    terminal.log_to_file(log, "\n".join(lines))
+    lines += ["Written to"]
     lines += [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
     terminal.show("\n".join(lines))
 
 
+def start_job(composed: DictConfig, context: HydraConf) -> None:
+    """Run one job of a sweep as Hydra hands it over.
+
+    Args:
+        composed: the job's config, without the node `hydra`.
+        context: Hydra's config of the job.
+    """
+    from omegaconf import OmegaConf
+
+    from resnet8_quant.sweep.compose import to_config
+    from resnet8_quant.sweep.grid import typed_overrides
+
+    overrides = plan.command_overrides(typed_overrides(context.overrides.task))
+    sweep = Path(str(context.sweep.dir))
+    started = plan.read_plan(sweep) or plan.Plan(overrides, None, 0)
+    if str(context.launcher["_target_"]).endswith("JoblibLauncher"):
+        _end_with(started.pid)
+    config: Config | ExperimentError
+    try:
+        config = to_config(composed, overrides)
+    except ExperimentError as error:
+        config = error
+    job_logging = OmegaConf.to_container(context.job_logging, resolve=True)
+    assert isinstance(job_logging, dict)
+    if context.verbose is True:
+        job_logging["root"] = {**job_logging.get("root", {}), "level": "DEBUG"}
+    logging_fields = {str(name): value for name, value in job_logging.items()}
+    folder = Path(context.runtime.output_dir)
+    task = Task(config, sweep, started, folder, overrides, int(context.job.num), logging_fields)
+    if launchers.parallel(context.launcher):
+        from resnet8_quant.sweep.isolation import run_isolated
+
+        run_isolated(task)
+    else:
+        run_in_sweep(task)
+
+
 def run_in_sweep(task: Task) -> None:
     """Run what has not run; on failure log the reason and write a row that says so, so that the sweep goes on."""
-    place, overrides = task.place, shlex.join(task.place.words)
-    config = task.config if isinstance(task.config, Config) else None
     try:
-        if task.crash is not None:
-            raise ExperimentError(task.crash, "run it again: resume=true")
         if isinstance(task.config, ExperimentError):
+            folders.begin(task, None)
             raise task.config
-        result = _once(task, task.config, overrides)
+        result = _run_once(task, task.config)
     except Exception as error:
-        if not isinstance(error, ExperimentError):
-            log.exception("failed")
-        elif task.crash is None:  # else the worker has said it
-            log.error("failed: %s", error)
-        try:
-            if config is None:
-                problem = " ".join(str(getattr(error, "problem", error)).split())
-                results.write(RunResult(status="failed", error=problem, overrides=overrides or None), place.folder)
-            else:
-                row = failed_row(config, error, overrides)
-                results.write(row, place.folder)
-                track(config, place.folder, row)
-        except ExperimentError as full:  # the summary lists a job that left no row as failed
-            log.error("the row cannot be written either: %s", full)
+        write_failure(task, error)
         return
-    if result is None or config is None:
-        return
-    track(config, place.folder, result)
-    change = "" if result.calibration_method is None else f" ({terminal.points(result.accuracy_delta)})"
-    log.info("%s: %s%s", result.quant_type, terminal.percent(result.accuracy), change)
-    for sentence in advise(result):
-        log.info("%s", sentence)
+    if result is not None:
+        assert isinstance(task.config, Config)
+        terminal.log_to_file(log, "\n".join(["", *terminal.final_lines(result)]))
+        _track(task.config, task.folder, result)
 
 
-def _once(task: Task, config: Config, overrides: str) -> RunResult | None:
-    """The result of the job; None where its settings have run or are running."""
-    place = task.place
-    config = dataclasses.replace(config, resume=None)
+def write_failure(task: Task, error: Exception) -> None:
+    """Log why a job failed, and write its row."""
+    if isinstance(error, ExperimentError):
+        log.error("failed: %s", error)
+    else:
+        log.error("failed", exc_info=error)
+    overrides = shlex.join(task.overrides)
     try:
-        prepared = prepare(config)
-        digest = digest_of(config, prepared)
-    except ExperimentError:
-        ledger.write_job(place, None)
-        raise
-    with ledger.turn(place, digest) as (turn, folder):
-        if turn is Turn.twin:
-            log.info("same settings as %s: not run again", folder)
+        if isinstance(task.config, Config):
+            from resnet8_quant.experiment import failed_row
+
+            result = failed_row(task.config, error, overrides)
+            results.write(result, task.folder)
+            _track(task.config, task.folder, result)
+        else:
+            problem = " ".join(str(getattr(error, "problem", error)).split())
+            results.write(RunResult(status="failed", error=problem, overrides=overrides or None), task.folder)
+    except ExperimentError as full:  # the summary lists a job that left no row as failed
+        log.error("the row cannot be written either: %s", full)
+
+
+def _run_once(task: Task, config: Config) -> RunResult | None:
+    """The result of the job; None where its settings have run, are running, or failed."""
+    from resnet8_quant.experiment import run_experiment
+    from resnet8_quant.sweep.digest import digest_of
+
+    config = dataclasses.replace(config, resume=None)
+    with folders.claim(task, digest_of(config)) as reason:
+        if reason is not None:
+            log.info(reason)
             return None
-        if turn is Turn.finished:
-            log.info("finished before: not run again")
-            return None
-        if place.plan.threads and not config.evaluation.threads:
-            evaluation = dataclasses.replace(config.evaluation, threads=place.plan.threads)
+        if task.plan.threads and not config.evaluation.threads:
+            evaluation = dataclasses.replace(config.evaluation, threads=task.plan.threads)
             config = dataclasses.replace(config, evaluation=evaluation)
-            log.info("threads: %d, this job's share of the cores", place.plan.threads)
-        return run_experiment(config, place.folder, overrides, prepared)
+            log.info("threads: %d, this job's share of the cores", task.plan.threads)
+        try:
+            return run_experiment(config, task.folder, shlex.join(task.overrides))
+        except Exception as error:  # the row is written before an equal job may look for it
+            write_failure(task, error)
+            return None
+
+
+def _track(config: Config, folder: Path, result: RunResult) -> None:
+    from resnet8_quant.tracking import track
+
+    track(config, folder, result)
+
+
+def _end_with(sweep_process: int) -> None:
+    """Make this worker of joblib end when the sweep is killed; joblib itself would let it wait for five more minutes.
+
+    Such a worker also starts none of the jobs that wait in its queue: a resumed sweep runs them.
+    """
+    global _watching
+    if sweep_process == os.getpid():
+        return
+    if sweep_process != os.getppid():
+        os._exit(1)
+    if not _watching:
+        _watching = True
+        threading.Thread(target=_watch_parent, args=(sweep_process,), daemon=True).start()
+
+
+def _watch_parent(process: int) -> None:
+    while os.getppid() == process:
+        time.sleep(0.5)
+    os._exit(1)

@@ -20,7 +20,7 @@ from typing import Any
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.machine import usable_cores
-from resnet8_quant.sweep import ledger
+from resnet8_quant.sweep.folders import record_loss
 
 log = logging.getLogger(__name__)
 
@@ -48,34 +48,22 @@ class Share:
 def _joblib(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
     asked = int(fields.get("n_jobs") or -1)
     workers = asked if asked > 0 else max(1, cores + 1 + asked)  # as joblib reads it: -1 all, -2 all but one
-    return _side_by_side(min(workers, jobs or workers), cores)
+    return _beside(workers, jobs, cores)
 
 
-def _submitit_local(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
-    threads = int(fields.get("cpus_per_task") or 1)
-    at_once = max(1, cores // threads)
-    return _side_by_side(min(at_once, jobs or at_once), cores)
-
-
-def _slurm(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
-    return Share(None, int(fields.get("cpus_per_task") or 1))
-
-
-def _ray(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
-    remote = (fields.get("ray") or {}).get("remote") or {}
-    return Share(None, max(1, int(remote.get("num_cpus") or 1)))
-
-
-def _side_by_side(at_once: int, cores: int) -> Share:
+def _beside(at_once: int, jobs: int | None, cores: int) -> Share:
+    """Share the cores among the jobs that run at once."""
+    at_once = max(1, min(at_once, jobs or at_once))
     return Share(at_once, max(1, cores // at_once))
 
 
-# The class of a launcher -> what is known of it. Any other runs its jobs one after the other in this process.
+# The class of a launcher -> what a job gets of a machine, by the launcher's fields, the number of jobs and the cores.
+# Any other launcher runs its jobs one after the other in this process.
 SHARES: dict[str, Callable[[Mapping[str, Any], int | None, int], Share]] = {
     "JoblibLauncher": _joblib,
-    "LocalLauncher": _submitit_local,
-    "SlurmLauncher": _slurm,
-    "RayLauncher": _ray,
+    "LocalLauncher": lambda fields, jobs, cores: _beside(cores // int(fields.get("cpus_per_task") or 1), jobs, cores),
+    "SlurmLauncher": lambda fields, jobs, cores: Share(None, int(fields.get("cpus_per_task") or 1)),
+    "RayLauncher": lambda fields, jobs, cores: Share(None, max(1, int(fields["ray"]["remote"].get("num_cpus") or 1))),
 }
 
 # The class of a launcher or sweeper -> the smallest values of its fields. What is left out may be anything; null is no
@@ -189,14 +177,14 @@ class _Waited:
         try:
             return list(self.job.results())
         except (errors.FailedJobError, errors.UncompletedJobError) as error:
-            words, _, number, *_ = self.job.submission().args
+            overrides, _, number, *_ = self.job.submission().args
             state = str(self.job.state)
             reason = f"job {self.job.job_id} of the queue ended without a result ({state})"
             log.error("job %d failed: %s", number, reason)
             log.debug("%s", error)
             with contextlib.suppress(ExperimentError):  # a full disk is reported by the summary
-                ledger.missing(self.sweep, number, words, reason)
-            return [JobReturn(overrides=words, status=JobStatus.COMPLETED)]
+                record_loss(self.sweep, number, overrides, reason)
+            return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED)]
 
 
 @contextlib.contextmanager

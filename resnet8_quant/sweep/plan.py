@@ -1,6 +1,6 @@
 """What a sweep is, in its folder: sweep.json says which command started it, and how many threads each job has.
 
-In: Hydra's words and folder. Out: a `Plan` that every worker can read, and the folder that `resume` means. Workers
+In: Hydra's overrides and folder. Out: a `Plan` that every worker can read, and the folder that `resume` means. Workers
 learn from files alone, because they may run in another process or on another machine.
 """
 
@@ -18,6 +18,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing, unwritable
 
 FILE_NAME = "sweep.json"
+SEARCH_MEMORY = "search.db"
 RESUME = "resume="
 FOLDER = "hydra.sweep.dir="
 _LAUNCHER = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.max_batch_size=")
@@ -30,21 +31,19 @@ class Plan:
     """One start of a sweep; resuming it is another one in the same folder.
 
     Attributes:
-        words: of the command line, without those that say where or whether to resume.
+        overrides: of the command, without those that say where or whether to resume.
         jobs: how many there will be; None where the sweeper decides as it goes.
         threads: of each job, where it does not ask for a number itself; 0: all cores.
-        retry_failed: whether a job that failed before runs again.
+        varied: keys of the overrides whose values are not the same in all jobs.
         pid: of the process that starts the jobs.
-        left: folders with results of jobs that today's grid does not have, or has under other numbers.
         session: names this start.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     jobs: int | None
     threads: int
-    retry_failed: bool = True
+    varied: tuple[str, ...] = ()
     pid: int = 0
-    left: tuple[str, ...] = ()
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -58,14 +57,14 @@ def read_plan(folder: Path) -> Plan | None:
     """The plan of the sweep in ``folder``; None where there is none that can be read."""
     try:
         values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        lists = {name: tuple(map(str, values[name])) for name in ("words", "left") if name in values}
+        lists = {name: tuple(map(str, values[name])) for name in ("overrides", "varied") if name in values}
         return Plan(**{**values, **lists})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def command_words(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The words that say what is run: not those that say where, by which launcher, or whether to resume."""
+def command_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that say what is run: not those that say where, by which launcher, or whether to resume."""
     return tuple(word for word in overrides if not word.lstrip("+").startswith((RESUME, FOLDER, *_LAUNCHER)))
 
 
@@ -83,12 +82,12 @@ def asked_to_resume(overrides: Sequence[str]) -> str | None:
     return None if value.lower() in ("", "null", "false") else value
 
 
-def folder_to_resume(value: str, words: Sequence[str], default: Path, explicit: bool) -> Path:
+def folder_to_resume(value: str, overrides: Sequence[str], default: Path, explicit: bool) -> Path:
     """The folder that ``resume`` means.
 
     Args:
         value: "true" or a folder.
-        words: of the command, see `command_words`.
+        overrides: of the command, see `command_overrides`.
         default: where a new sweep would go.
         explicit: whether the user named ``default``; then "true" means it, whether or not it is there.
 
@@ -100,20 +99,20 @@ def folder_to_resume(value: str, words: Sequence[str], default: Path, explicit: 
         if explicit and folder.resolve() != default.resolve():
             raise ExperimentError(f"`resume` is {folder}, but `hydra.sweep.dir` is {default}", "give one of them")
         if read_plan(folder) is None:
-            found = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}: it is no sweep's folder"
-            raise ExperimentError(f"`resume`: {value} {found}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
+            problem = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}: it is no sweep's folder"
+            raise ExperimentError(f"`resume`: {value} {problem}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
         return folder
     if explicit:
         return default
     # Names are times: the last one is the newest. Should the clock have gone back, it is an older sweep of the same
-    # words, which holds the same results.
+    # command, which holds the same results.
     for folder in sorted(default.parent.iterdir() if default.parent.is_dir() else (), reverse=True):
         plan = read_plan(folder)
-        if plan is not None and plan.words == tuple(words):
+        if plan is not None and plan.overrides == tuple(overrides):
             log.info("resuming %s", folder)
             return folder
     raise ExperimentError(
-        f"`resume` is true, but no sweep in {default.parent} was started with these words",
+        f"`resume` is true, but no sweep in {default.parent} was started with these overrides",
         "leave resume out to start one, or name its folder: resume=outputs/sweeps/DATE_TIME",
     )
 
@@ -128,49 +127,44 @@ def check_kind(folder: Path, search: bool) -> None:
     Raises:
         ExperimentError: the folder holds the other kind.
     """
-    from resnet8_quant.sweep.search_study import FILE_NAME as MEMORY
-
-    found = read_plan(folder)
-    holds_search = (folder / MEMORY).exists() or (found is not None and found.jobs is None)
-    if holds_search == search or not (found or holds_search):
+    plan = read_plan(folder)
+    holds_search = (folder / SEARCH_MEMORY).exists() or (plan is not None and plan.jobs is None)
+    if holds_search == search or not (plan or holds_search):
         return
     held, asked = ("a search", "a grid") if holds_search else ("a grid", "a search")
-    words = () if found is None else [word for word in found.words if not word.startswith("hydra.mode=")]
-    began = f"; what is there goes on with python run.py -m {shlex.join(words)} {RESUME}{folder}" if words else ""
+    overrides = () if plan is None else [word for word in plan.overrides if not word.startswith("hydra.mode=")]
+    command = f"python run.py -m {shlex.join(overrides)} {RESUME}{folder}"
+    began = f"; what is there goes on with {command}" if overrides else ""
     raise ExperimentError(
         f"`hydra.sweep.dir` or `resume`: {folder} holds {held}, this is {asked}; each has a folder of its own",
         f"hydra.sweep.dir=FOLDER without resume, for a new one{began}",
     )
 
 
-def new_folder(wanted: Path, explicit: bool) -> Path:
+def new_folder(default: Path, explicit: bool) -> Path:
     """Make the folder of a new sweep, which no other has.
 
     Args:
-        wanted: its name; where another sweep has it by chance, a number is added.
+        default: its name; where another sweep has it by chance, a number is added.
         explicit: whether the user chose the name; then a sweep that is there is not touched.
 
     Raises:
         ExperimentError: the chosen folder holds a sweep, or it cannot be made.
     """
-    if explicit:
-        if read_plan(wanted) is not None:
-            raise ExperimentError(
-                f"`hydra.sweep.dir`: {wanted} holds a sweep already",
-                "add resume=true to run what it lacks, or choose another folder",
-            )
+    if explicit and read_plan(default) is not None:
+        raise ExperimentError(
+            f"`hydra.sweep.dir`: {default} holds a sweep already",
+            "add resume=true to run what it lacks, or choose another folder",
+        )
+    folder, number = default, 1
+    while True:
         try:
-            wanted.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(wanted, error) from error
-        return wanted
-    folder = wanted
-    for number in range(2, 1000):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = wanted.with_name(f"{wanted.name}-{number}")
+            folder.mkdir(parents=True, exist_ok=explicit)
+            return folder
+        except FileExistsError as error:
+            if explicit:  # a file
+                raise unwritable(folder, error) from error
+            number += 1
+            folder = default.with_name(f"{default.name}-{number}")
         except OSError as error:
             raise unwritable(folder, error) from error
-    return folder

@@ -1,16 +1,13 @@
 """A search in place of a grid: more accuracy for fewer bytes or microseconds, job by job, by Optuna's ask and tell.
 
-In: `hydra/sweeper=optuna` with its fields (conf/hydra/sweeper/optuna.yaml), words of the command line, and each job's
-results.csv. Out: job folders as of any sweep; in its folder search.db, which a later call continues, and pareto.csv.
+In: `hydra/sweeper=optuna` with its fields (conf/hydra/sweeper/optuna.yaml), overrides of the command line, and each
+job's results.csv. Out: job folders as of any sweep; in its folder search.db, which a later call continues, and
+pareto.csv.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,41 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
+
+from resnet8_quant.sweep.folders import NUMBERED
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
     from resnet8_quant.config import Config
-    from resnet8_quant.sweep.search_options import SearchOptions
-    from resnet8_quant.sweep.search_space import Space
+    from resnet8_quant.sweep.search_space import SearchOptions, Space
 
 PATIENCE = 50  # proposals in a row that need no job, before the search ends
 
 log = logging.getLogger(__name__)
 
 
-def register_search() -> None:
-    """Let Hydra find the sweeper, before it looks for its plugins; imports neither Optuna nor the rest of the search.
-
-    Hydra takes a sweeper only from the namespace package `hydra_plugins`, whose parts may lie in any folder of
-    sys.path; ours is put there. To have setuptools map it to site-packages would not do: in an editable install
-    setuptools' finder lists no modules, so that Hydra's scan misses it, and a plain checkout has no mapping.
-    """
-    folder = str(Path(__file__).with_name("search_plugin"))
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
-def check_search(config: DictConfig) -> int | None:
+def check_search(config: DictConfig) -> tuple[int | None, tuple[str, ...]]:
     """Refuse a search before its folder is made, where no job could run.
 
     Args:
         config: of the sweep, with the node `hydra`; one with another sweeper passes.
 
     Returns:
-        How many jobs it has at most; None: not known, with another sweeper.
+        How many jobs it has at most, None: not known, with another sweeper; and the keys whose values it chooses.
 
     Raises:
         ExperimentError: nothing can be searched, Optuna is missing, or what `Search.check_inputs` finds.
@@ -65,12 +51,12 @@ def check_search(config: DictConfig) -> int | None:
     fields = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     assert isinstance(fields, dict)
     if not str(fields.get("_target_", "")).endswith(".OptunaSweeper"):
-        return None
+        return None, ()
     search_study.require_optuna()
     search = Search(config, GlobalHydra.instance().config_loader())
     options, space = search.read({str(name): value for name, value in fields.items()}, config.hydra.overrides.task)
     search.check_inputs(space, options)
-    return int(min(options.n_trials, space.size))  # nothing runs twice
+    return int(min(options.n_trials, space.size)), space.keys  # nothing runs twice
 
 
 @dataclass(frozen=True)
@@ -85,13 +71,12 @@ class Search:
 
         Args:
             fields: of conf/hydra/sweeper/optuna.yaml.
-            arguments: words of the command line.
+            arguments: overrides of the command line.
 
         Raises:
             ExperimentError: nothing can be searched.
         """
-        from resnet8_quant.sweep.search_options import read_options
-        from resnet8_quant.sweep.search_space import read_space
+        from resnet8_quant.sweep.search_space import read_options, read_space
 
         options = read_options(fields)
         return options, read_space(options.params, arguments, self.loader)
@@ -101,7 +86,7 @@ class Search:
 
         Args:
             fields: of conf/hydra/sweeper/optuna.yaml.
-            arguments: words of the command line.
+            arguments: overrides of the command line.
             launcher: runs the jobs.
 
         Raises:
@@ -116,7 +101,7 @@ class Search:
         with search_study.readable(folder):
             study = search_study.open_study(folder, space, options.objectives)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-            search_study.finish_interrupted(study, folder, options.objectives)
+            search_study.settle(study, folder, options.objectives)
             try:
                 self._search(study, space, folder, options, launcher)
             finally:
@@ -126,10 +111,9 @@ class Search:
     def _search(self, study: Study, space: Space, folder: Path, options: SearchOptions, launcher: Launcher) -> None:
         from resnet8_quant.sweep.search_study import jobs_run
 
-        done = len(jobs_run(study))
-        if done:
+        if done := jobs_run(study):
             log.info("search: %d of %d jobs are there already", done, options.n_trials)
-        while (missing := options.n_trials - len(jobs_run(study))) > 0:
+        while (missing := options.n_trials - jobs_run(study)) > 0:
             batch = self._batch(study, space, min(missing, options.n_jobs), options.seed)
             if batch:
                 _launch(study, batch, folder, options.objectives, launcher)
@@ -138,48 +122,50 @@ class Search:
                 return
 
     def _batch(self, study: Study, space: Space, size: int, seed: int) -> list[tuple[Trial, list[str]]]:
-        """Up to ``size`` trials that need a job, with their words; fewer where the sampler has no new idea."""
+        """Up to ``size`` trials that need a job, with their overrides; fewer where the sampler has no new idea.
+
+        First those that an earlier process began.
+        """
         from resnet8_quant.errors import ExperimentError
-        from resnet8_quant.sweep.search_study import Known, propose
+        from resnet8_quant.sweep.digest import digest_of
+        from resnet8_quant.sweep.search_study import Known, interrupted, propose
 
         batch: list[tuple[Trial, list[str]]] = []
         known = Known(study)
         idle, near = known.idle, known.near
-        while len(batch) < size and idle < PATIENCE and (trial := propose(study, space, seed, known, near)):
-            words = space.words(trial.params)
+        begun = interrupted(study)
+        while len(batch) < size and idle < PATIENCE:
+            trial = begun.pop(0) if begun else propose(study, space, seed, known, near)
+            if trial is None:
+                break
+            overrides = space.overrides(trial.params)
             try:
-                needed = known.needs_job(trial, words, known.digest(trial) or _digest(self._checked(words)))
+                needed = known.needs_job(trial, overrides, known.digest(trial) or digest_of(self._checked(overrides)))
             except ExperimentError as error:
-                log.info("search: refused %s: %s", " ".join(words), error.problem)
-                known.refuse(trial, words, error.problem)
+                log.info("search: refused %s: %s", " ".join(overrides), error.problem)
+                known.refuse(trial, overrides, error.problem)
                 needed = False
             if needed:
-                batch.append((trial, words))
+                batch.append((trial, overrides))
             idle, near = (0, None) if needed else (idle + 1, trial.params)
         return batch
 
-    def job_config(self, words: Sequence[str]) -> Config:
-        """The config of a job with these words."""
-        from resnet8_quant.sweep.compose import explain, to_config
+    def job_config(self, overrides: Sequence[str]) -> Config:
+        """The config of a job with these overrides."""
+        from resnet8_quant.sweep.grid import compose_job
 
-        try:
-            composed = self.loader.load_sweep_config(self.config, list(words))
-        except Exception as error:
-            raise explain(error) or error from error
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]  # as Hydra does before it calls the job
-        return to_config(composed, words)
+        return compose_job(self.config, overrides, self.loader)
 
-    def _checked(self, words: Sequence[str]) -> Config:
+    def _checked(self, overrides: Sequence[str]) -> Config:
         """The config of a job that can run.
 
         Raises:
-            ExperimentError: no run can do what the words say.
+            ExperimentError: no run can do what the overrides say.
         """
-        from resnet8_quant.checks import check
+        from resnet8_quant.validation import validate
 
-        config = self.job_config(words)
-        check(config)
+        config = self.job_config(overrides)
+        validate(config)
         return config
 
     def check_inputs(self, space: Space, options: SearchOptions) -> None:
@@ -192,7 +178,7 @@ class Search:
         from resnet8_quant.files import cache_folder
         from resnet8_quant.inputs.dataset import load_dataset
         from resnet8_quant.inputs.model import load_model
-        from resnet8_quant.quantizer.refine.bits import layer_nodes
+        from resnet8_quant.quantizer.plan import layer_nodes
         from resnet8_quant.tracking import connect
 
         config = self.job_config(space.fixed)
@@ -210,7 +196,7 @@ class Search:
         height, width, channels = data.test.images.shape[1:]
         model = load_model(config.model, (height, width, channels), data.classes, cache)
         names = [node.output[0] for node in layer_nodes(model.proto().graph)]
-        for pattern in space.layer_patterns():
+        for pattern in space.layer_patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ExperimentError(
                     f"the search names {pattern!r} in quant.layers, which matches no layer of model={model.name}; it "
@@ -230,34 +216,28 @@ def _launch(
     from resnet8_quant.sweep.search_study import job_folder, read_row, tell
 
     first = _next_job(folder)
-    jobs = range(first, first + len(batch))
-    for job, (trial, _) in zip(jobs, batch, strict=True):
+    for job, (trial, _) in enumerate(batch, first):
         trial.set_user_attr("job", job)
+        trial.set_user_attr("starts", trial.user_attrs.get("starts", 0) + 1)
     try:
-        launcher.launch([words for _, words in batch], initial_job_idx=first)
+        launcher.launch([overrides for _, overrides in batch], initial_job_idx=first)
     except Exception as error:
-        if not any(job_folder(folder, job) for job in jobs):
+        if not any(job_folder(folder, trial) for trial, _ in batch):
             raise  # nothing started: the launcher itself does not work
         log.error("search: the launcher stopped: %s: %s", type(error).__name__, error)
-    for job, (trial, _) in zip(jobs, batch, strict=True):
-        problem = tell(study, trial, read_row(job_folder(folder, job)), objectives)
+    for trial, _ in batch:
+        place = job_folder(folder, trial)
+        if place is not None:  # one that an earlier process made has its number
+            trial.set_user_attr("job", int(place.name.partition("_")[0]))
+        problem = tell(study, trial, read_row(place), objectives)
         if problem is not None:
-            log.warning("search: job %d failed: %s", job, problem)
-
-
-def _digest(config: Config) -> str:
-    """Of the settings that have an effect, and of the paths, whose contents the sweep's own digest has instead."""
-    from resnet8_quant.sweep.digest import effective
-
-    paths = (config.model.path, config.model.source, config.data.path, config.data.root)
-    lists = (config.calibration.index_file, config.calibration.indices)
-    return hashlib.sha256(json.dumps([effective(config), paths, lists], sort_keys=True).encode()).hexdigest()
+            log.warning("search: job %d failed: %s", trial.user_attrs["job"], problem)
 
 
 def _next_job(folder: Path) -> int:
-    """One more than the highest number of a job's folder, lost ones included; a folder is never used twice."""
-    found = (re.match(r"(?:\.lost_)?(\d+)_", path.name) for path in folder.iterdir())
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    """One more than the highest number of a job's folder."""
+    numbers = (int(match[1]) for path in folder.iterdir() if (match := NUMBERED.match(path.name)))
+    return 1 + max(numbers, default=-1)
 
 
 def _log_front(study: Study, options: SearchOptions) -> None:

@@ -1,139 +1,144 @@
-"""What a search may choose: parameters from YAML and the command line, checked, and the words that a choice becomes.
+"""What a search may choose, and how much of it: the fields of conf/hydra/sweeper/optuna.yaml, checked.
 
-In: `hydra.sweeper.params` and override words. Out: a `Space`: parameters with their choices or ranges, and the words
-that every trial has. Nothing here knows Optuna.
+In: `hydra.sweeper` and overrides of the command line. Out: `SearchOptions`, and a `Space`: Optuna's distributions by
+name, and the overrides that every trial has.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.results import RunResult
 
-_LAYERS = "quant.layers."  # its keys are patterns, which Hydra reads in a value but not in a key
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+# Columns that a search can go by: those with numbers.
+NUMERIC = tuple(
+    name
+    for name, hint in get_type_hints(RunResult).items()
+    if hint in (int, float, int | None, float | None) and name not in ("schema_version", "seed")
+)
+LOWEST = {"n_trials": 1, "n_jobs": 1, "seed": 0}
+LAYERS = "quant.layers"  # its keys are patterns, which Hydra reads in a value but not in a key
 _FIELDS = {"choices": {"choices"}, "low": {"low", "high", "step", "log"}}
 _EXAMPLES = "{choices: [int8, u8s8]} or {low: 10, high: 100, step: 10} or {low: 0.001, high: 1.0, log: true}"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """A list; the values are texts as on the command line."""
+class SearchOptions:
+    """How many jobs in all and at a time, the sampler's seed, two columns of results.csv, and the space as typed."""
 
-    values: tuple[str, ...]
-
-    @property
-    def size(self) -> float:
-        """How many values."""
-        return len(self.values)
-
-    def draw(self, chance: random.Random) -> str:
-        """One of the values."""
-        return chance.choice(self.values)
-
-
-@dataclass(frozen=True)
-class Range:
-    """From low to high, both included; integers where ``integer``."""
-
-    low: float
-    high: float
-    step: float | None
-    log: bool
-    integer: bool
+    n_trials: int
+    n_jobs: int
+    seed: int
+    maximize: str
+    minimize: str
+    params: Mapping[str, Any]
 
     @property
-    def size(self) -> float:
-        """How many values; infinite for all numbers."""
-        step = self.step or (1 if self.integer else 0)
-        return round((self.high - self.low) / step) + 1 if step else math.inf
+    def objectives(self) -> tuple[str, str]:
+        """The column to maximize, and the one to minimize."""
+        return self.maximize, self.minimize
 
-    def draw(self, chance: random.Random) -> float:
-        """A value: evenly spread, with ``log`` in its logarithm."""
-        if self.log:
-            value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
-        elif math.isfinite(self.size):
-            value = self.low + (self.step or 1) * chance.randrange(int(self.size))
-        else:
-            value = chance.uniform(self.low, self.high)
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.integer else value
+
+def read_options(fields: Mapping[str, Any]) -> SearchOptions:
+    """The options of a search, from the fields of hydra.sweeper.
+
+    Raises:
+        ExperimentError: a number that is none or too small, or a column that holds no numbers.
+    """
+    for name, lowest in LOWEST.items():
+        value = fields[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise ExperimentError(
+                f"`hydra.sweeper.{name}` is {value}; valid are whole numbers from {lowest}",
+                f"hydra.sweeper.{name}={max(lowest, 1)}",
+            )
+    for name, usual in (("maximize", "accuracy"), ("minimize", "model_bytes")):
+        if fields[name] not in NUMERIC:
+            raise ExperimentError(
+                f"`hydra.sweeper.{name}` is {fields[name]}; valid are {', '.join(NUMERIC)}",
+                f"hydra.sweeper.{name}={usual}",
+            )
+    return SearchOptions(**{name: fields[name] for name in SearchOptions.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters by name, and the words of every trial (without those of Hydra itself)."""
+    """All parameters by name, and the overrides of every trial."""
 
-    parameters: dict[str, Choices | Range]
+    parameters: dict[str, Distribution]
     fixed: tuple[str, ...]
 
-    def words(self, values: Mapping[str, Any]) -> list[str]:
-        """The override words of a trial: the fixed ones, one for each value, one for all the layers.
-
-        Args:
-            values: one for each parameter.
-        """
-        words, layers = list(self.fixed), dict[str, list[str]]()
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """The overrides of a trial with a value for each parameter: the fixed ones, theirs, one for all the layers."""
+        overrides, layers = list(self.fixed), dict[str, list[str]]()
         for name, value in values.items():
             text = f"{value:.12g}" if isinstance(value, float) else str(value)
-            if name.startswith(_LAYERS):
-                pattern, _, field = name.removeprefix(_LAYERS).rpartition(".")
+            if name.startswith(f"{LAYERS}."):
+                pattern, field = _layer(name)
                 layers.setdefault(pattern, []).append(f"{field}:{text}")
             else:
-                words.append(f"{name}={text}")
+                overrides.append(f"{name}={text}")
         if layers:
             inner = ",".join(f"{pattern}:{{{','.join(fields)}}}" for pattern, fields in layers.items())
-            words.append(f"{_LAYERS[:-1]}={{{inner}}}")
-        return words
+            overrides.append(f"{LAYERS}={{{inner}}}")
+        return overrides
 
     def draw(self, near: Mapping[str, Any], change: float, chance: random.Random) -> dict[str, Any]:
         """Values like those of ``near``, each drawn anew with probability ``change``."""
         return {
-            name: parameter.draw(chance) if chance.random() < change else near[name]
+            name: _draw(parameter, chance) if chance.random() < change else near[name]
             for name, parameter in self.parameters.items()
         }
 
     @property
     def size(self) -> float:
         """How many different sets of values there are; infinite with a range of all numbers."""
-        return math.prod(parameter.size for parameter in self.parameters.values())
+        return math.prod(_size(parameter) for parameter in self.parameters.values())
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the overrides that a trial chooses."""
+        return tuple(dict.fromkeys(LAYERS if name.startswith(f"{LAYERS}.") else name for name in self.parameters))
+
+    @property
     def layer_patterns(self) -> list[str]:
         """The patterns of quant.layers that the search names."""
-        return [name.removeprefix(_LAYERS).rpartition(".")[0] for name in self.parameters if name.startswith(_LAYERS)]
-
-    def described(self) -> dict[str, str]:
-        """Each parameter in plain text, to compare with an earlier search in the same folder."""
-        return {name: repr(parameter) for name, parameter in self.parameters.items()}
+        return [_layer(name)[0] for name in self.parameters if name.startswith(f"{LAYERS}.")]
 
 
 def read_space(params: Mapping[str, Any] | None, arguments: Sequence[str], loader: Any = None) -> Space:
-    """The space of a search; a word of the command line goes before a parameter of the same name in YAML.
+    """The space of a search; an override of the command line goes before a parameter of the same name in YAML.
 
     Args:
         params: `hydra.sweeper.params`: {name: mapping, or a text as on the command line}.
-        arguments: words of the command line; `a=x,y` is a parameter, `a=x` fixes one.
-        loader: Hydra's config loader, for words that name groups.
+        arguments: overrides of the command line; `a=x,y` is a parameter, `a=x` fixes one.
+        loader: Hydra's config loader, for overrides that name groups.
 
     Raises:
         ExperimentError: a range or a list that cannot be searched, or nothing to search.
     """
-    parameters: dict[str, Choices | Range] = {}
+    parameters: dict[str, Distribution] = {}
     fixed: dict[str, str] = {}
-    words = []
+    texts = []
     for name, value in (params or {}).items():
         if isinstance(value, Mapping):
             parameters[name] = _from_mapping(name, value)
         else:
-            words.append(f"{name}={_text(value)}")
+            texts.append(f"{name}={_text(value)}")
     parser = OverridesParser.create(config_loader=loader)
-    for override in parser.parse_overrides([*words, *arguments]):
+    for override in parser.parse_overrides([*texts, *arguments]):
         name = str(override.get_key_element())
         parameters.pop(name, None)
         fixed.pop(name, None)
@@ -150,7 +155,34 @@ def read_space(params: Mapping[str, Any] | None, arguments: Sequence[str], loade
     return Space(parameters, tuple(fixed.values()))
 
 
-def _from_override(name: str, override: Override) -> Choices | Range:
+def _layer(name: str) -> tuple[str, str]:
+    """The pattern and the field of a parameter of quant.layers."""
+    pattern, _, field = name.removeprefix(f"{LAYERS}.").rpartition(".")
+    return pattern, field
+
+
+def _size(parameter: Distribution) -> float:
+    if isinstance(parameter, CategoricalDistribution):
+        return len(parameter.choices)
+    return math.inf if parameter.step is None else round((parameter.high - parameter.low) / parameter.step) + 1
+
+
+def _draw(parameter: Distribution, chance: random.Random) -> Any:
+    """A value: evenly spread, with ``log`` in its logarithm."""
+    if isinstance(parameter, CategoricalDistribution):
+        return chance.choice(parameter.choices)
+    low, high = parameter.low, parameter.high
+    if parameter.log:
+        value = math.exp(chance.uniform(math.log(low), math.log(high)))
+    elif parameter.step is not None:
+        value = low + parameter.step * chance.randrange(int(_size(parameter)))
+    else:
+        value = chance.uniform(low, high)
+    value = min(max(value, low), high)
+    return round(value) if isinstance(parameter, IntDistribution) else value
+
+
+def _from_override(name: str, override: Override) -> Distribution:
     """`a,b`, choice(), range() and glob() are lists, exactly those of a grid; interval() is a range."""
     if override.is_discrete_sweep():
         return _choices(name, override.sweep_string_iterator())
@@ -159,7 +191,7 @@ def _from_override(name: str, override: Override) -> Choices | Range:
     return _range(name, {"low": value.start, "high": value.end, "log": "log" in value.tags})
 
 
-def _from_mapping(name: str, mapping: Mapping[str, Any]) -> Choices | Range:
+def _from_mapping(name: str, mapping: Mapping[str, Any]) -> Distribution:
     kinds = [kind for kind in _FIELDS if kind in mapping]
     if len(kinds) != 1 or not set(mapping) <= _FIELDS[kinds[0]]:
         shown = "{" + ", ".join(f"{key}: {value}" for key, value in mapping.items()) + "}"
@@ -172,40 +204,37 @@ def _from_mapping(name: str, mapping: Mapping[str, Any]) -> Choices | Range:
     return _choices(name, map(_text, values))
 
 
-def _choices(name: str, values: Iterable[str]) -> Choices:
+def _choices(name: str, values: Iterable[str]) -> CategoricalDistribution:
     unique = tuple(dict.fromkeys(values))
     if not unique:
         raise _refused(name, "has no choices")
-    return Choices(unique)
+    return CategoricalDistribution(unique)
 
 
-def _range(name: str, mapping: Mapping[str, Any]) -> Range:
+def _range(name: str, mapping: Mapping[str, Any]) -> IntDistribution | FloatDistribution:
     low, high, step, log = (mapping.get(key) for key in ("low", "high", "step", "log"))
     numbers = [low, high] if step is None else [low, high, step]
     for value in numbers:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
             raise _refused(name, f"goes from {low} to {high} in steps of {step}; {value!r} is not a number")
-    assert isinstance(low, int | float)
-    assert isinstance(high, int | float)
+    assert low is not None
+    assert high is not None
     if log not in (None, True, False):
         raise _refused(name, f"has log {log!r}; valid are true and false")
-    if not low < high:
-        raise _refused(name, f"goes from {low} to {high}; low must be below high")
-    if log and low <= 0:
-        raise _refused(name, f"goes from {low} with log: true; low must be above 0")
-    if log and step is not None:
-        raise _refused(name, "has both log: true and step; one of them spaces the values")
-    if step is not None:
-        steps = (high - low) / step if step > 0 else 0.5
-        if abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
-            raise _refused(name, f"goes from {low} to {high} in steps of {step}, which do not lead to {high}")
-    return Range(low, high, step, bool(log), all(isinstance(value, int) for value in numbers))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of steps that do not lead from low to high
+            if all(isinstance(value, int) for value in numbers):
+                return IntDistribution(low, high, log=bool(log), step=1 if step is None else step)
+            return FloatDistribution(float(low), float(high), log=bool(log), step=step)
+    except (ValueError, UserWarning) as error:
+        raise _refused(name, f"goes from {low} to {high}: {error}") from error
 
 
 def _text(value: object) -> str:
     """A YAML value as on the command line."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    texts = {None: "null", True: "true", False: "false"}
+    return texts[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _refused(name: str, problem: str) -> ExperimentError:

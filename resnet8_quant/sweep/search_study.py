@@ -1,8 +1,8 @@
 """The memory of a search: an Optuna study in search.db, and its front in pareto.csv.
 
 In: the sweep's folder, a `Space`, the objectives, and what became of each trial. Out: proposals, and the trials that no
-other beats in both objectives. What a trial is besides its values is in its attributes: `words`, `config` (a digest),
-`job` (the number of its folder) and `error`.
+other beats in both objectives. What a trial is besides its values is in its attributes: `overrides`, `digest` of its
+config, `job` (the number of its folder), `starts` of that job, and `error`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import math
 import random
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +23,18 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.search_space import Choices, Space
+from resnet8_quant.sweep.plan import SEARCH_MEMORY
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
-FILE_NAME = "search.db"
+    from resnet8_quant.sweep.search_space import Space
+
 PARETO = "pareto.csv"
 _NAME = "search"
 _DRAWS = 1000  # tries to find something new by chance
-_LOSSES = 2  # of a config, before it is left out as the likely cause
+MOST_STARTS = 2  # of a job during which the search died, before it is left out as the likely cause
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def readable(folder: Path) -> Iterator[None]:
     except (StorageInternalError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ExperimentError(
-            f"{folder / FILE_NAME} cannot be read or written: {reason}",
+            f"{folder / SEARCH_MEMORY} cannot be read or written: {reason}",
             "free some space or search in another folder: hydra.sweep.dir=FOLDER",
         ) from error
 
@@ -80,34 +79,35 @@ def open_study(folder: Path, space: Space, objectives: tuple[str, str]) -> Study
     import optuna
     from sqlalchemy import URL
 
-    asked = {"objectives": list(objectives), "space": space.described(), "words": _comparable(space.fixed)}
+    described = {name: repr(parameter) for name, parameter in space.parameters.items()}
+    asked = {"objectives": list(objectives), "space": described, "overrides": _comparable(space.fixed)}
     with readable(folder):
-        url = URL.create("sqlite", database=str(folder / FILE_NAME)).render_as_string()
+        url = URL.create("sqlite", database=str(folder / SEARCH_MEMORY)).render_as_string()
         study = optuna.create_study(
             study_name=_NAME, storage=url, directions=["maximize", "minimize"], load_if_exists=True
         )
-        found = study.user_attrs.get("asked")
-        if found is None:
+        earlier = study.user_attrs.get("asked")
+        if earlier is None:
             study.set_user_attr("asked", asked)
-        elif found != asked:
-            part = next(name for name in asked if found.get(name) != asked[name])
+        elif earlier != asked:
+            part = next(name for name in asked if earlier.get(name) != asked[name])
             raise ExperimentError(
-                f"{folder / FILE_NAME} is a search with other {part}: {found.get(part)}, now {asked[part]}",
+                f"{folder / SEARCH_MEMORY} is a search with other {part}: {earlier.get(part)}, now {asked[part]}",
                 "the command that began it, or another folder: hydra.sweep.dir=FOLDER",
             )
     return study
 
 
-def _comparable(words: Sequence[str]) -> list[str]:
-    """The fixed words that change what a trial measures."""
-    return sorted(word for word in words if not word.startswith(("hydra", "cache_dir", "tracking", "resume")))
+def _comparable(overrides: Sequence[str]) -> list[str]:
+    """The fixed overrides that change what a trial measures."""
+    return sorted(word for word in overrides if not word.startswith(("hydra", "cache_dir", "tracking", "resume")))
 
 
 def propose(study: Study, space: Space, seed: int, known: Known, near: Mapping[str, Any] | None) -> Trial | None:
     """Ask for a trial.
 
-    The sampler is made anew for each trial, from ``seed`` and the number of the trials before it that were not lost: so
-    a search that was killed goes on as if it had not been.
+    The sampler is made anew for each trial, from ``seed`` and the number of the trials before it: so a search that was
+    killed goes on as if it had not been.
 
     Args:
         study: with the trials so far.
@@ -122,7 +122,7 @@ def propose(study: Study, space: Space, seed: int, known: Known, near: Mapping[s
     """
     from optuna.samplers import TPESampler
 
-    before = len(study.get_trials(deepcopy=False)) - len(lost(study))
+    before = len(study.get_trials(deepcopy=False))
     number = int.from_bytes(hashlib.sha256(f"{seed} {before}".encode()).digest()[:4], "little")
     if near is not None:
         chance = random.Random(number)
@@ -132,19 +132,7 @@ def propose(study: Study, space: Space, seed: int, known: Known, near: Mapping[s
             return None
         study.enqueue_trial(new)
     study.sampler = TPESampler(seed=number)
-    return study.ask({name: _distribution(parameter) for name, parameter in space.parameters.items()})
-
-
-def _distribution(parameter: Any) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(parameter, Choices):
-        return CategoricalDistribution(parameter.values)
-    if parameter.integer:
-        return IntDistribution(
-            int(parameter.low), int(parameter.high), log=parameter.log, step=int(parameter.step or 1)
-        )
-    return FloatDistribution(float(parameter.low), float(parameter.high), log=parameter.log, step=parameter.step)
+    return study.ask(dict(space.parameters))
 
 
 def tell(study: Study, trial: Trial | FrozenTrial, row: RunResult | str, objectives: Sequence[str]) -> str | None:
@@ -173,20 +161,15 @@ class Known:
 
     def __init__(self, study: Study) -> None:
         """Args: study: with the trials so far."""
-        gone = set(lost(study))
-        trials = study.get_trials(deepcopy=False)
+        ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
         self.study = study
-        self.numbers = {str(trial.user_attrs["config"]): trial.number for trial in jobs_run(study)}
-        self.losses = Counter(trial.user_attrs.get("config") for trial in trials if trial.number in gone)
+        self.numbers = {str(trial.user_attrs["digest"]): trial.number for trial in ended if "job" in trial.user_attrs}
         # How many proposals in a row, up to the last one, needed no job; what the last one was, if it was such.
-        told = [trial for trial in trials if trial.number not in gone]
-        idle = list(itertools.takewhile(lambda trial: "job" not in trial.user_attrs, reversed(told)))
+        idle = list(itertools.takewhile(lambda trial: "job" not in trial.user_attrs, reversed(ended)))
         self.idle = len(idle)
         self.near: Mapping[str, Any] | None = idle[0].params if idle else None
         # The values of each trial -> the digest of its config; None: refused.
-        self.digests: dict[tuple[Any, ...], str | None] = {
-            _key(trial.params): trial.user_attrs.get("config") for trial in told
-        }
+        self.digests = {_key(trial.params): trial.user_attrs.get("digest") for trial in ended}
 
     def proposed(self, values: Mapping[str, Any]) -> bool:
         """Whether a trial had these values."""
@@ -196,32 +179,27 @@ class Known:
         """That of the config of an earlier trial with the same values, if it was not refused."""
         return self.digests.get(_key(trial.params))
 
-    def needs_job(self, trial: Trial, words: Sequence[str], digest: str) -> bool:
-        """Whether a trial has to run; if not, because it ran before or twice ended the search, it is closed.
+    def needs_job(self, trial: Trial, overrides: Sequence[str], digest: str) -> bool:
+        """Whether a trial has to run; if not, because it ran before, it is closed.
 
-        Args: trial: new. words: of its job. digest: of its config.
+        Args: trial: new, or interrupted. overrides: of its job. digest: of its config.
         """
-        self._note(trial, words, digest)
-        if digest in self.numbers:
-            problem = f"the same as trial {self.numbers[digest]}"
-        elif self.losses[digest] >= _LOSSES:
-            problem = f"the search died {self.losses[digest]} times while it ran"
-            log.warning("search: %s is left out: %s", " ".join(words), problem)
-        else:
+        self._note(trial, overrides, digest)
+        if digest not in self.numbers:
             self.numbers[digest] = trial.number
             return True
-        tell(self.study, trial, problem, ())
+        tell(self.study, trial, f"the same as trial {self.numbers[digest]}", ())
         return False
 
-    def refuse(self, trial: Trial, words: Sequence[str], problem: str) -> None:
+    def refuse(self, trial: Trial, overrides: Sequence[str], problem: str) -> None:
         """Close a trial that no run can do."""
-        self._note(trial, words, None)
+        self._note(trial, overrides, None)
         tell(self.study, trial, problem, ())
 
-    def _note(self, trial: Trial, words: Sequence[str], digest: str | None) -> None:
-        trial.set_user_attr("words", list(words))
+    def _note(self, trial: Trial, overrides: Sequence[str], digest: str | None) -> None:
+        trial.set_user_attr("overrides", list(overrides))
         if digest is not None:
-            trial.set_user_attr("config", digest)
+            trial.set_user_attr("digest", digest)
         self.digests[_key(trial.params)] = digest
 
 
@@ -229,33 +207,34 @@ def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(sorted(values.items()))
 
 
-def lost(study: Study) -> list[int]:
-    """Numbers of the trials that were running when their search was killed, and left no row."""
-    return list(study.user_attrs.get("lost", []))
+def interrupted(study: Study) -> list[Trial]:
+    """The trials that an earlier process left open."""
+    from optuna.trial import Trial, TrialState
+
+    return [Trial(study, trial._trial_id) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
 
-def finish_interrupted(study: Study, folder: Path, objectives: Sequence[str]) -> None:
-    """Close the trials that a killed search left running: with their row where they wrote one, else as lost.
-
-    The folder of a lost job is renamed to .lost_NUMBER_..., so that no summary takes it for one of the jobs.
-    """
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        place = job_folder(folder, trial.user_attrs.get("job"))
+def settle(study: Study, folder: Path, objectives: Sequence[str]) -> None:
+    """Close the trials of an earlier process whose job wrote a row, or never will; the others are to run again."""
+    for trial in interrupted(study):
+        place = job_folder(folder, trial)
+        starts = trial.user_attrs.get("starts", 0)
         if place is not None and (place / results.FILE_NAME).exists():
             tell(study, trial, read_row(place), objectives)
-            continue
-        study.set_user_attr("lost", sorted({*lost(study), trial.number}))
-        study.tell(trial.number, state=TrialState.FAIL)
-        if place is not None:
-            place.rename(place.with_name(f".lost_{place.name}"))
-        log.warning("trial %d was lost when its search was interrupted; its settings come again", trial.number)
+        elif starts >= MOST_STARTS:
+            problem = f"the search died {starts} times while it ran"
+            log.warning("search: %s is left out: %s", " ".join(trial.user_attrs["overrides"]), problem)
+            trial.set_user_attr("left_out", True)
+            tell(study, trial, problem, objectives)
+            if place is not None:
+                overrides = shlex.join(trial.user_attrs["overrides"])
+                results.write(RunResult(status="failed", error=problem, overrides=overrides), place)
 
 
-def job_folder(folder: Path, job: int | None) -> Path | None:
-    """The folder of a job by its number."""
-    return None if job is None else next(iter(sorted(folder.glob(f"{job}_*"))), None)
+def job_folder(folder: Path, trial: Trial | FrozenTrial) -> Path | None:
+    """The folder of a trial's job: like that of any job, its name ends with the digest."""
+    digest = trial.user_attrs.get("digest")
+    return None if digest is None else next(iter(folder.glob(f"[0-9]*_{digest[:8]}")), None)
 
 
 def read_row(place: Path | None) -> RunResult | str:
@@ -270,11 +249,10 @@ def read_row(place: Path | None) -> RunResult | str:
         return error.problem
 
 
-def jobs_run(study: Study) -> list[FrozenTrial]:
-    """The trials that were run to an end, good or bad: neither refused nor repeated nor lost."""
-    gone = set(lost(study))
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return [trial for trial in ended if "job" in trial.user_attrs and trial.number not in gone]
+def jobs_run(study: Study) -> int:
+    """How many trials were run to an end, good or bad: neither refused nor repeated nor left out."""
+    ended = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return sum("job" in attributes and "left_out" not in attributes for attributes in ended)
 
 
 def front(study: Study) -> list[FrozenTrial]:
@@ -283,16 +261,15 @@ def front(study: Study) -> list[FrozenTrial]:
 
 
 def write_front(study: Study, space: Space, folder: Path, objectives: Sequence[str]) -> Path:
-    """Write pareto.csv: trial, job, folder, both objectives, each parameter and the words; the cheapest first."""
+    """Write pareto.csv: trial, job, folder, both objectives, each parameter and the overrides; the cheapest first."""
     path = folder / PARETO
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trial", "job", "folder", *objectives, *space.parameters, "overrides"])
         for trial in front(study):
-            job = trial.user_attrs["job"]
-            place = job_folder(folder, job)
-            words = shlex.join(trial.user_attrs["words"])
+            job, place = trial.user_attrs["job"], job_folder(folder, trial)
+            overrides = shlex.join(trial.user_attrs["overrides"])
             parameters = [trial.params[name] for name in space.parameters]
             values = [f"{value:.12g}" for value in trial.values]
-            writer.writerow([trial.number, job, place.name if place else "", *values, *parameters, words])
+            writer.writerow([trial.number, job, place.name if place else "", *values, *parameters, overrides])
     return path

@@ -10,13 +10,13 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
 from resnet8_quant import results
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.sweep.collect import NUMBERED, TWIN, sound_row
-from resnet8_quant.sweep.ledger import whole
+from resnet8_quant.sweep.collect import read_result
+from resnet8_quant.sweep.folders import NUMBERED, is_whole, read_jobs
 
 WIDTH = 79
 _LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
@@ -27,14 +27,20 @@ class Tally:
     """What the folder of a sweep holds so far.
 
     Attributes:
-        done: jobs with a row, failed ones and duplicates included.
+        done: jobs that have a row, failed ones and duplicates included.
         failed: of these, how many failed.
         best: the highest accuracy of a quantized model, else of any; None before the first.
         best_folder: whose it is.
     """
 
-    def __init__(self, folder: Path, again: bool = True) -> None:
-        """Args: folder: of the sweep; again: whether a job that failed before, or lost its files, is run again."""
+    def __init__(self, folder: Path, *, again: bool = True, duplicates: bool = True) -> None:
+        """Look into ``folder``.
+
+        Args:
+            folder: of the sweep.
+            again: whether a job that failed before, or lost its files, is run again.
+            duplicates: whether several jobs may share a folder; those of a search do only when they are run again.
+        """
         self.folder = folder
         self.done = self.failed = 0
         self.best: float | None = None
@@ -42,7 +48,7 @@ class Tally:
         self._best_rank = (False, 0.0)
         self._seen: set[str] = set()
         self._old: dict[str, int] = {}
-        self._first = again
+        self._first, self._duplicates = again, duplicates
 
     def look(self) -> None:
         """Count what has come since the last look; what the first one finds to be run again is not done yet."""
@@ -52,12 +58,10 @@ class Tally:
         except OSError:
             return
         for name in names:
-            if (self.folder / name / TWIN).exists():
-                self._seen.add(name)
-                self.done += 1
-            else:
-                self._count(name)
+            self._count(name)
         self._first = False
+        begun = Counter(read_jobs(self.folder).values() if self._duplicates else ())
+        self.done = len(self._seen) + sum(begun[name] - 1 for name in self._seen & begun.keys())
 
     def _count(self, name: str) -> None:
         path = self.folder / name / results.FILE_NAME
@@ -65,8 +69,8 @@ class Tally:
             state = path.stat().st_mtime_ns
         except OSError:  # not there yet
             return
-        row = _row(path)
-        if self._first and not (row and row.status == "ok" and whole(path.parent, row)):
+        row = read_result(path.parent)
+        if self._first and not (row and row.status == "ok" and is_whole(path.parent, row)):
             self._old[name] = state
         if self._old.get(name) == state:
             return
@@ -77,14 +81,6 @@ class Tally:
             if rank > self._best_rank:
                 self._best_rank, self.best, self.best_folder = rank, row.accuracy, name
         self._seen.add(name)
-        self.done += 1
-
-
-def _row(path: Path) -> results.RunResult | None:
-    try:
-        return sound_row(path)
-    except ExperimentError:
-        return None
 
 
 def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str:
@@ -117,9 +113,14 @@ def _clock(seconds: float) -> str:
 class Watch:
     """Looks into a sweep's folder until it is stopped, and says what it sees."""
 
-    def __init__(self, folder: Path, jobs: int | None, again: bool = True) -> None:
-        """Args: folder, again: as of `Tally`. jobs: how many there will be at most, None where that is not known."""
-        self.tally, self.jobs = Tally(folder, again), jobs
+    def __init__(self, tally: Tally, jobs: int | None) -> None:
+        """Start to look.
+
+        Args:
+            tally: of the sweep's folder.
+            jobs: how many there will be at most; None where that is not known.
+        """
+        self.tally, self.jobs = tally, jobs
         self.tally.look()
         self._before, self._started = self.tally.done, time.monotonic()
         self._stream: TextIO = sys.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet8_quant.config import CalibrationConfig, ModelConfig
+from resnet8_quant.config import CalibrationConfig, Config, ModelConfig
 from resnet8_quant.inputs.model import load_model
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -37,6 +37,6 @@ def resnet8(model, sample):
     @functools.cache
     def make(types, per_channel):
         images, quant = CalibrationImages.of(sample[:100]), quant_config(types, per_channel)
-        return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+        return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
     return make

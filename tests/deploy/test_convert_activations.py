@@ -18,7 +18,7 @@ from deployed import (
 )
 from onnx import TensorProto, helper
 
-from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
+from resnet8_quant.config import CalibrationConfig, Config, DType, Format, QuantConfig
 from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -112,14 +112,14 @@ def deployed_already():
 def integer_operators():
     model = build(**NET)
     quant, images = quant_config("int8", format=Format.QOperator), CalibrationImages.of(pictures(model))
-    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
 
 def wide_activations():
     model = build(**NET)
     quant = QuantConfig("a16w8", DType.uint16, DType.int8)
     images = CalibrationImages.of(pictures(model))
-    return quantize(model, images, quant, CalibrationConfig(bins=None), threads=1).serialized
+    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
 
 
 def int4_activations():

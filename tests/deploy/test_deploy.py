@@ -32,6 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import (
     CalibrationConfig,
+    Config,
     DeployConfig,
     DType,
     QuantConfig,
@@ -162,7 +163,7 @@ def few_bits(model, sample):
         if (name, activation) not in found:
             quant = QuantConfig(name, activation, DType.int8, True, keep_first_last=8, **WIDTHS[name])
             images = CalibrationImages.of(sample[:30])
-            made = quantize(model, images, quant, CalibrationConfig(bins=None), GPTQ, threads=1)
+            made = quantize(model, images, Config(quant, CalibrationConfig(bins=None), GPTQ))
             found[name, activation] = made.serialized
         return found[name, activation]
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from resnet8_quant.config import CalibrationConfig, DeployInput, DeployOutput, Layout
+from resnet8_quant.config import CalibrationConfig, Config, DeployInput, DeployOutput, Layout
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.graph import Graph
@@ -128,7 +128,7 @@ def test_bytes_give_what_floats_give(target, brightness, layout, mean, std, chan
     model = build(TWO_LAYERS, layout=layout, channels=channels, batch=batch, **normalization)
     images = pictures(model)
     shown = CalibrationImages.of(images // brightness)
-    serialized = quantize(model, shown, quant_config("int8"), CalibrationConfig(bins=None), threads=1).serialized
+    serialized = quantize(model, shown, Config(quant_config("int8"), CalibrationConfig(bins=None))).serialized
     floats, input_spec = rewritten(serialized, target, model.input_spec, output=output)
     uint8, raw = rewritten(serialized, target, model.input_spec, output=output, input=DeployInput.uint8)
     assert (input_spec.raw, raw.raw) == (False, True)
@@ -151,7 +151,7 @@ def test_bytes_are_no_int8():
     images = pictures(model)
     quant = quant_config("int8", activation_symmetric=True)
     shown = CalibrationImages.of(np.minimum(images, 127))
-    serialized = quantize(model, shown, quant, CalibrationConfig(bins=None), threads=1).serialized
+    serialized = quantize(model, shown, Config(quant, CalibrationConfig(bins=None))).serialized
     floats, input_spec = rewritten(serialized, "arm", model.input_spec)
     taken, raw = rewritten(serialized, "arm", model.input_spec, input=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))

@@ -8,7 +8,15 @@ import onnx
 import pytest
 from deployed import NETS, answers, build, pictures, plain, quant_config, rewritten
 
-from resnet8_quant.config import CalibrationConfig, DeployInput, DeployOutput, RefineConfig, Rounding, WeightScale
+from resnet8_quant.config import (
+    CalibrationConfig,
+    Config,
+    DeployInput,
+    DeployOutput,
+    RefineConfig,
+    Rounding,
+    WeightScale,
+)
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -43,7 +51,9 @@ def models():
     """{bits of the weights: (model, its quantized bytes)}."""
     model = build(**NETS["rows move"], mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 2.0))
     config = quant_config("u8s8", weight_bits=4)
-    narrow = quantize(model, CalibrationImages.of(pictures(model)), config, CalibrationConfig(bins=None), ROUNDED)
+    narrow = quantize(
+        model, CalibrationImages.of(pictures(model)), Config(config, CalibrationConfig(bins=None), ROUNDED)
+    )
     return {8: (model, plain(model, "u8s8")), 4: (model, narrow.serialized)}
 
 

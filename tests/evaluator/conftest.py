@@ -1,4 +1,4 @@
-"""Tiny classifiers whose answers NumPy can compute, and sessions that take the time they are told."""
+"""Tiny classifiers whose predictions NumPy can compute, and sessions that take the time they are told."""
 
 import gc
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from resnet8_quant.evaluator.latency import BenchmarkModel
 from resnet8_quant.inputs.input_spec import InputSpec
 
 Classifier = Callable[..., tuple[bytes, InputSpec]]
-CONTRACT = InputSpec("image", Layout.NHWC, (2, 2, 3), batch=None, classes=4)
+INPUT_SPEC = InputSpec("image", Layout.NHWC, (2, 2, 3), batch=None, classes=4)
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def weights() -> np.ndarray:
 
 
 class Simulation:
-    """ONNX Runtime sessions whose calls move a clock on.
+    """ONNX Runtime sessions whose calls advance a clock.
 
     Attributes:
         record: (model, feed) of each call, in order.
         opened: (threads, providers) of each session.
         collecting: whether garbage could be collected during each call.
         durations: model -> function that gives the microseconds of its next call.
-        subjects: name -> model, with a input_spec for [N, 2, 2, 3] images.
+        models: name -> model, with an input spec for [N, 2, 2, 3] images.
     """
 
     def __init__(self, durations: dict[bytes, Callable[[], float]]) -> None:
@@ -71,7 +71,7 @@ class Simulation:
         self.record: list[tuple[bytes, np.ndarray]] = []
         self.opened: list[tuple[int, tuple[str, ...]]] = []
         self.collecting: list[bool] = []
-        self.subjects = {model.decode(): BenchmarkModel(model, CONTRACT) for model in durations}
+        self.models = {model.decode(): BenchmarkModel(model, INPUT_SPEC) for model in durations}
         self.now = 0
 
     def open_session(self, model, threads, *, exact=True, providers):

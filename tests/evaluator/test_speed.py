@@ -3,8 +3,8 @@
 import pytest
 
 from resnet8_quant.config import LatencyConfig
-from resnet8_quant.evaluator import latency, speed
-from resnet8_quant.evaluator.speed import speed_columns
+from resnet8_quant.evaluator import speed
+from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.results import COLUMNS
 
@@ -23,30 +23,24 @@ THROUGHPUT_RATIO = {f"throughput_speedup{end}" for end in ENDS}
 ALWAYS = SINGLE | ALL_THREADS
 
 
-class Quiet:
-    """Other processes take a given share of the cores' time."""
-
-    others: float | None = 0.0
-
-    def start(self):
-        pass
-
-    def stop(self):
-        return self.others
-
-
 @pytest.fixture
 def quiet(monkeypatch):
-    """A machine on which nothing else runs."""
-    monkeypatch.setattr(speed, "Busy", Quiet)
+    """A machine on which nothing else runs; the argument is the share of the cores' time that others take."""
+
+    def others(share):
+        monkeypatch.setattr(speed, "other_processes_share", lambda before, after: share)
+
     monkeypatch.setattr(speed, "load_per_core", lambda: 0.123456)
     monkeypatch.setattr(speed, "usable_cores", lambda: 6)
     monkeypatch.setattr(speed, "differs_by_default", lambda model: model == b"s")
+    others(0.0)
+    return others
 
 
-def measured(simulation, images, config, model="q"):
-    subjects = simulation.subjects
-    return speed_columns(subjects["f"], subjects[model] if model else None, images, config, CPU, 7)
+def measured(simulation, images, config, model="q", seed=7):
+    models = simulation.models
+    result = measure_speed(models["f"], models[model] if model else None, images, config, CPU, seed)
+    return {} if result is None else result.columns()
 
 
 @pytest.mark.parametrize(
@@ -115,8 +109,8 @@ def test_a_float_run_is_its_own_model(simulate, quiet, images):
         (0.0, [100, 100, 200] * 400, True),  # spread
     ],
 )
-def test_a_machine_is_called_busy(simulate, quiet, monkeypatch, images, others, times, busy):
-    monkeypatch.setattr(Quiet, "others", others)
+def test_a_machine_is_called_busy(simulate, quiet, images, others, times, busy):
+    quiet(others)
     columns = measured(simulate(f=[100], q=times), images, LatencyConfig(runs=60, warmup=2, throughput_batch=0))
     assert columns["machine_busy"] is busy
     assert columns["other_processes_share"] == others
@@ -124,16 +118,13 @@ def test_a_machine_is_called_busy(simulate, quiet, monkeypatch, images, others, 
 
 def test_the_seed_is_the_bootstraps(simulate, quiet, images):
     def interval(seed):
-        simulation = simulate(f=[100], q=range(100, 400))
-        subjects = simulation.subjects
         config = LatencyConfig(runs=60, warmup=2, throughput_batch=0)
-        columns = speed_columns(subjects["f"], subjects["q"], images, config, CPU, seed)
+        columns = measured(simulate(f=[100], q=range(100, 400)), images, config, seed=seed)
         return columns["latency_us_ci_low"], columns["latency_us_median"], columns["latency_us_ci_high"]
 
-    assert interval(1) == interval(1)
     low, median, high = interval(1)
+    assert interval(1) == (low, median, high)
     assert low < median < high
-    assert latency.RESAMPLES > 0
 
 
 def test_a_default_session_that_saturates_is_timed_beside_the_exact_one(simulate, quiet, images):

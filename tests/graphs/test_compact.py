@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
 
-from resnet8_quant.config import CalibrationConfig, DType, Format, QuantConfig
+from resnet8_quant.config import Config, DType, Format, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.compact import MICROSOFT_DEFAULTS, compact
 from resnet8_quant.graphs.quantization_summary import summarize
@@ -36,7 +36,7 @@ def bundled(model, images):
     }
 
     def make(options):
-        serialized = quantize(model, images, QuantConfig(**options), CalibrationConfig(), threads=1).serialized
+        serialized = quantize(model, images, Config(QuantConfig(**options))).serialized
         return onnx.load_from_string(serialized)
 
     return {"float": model.proto()} | {name: make(fields) for name, fields in options.items()}

@@ -1,4 +1,4 @@
-"""The bundled model, some images, tiny models, and observations of plain arrays; helpers/ on the import path."""
+"""The bundled model, some images, tiny models, and statistics of plain arrays; helpers/ on the import path."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def small_images():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A cache folder that tests share: their observations are the same."""
+    """A cache folder that tests share: their statistics are the same."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -94,7 +94,7 @@ def conv(tiny):
 
 
 @pytest.fixture(scope="session")
-def observation():
+def tensor_stats():
     """Values, an image in each row -> what an Observer makes of them in batches of ``batch``."""
 
     def make(values, bins=2048, batch=None):
@@ -122,7 +122,7 @@ def base():
 
 @pytest.fixture(scope="session")
 def assert_same():
-    """Two {tensor: Observation} are equal to the bit."""
+    """Two {tensor: TensorStats} are equal to the bit."""
 
     def compare(first, second):
         assert first.keys() == second.keys()

@@ -32,9 +32,9 @@ from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.inputs.sample import load_sample
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, QuantizedWeight
+from resnet8_quant.quantizer.quant_params import QuantParams
 
 PAIRS = ("image", "r1", "c2", "sum", "pool", "flat", "scores")  # tensors of the small network that are quantized
 
@@ -68,21 +68,21 @@ def test_a_model_computes_what_its_plan_says(base, kind, bits, own_bits, weight_
     # Activations stay within their bits, and what one layer reads is rounded once more from what is stored.
     for name in ("r1", "pool", "flat"):
         assert len(np.unique(integers[name])) <= 2**bits
-    levels = plan.tensors["r1"].levels
+    levels = plan.tensors["r1"]
     if weight_bits == 8:
-        assert (integers["r1"].min(), integers["r1"].max()) == (levels.lowest, levels.highest)
+        assert (integers["r1"].min(), integers["r1"].max()) == (levels.qmin, levels.qmax)
     if own_bits not in (None, bits):
         r1 = plan.tensors["r1"]
         floats = (integers["r1"].astype(float) - r1.zero_point) * np.float64(r1.scale)
-        np.testing.assert_array_equal(integers["r1_for_c2"], rounded(floats, plan.layers[1].input_grid)[1])
+        np.testing.assert_array_equal(integers["r1_for_c2"], rounded(floats, plan.layers[1].input_params)[1])
 
     # Weights are stored as planned, in the fewest bytes.
     stored = initializers(emitted)
     for layer in plan.layers:
         tensor = stored[layer.weight.name + "_quantized"]
         assert tensor.data_type == getattr(TensorProto, container_of(weight_bits, symmetric).name.upper())
-        assert len(tensor.raw_data) == -(-layer.weight.values.size * layer.weight.container.bits // 8)
-        np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(int), layer.weight.values)
+        assert len(tensor.raw_data) == -(-layer.weight.codes.size * layer.weight.dtype.bits // 8)
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(int), layer.weight.codes)
         zero = numpy_helper.to_array(stored[layer.weight.name + "_zero_point"])
         np.testing.assert_array_equal(zero.astype(int), layer.weight.zero_point)
 
@@ -92,7 +92,7 @@ def test_a_layer_may_read_a_tensor_on_a_finer_grid_of_as_many_bits(base):
     model, calibration = base[DType.uint8]
     plan = small_plan(calibration, DType.uint8)
     halved = replace(plan.tensors["r1"], scale=np.float32(plan.tensors["r1"].scale / 2))
-    plan = replace(plan, layers=(plan.layers[0], replace(plan.layers[1], input_grid=halved), plan.layers[2]))
+    plan = replace(plan, layers=(plan.layers[0], replace(plan.layers[1], input_params=halved), plan.layers[2]))
     emitted = emit(model, plan)
     assert_simulated(emitted, plan)
     assert_optimized_agrees(emitted, plan)
@@ -104,7 +104,7 @@ def test_layers_share_a_chain_only_where_they_share_a_grid(base):
     operators = [node.op_type for node in emit(model, plan).graph.node]
     assert operators.count("QuantizeLinear") == len(PAIRS) + 1
     assert operators.count("Clip") == 1
-    same = replace(plan.layers[1], input_grid=plan.tensors["r1"])
+    same = replace(plan.layers[1], input_params=plan.tensors["r1"])
     operators = [
         node.op_type for node in emit(model, replace(plan, layers=(plan.layers[0], same, plan.layers[2]))).graph.node
     ]
@@ -122,7 +122,7 @@ def test_a_grid_of_few_bits_saturates_however_far_a_value_is(base):
     image.flat[:8] = [*near, -3e38, 3e38, -np.inf, np.inf]
     found = run(traced, {"image": image}, outputs=[names["image"]])[0]
     np.testing.assert_array_equal(found, rounded(image, grid)[1])
-    assert set(found.flat[:8]) == {grid.levels.lowest, grid.levels.highest}
+    assert set(found.flat[:8]) == {grid.qmin, grid.qmax}
 
 
 def plan_of(model, calibration, kind, weight_of):
@@ -135,8 +135,8 @@ def plan_of(model, calibration, kind, weight_of):
             axis = 0 if node.op_type == "Conv" else 1
             weight = weight_of(node.input[1], arrays[node.input[1]], axis)
             bias = arrays[node.input[2]].astype(np.float64)
-            layers.append(LayerPlan(node.output[0], node.input[0], calibration.grids[node.input[0]], weight, bias))
-    return Plan(tuple(layers), dict(calibration.grids), kind)
+            layers.append(LayerPlan(node.output[0], node.input[0], calibration.params[node.input[0]], weight, bias))
+    return Plan(tuple(layers), dict(calibration.params), kind)
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
@@ -153,7 +153,7 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, per_
     def weight(name, array, axis):
         scale, zero = stored[f"{name}_scale"], stored[f"{name}_zero_point"]
         values = stored[f"{name}_quantized"]
-        return IntegerWeight(name, values, scale, zero, axis if scale.ndim else None, 8, DType.int8)
+        return QuantizedWeight(name, values, scale, zero, axis if scale.ndim else None, 8, DType.int8)
 
     before = original.SerializeToString(deterministic=True)
     plan = plan_of(model, calibration, activation, weight)
@@ -191,7 +191,7 @@ def test_matmul_on_either_side():
     proto.graph.initializer.extend(weights)
     input_spec = InputSpec("image", Layout.NCHW, (8, 8, 2), None, 4)
     original, calibration = quantized(FloatModel("p", proto.SerializeToString(), input_spec, "p", ""), IMAGES)
-    grids = calibration.grids
+    grids = calibration.params
     left = nearest("left", arrays["left"], 4, None, True)
     right = nearest("right", arrays["right"], 4, 1, True)
     layers = (
@@ -224,20 +224,20 @@ def without(plan, name):
 
 REFUSED = {
     "no such weight": (lambda plan: change_weight(plan, name="w9"), "has 0 users"),
-    "another shape": (lambda plan: change_weight(plan, values=np.zeros((4, 2, 1, 1), np.int8)), "has the shape"),
-    "too wide": (lambda plan: change_weight(plan, container=DType.int4), "int4 has not"),
+    "another shape": (lambda plan: change_weight(plan, codes=np.zeros((4, 2, 1, 1), np.int8)), "has the shape"),
+    "too wide": (lambda plan: change_weight(plan, dtype=DType.int4), "int4 has not"),
     "scales": (lambda plan: change_weight(plan, scale=np.float32([1, 2])), "expected"),
     "no bias": (lambda plan: change_layer(plan, bias=None), "plan it too"),
     "bias shape": (lambda plan: change_layer(plan, bias=np.zeros(3)), "does not fit"),
     "other input": (lambda plan: change_layer(plan, input="r1"), "does not read"),
-    "no grid": (lambda plan: without(plan, "r1"), "no grid"),
+    "no params": (lambda plan: without(plan, "r1"), "no parameters"),
     "levels": (
-        lambda plan: replace(plan, tensors=plan.tensors | {"r1": Grid(np.float32(1), 0, Levels(-8, 7, False))}),
+        lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 0, DType.uint8, -8, 7)}),
         "uint8 has not",
     ),
     "zero point": (
-        lambda plan: replace(plan, tensors=plan.tensors | {"r1": Grid(np.float32(1), 9, Levels(0, 7, False))}),
-        "outside its levels",
+        lambda plan: replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), 9, DType.uint8, 0, 7)}),
+        "outside 0..7",
     ),
 }
 

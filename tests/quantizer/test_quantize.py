@@ -5,14 +5,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.checks import LEGAL
-from resnet8_quant.config import CalibrationConfig, DType, Format, Layout, QuantConfig
+from resnet8_quant.config import Config, DType, EvaluationConfig, Format, Layout, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.session import new_session, open_session
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
+from resnet8_quant.validation import LEGAL
 
 COMBINATIONS = [
     pytest.param(form, activation, weight, id=f"{form.name}-{activation.name}-{weight.name}")
@@ -38,21 +39,21 @@ def initializers(serialized):
 @pytest.mark.parametrize(("form", "activation", "weight"), COMBINATIONS)
 def test_every_legal_combination(model, images, form, activation, weight):
     quant = QuantConfig(activation_type=activation, weight_type=weight, format=form)
-    result = quantize(model, images, quant, CalibrationConfig(), threads=1)
+    result = quantize(model, images, Config(quant))
     assert (result.contents.activation_type, result.contents.weight_type) == (activation.name, weight.name)
     assert not result.contents.per_channel
     assert result.contents.operators["Conv" if form is Format.QDQ else "QLinearConv"] == [9, 0]
     scores = run(result.serialized, feed_of(model, images))
     assert scores.shape == (len(images), 10)
     assert np.isfinite(scores).all()
-    again = quantize(model, images, quant, CalibrationConfig(), threads=1)
+    again = quantize(model, images, Config(quant))
     assert again.serialized == result.serialized
 
 
 @pytest.mark.parametrize("form", Format)
 def test_per_channel_is_reported(model, images, form):
     quant = QuantConfig(per_channel=True, format=form)
-    assert quantize(model, images, quant, CalibrationConfig(), threads=1).contents.per_channel
+    assert quantize(model, images, Config(quant)).contents.per_channel
 
 
 def test_16_bits_and_8_bits_keep_most_answers_of_float(model, images):
@@ -60,13 +61,13 @@ def test_16_bits_and_8_bits_keep_most_answers_of_float(model, images):
     expected = run(model.serialized, feed)
     wide = QuantConfig(activation_type=DType.int16, weight_type=DType.int16)
     for quant, tolerance in ((wide, 0.01), (QuantConfig(), 0.3)):
-        found = run(quantize(model, images, quant, CalibrationConfig(), threads=1).serialized, feed)
+        found = run(quantize(model, images, Config(quant)).serialized, feed)
         assert np.abs(found - expected).mean() < tolerance * expected.std()
 
 
 def test_weights_are_rounded_to_the_nearest_step(model, images):
     float_weights = initializers(model.serialized)
-    serialized = quantize(model, images, QuantConfig(), CalibrationConfig(), threads=1).serialized
+    serialized = quantize(model, images, Config()).serialized
     stored = initializers(serialized)
     checked = 0
     for node in onnx.load_from_string(serialized).graph.node:
@@ -101,7 +102,7 @@ def one_conv():
 def test_one_conv_equals_numpy(small_images, activation):
     model = one_conv()
     quant = QuantConfig(activation_type=activation)
-    serialized = quantize(model, small_images, quant, CalibrationConfig(), threads=1).serialized
+    serialized = quantize(model, small_images, Config(quant)).serialized
     stored = initializers(serialized)
     nodes = onnx.load_from_string(serialized).graph.node
     feeding = {node.output[0]: node for node in nodes}
@@ -143,23 +144,22 @@ def test_nothing_to_quantize_is_refused(images):
     model = FloatModel("exp", proto.SerializeToString(), input_spec, "", "")
     small = CalibrationImages.of(images.images[:, :2, :2])
     with pytest.raises(ExperimentError, match="none of its 1 operators"):
-        quantize(model, small, QuantConfig(), CalibrationConfig(), threads=1)
+        quantize(model, small, Config())
 
 
 @pytest.mark.parametrize("form", Format)
 def test_cache_and_threads_have_no_effect_on_the_model(model, images, tmp_path, form):
     quant = QuantConfig(format=form)
-    plain = quantize(model, images, quant, CalibrationConfig(), threads=1)
-    found = [quantize(model, images, quant, CalibrationConfig(), threads=n, cache=tmp_path) for n in (3, 2)]
+    plain = quantize(model, images, Config(quant))
+    found = [
+        quantize(model, images, Config(quant, evaluation=EvaluationConfig(threads=n)), cache=tmp_path) for n in (3, 2)
+    ]
     assert [quantized.calibration.cached for quantized in (plain, *found)] == [False, False, True]
     assert {quantized.serialized for quantized in found} == {plain.serialized}
 
 
 def test_a_fixed_batch_need_not_be_filled(conv, small_images):
-    found = [
-        initializers(quantize(conv(batch), small_images, QuantConfig(), CalibrationConfig(), threads=1).serialized)
-        for batch in (None, 8)
-    ]
+    found = [initializers(quantize(conv(batch), small_images, Config()).serialized) for batch in (None, 8)]
     assert found[0].keys() == found[1].keys()
     for name, array in found[0].items():
         np.testing.assert_array_equal(found[1][name], array, err_msg=name)
@@ -167,9 +167,9 @@ def test_a_fixed_batch_need_not_be_filled(conv, small_images):
 
 def test_onnxruntimes_table_of_operators_is_left_as_it_was(conv, small_images):
     before = dict(QDQRegistry)
-    quantize(conv(), small_images, QuantConfig(), CalibrationConfig(), threads=1)
+    quantize(conv(), small_images, Config())
     assert before == QDQRegistry
     with pytest.raises(KeyError):  # float32 is no quantized type
-        quantize(conv(), small_images, QuantConfig(weight_type=DType.float32), CalibrationConfig(), threads=1)
+        quantize(conv(), small_images, Config(QuantConfig(weight_type=DType.float32)))
     assert before == QDQRegistry
     assert "AveragePool" in before

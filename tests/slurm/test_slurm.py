@@ -69,7 +69,7 @@ def test_failed_crashed_and_cancelled_jobs_are_rows(sweeps: Any) -> None:
     words = ("calibration.samples_per_class=20,101,21,22", "hydra/launcher=submitit_slurm")
     slow, crashed = "calibration.samples_per_class=22", "calibration.samples_per_class=21"
     with sweeps.start(*words, crash=f"sleep:{slow};segfault:{crashed}") as process:
-        (folder,) = _appears(sweeps.folder, "3_*/job.json")
+        (folder,) = _appears(sweeps.folder, "03_*/job.json")
         _wait_until(lambda: len(list(sweeps.folder.glob("*/results.csv"))) == 3)
         _wait_until(lambda: len(_queue()) == 1)
         subprocess.run(["scancel", *_queue()], check=True, timeout=30)
@@ -95,8 +95,8 @@ def test_failed_crashed_and_cancelled_jobs_are_rows(sweeps: Any) -> None:
 def test_interrupted_sweep_leaves_nothing_in_the_queue(sweeps: Any) -> None:
     word = "seed=2"
     with sweeps.start("seed=1,2", "hydra/launcher=submitit_slurm", crash=f"sleep:{word}") as process:
-        _appears(sweeps.folder, "0_*/results.csv")
-        _appears(sweeps.folder, "1_*/job.json")
+        _appears(sweeps.folder, "00_*/results.csv")
+        _appears(sweeps.folder, "01_*/job.json")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, err

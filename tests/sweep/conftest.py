@@ -16,39 +16,42 @@ from resnet8_quant.results import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[2]
 # What may differ between two sweeps of the same command: times, and what depends on the process.
-VARYING = {name for name in COLUMNS if name.endswith("_seconds")} | {"started_utc", "peak_rss_mb", "calibration_cached"}
+VARYING = {name for name in COLUMNS if name.endswith("_seconds")} | {
+    *("started_utc", "peak_rss_mb", "calibration_cached"),
+    "config.evaluation.threads",  # this job's share of the cores, where jobs run side by side
+}
 # Ends a process in the middle of a job: $TEST_CRASH is "HOW:WORD;...", where WORD is one of the job's.
 CRASHES = """
 import ctypes, os, signal, time
-from resnet8_quant.sweep import ledger
+from resnet8_quant.sweep import folders
 
-original = ledger.write_job
+original = folders.begin
 
-def once(place):
-    marker = place.sweep / "killed"
+def once(task):
+    marker = task.sweep / "killed"
     if marker.exists():
         return False
     marker.write_text("")
     return True
 
 WAYS = {
-    "segfault": lambda place: ctypes.string_at(0),
-    "memory": lambda place: os.kill(os.getpid(), signal.SIGKILL),
-    "exit": lambda place: os._exit(3),
-    "worker": lambda place: once(place) and os.kill(os.getppid(), signal.SIGKILL),
-    "sleep": lambda place: time.sleep(600),
-    "interrupt": lambda place: once(place) and os.kill(place.plan.pid, signal.SIGINT),
+    "segfault": lambda task: ctypes.string_at(0),
+    "memory": lambda task: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda task: os._exit(3),
+    "worker": lambda task: once(task) and os.kill(os.getppid(), signal.SIGKILL),
+    "sleep": lambda task: time.sleep(600),
+    "interrupt": lambda task: once(task) and os.kill(task.plan.pid, signal.SIGINT),
 }
 
-def write_job(place, digest):
-    original(place, digest)
+def begin(task, digest):
+    original(task, digest)
     for pair in os.environ["TEST_CRASH"].split(";"):
         way, _, word = pair.partition(":")
-        if word in place.words:
-            WAYS[way](place)
+        if word in task.overrides:
+            WAYS[way](task)
 
 if os.environ.get("TEST_CRASH"):
-    ledger.write_job = write_job
+    folders.begin = begin
 """
 
 

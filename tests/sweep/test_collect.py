@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def test_killed_job_has_the_overrides_of_its_plan(tmp_path: Path) -> None:
     plan = {"digest": "abc", "overrides": ["quant=int8", "data.path=a b"], "number": 7}
     (tmp_path / "3_x" / "job.json").write_text(json.dumps(plan))
     (job,) = collect(tmp_path, None)
-    assert (job.number, job.row.status) == (7, "failed")
+    assert (job.number, job.row.status) == (3, "failed")
     assert settings(job.row) == {"quant": "int8", "data.path": "a b"}
 
 
@@ -53,26 +52,15 @@ def test_damaged_plan_is_no_plan(plan: str, tmp_path: Path) -> None:
     assert (job.number, job.row.status, job.row.overrides) == (3, "failed", None)
 
 
-def test_twin_has_the_row_of_the_other_and_its_own_overrides(tmp_path: Path) -> None:
-    _run(tmp_path / "0_a", overrides="quant=float calibration=minmax")
-    (tmp_path / "1_b").mkdir()
-    record = {"folder": "0_a", "overrides": ["quant=float", "calibration=entropy"]}
-    (tmp_path / "1_b" / "same_as.json").write_text(json.dumps(record))
-    first, second = collect(tmp_path, 2)
-    assert (second.number, second.folder, second.twin, second.path) == (1, "1_b", True, tmp_path / "0_a")
-    assert second.row == dataclasses.replace(first.row, overrides="quant=float calibration=entropy")
-    assert not first.twin
-
-
-@pytest.mark.parametrize("name", ["0_a", "../other", "", 3, ".."])
-def test_twin_of_nothing_is_failed(name: object, tmp_path: Path) -> None:
-    _run(tmp_path / "other")
-    sweep = tmp_path / "sweep"
-    (sweep / "0_a").mkdir(parents=True)
-    (sweep / "1_b").mkdir()
-    (sweep / "1_b" / "same_as.json").write_text(json.dumps({"folder": name, "overrides": ["seed=1"]}))
-    job = collect(sweep, None)[1]
-    assert (job.row.status, job.row.overrides) == ("failed", "seed=1")
+def test_jobs_of_an_earlier_start_stay_if_they_are_good(tmp_path: Path) -> None:
+    _run(tmp_path / "00_a")
+    _run(tmp_path / "01_b", status="failed")
+    _run(tmp_path / "02_c", status="failed")
+    assert [job.folder for job in collect(tmp_path, None)] == ["00_a", "01_b", "02_c"]
+    (tmp_path / "jobs.csv").write_text("0,02_c,seed=1\n2,02_c,seed=1\n")  # job 1 of 0 to 3 never started, nor did 3
+    jobs = collect(tmp_path, 4)
+    assert [(job.number, job.folder) for job in jobs] == [(0, "00_a"), (1, "1_"), (2, "02_c"), (3, "3_")]
+    assert ["never started" in (job.row.error or "") for job in jobs] == [False, True, False, True]
 
 
 def _older(folder: Path) -> None:

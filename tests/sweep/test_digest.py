@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from resnet8_quant.checks import check
-from resnet8_quant.config import Config, DataConfig, DataKind, LatencyConfig, ModelConfig, ModelKind
-from resnet8_quant.experiment import prepare
+from resnet8_quant.config import Config, DataConfig, DataKind, ModelConfig, ModelKind
 from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.sweep import digest
 from resnet8_quant.sweep.compose import register, to_config
 from resnet8_quant.sweep.digest import NEVER, UNREAD, digest_of, effective
+from resnet8_quant.validation import validate
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -26,7 +25,7 @@ def _config(*words: str) -> Config:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = to_config(compose("config", ["data=sample", *words]), words)
-    check(config)
+    validate(config)
     return config
 
 
@@ -81,8 +80,7 @@ def test_content_counts_and_not_its_path(tmp_path: Path, monkeypatch: pytest.Mon
         path = str(tmp_path / name) if kind is ModelKind.onnx else None
         model = ModelConfig(kind=kind, path=path)
         data = DataConfig(kind=DataKind.sample)
-        config = Config(model=model, data=data, latency=LatencyConfig(runs=0), cache_dir=str(tmp_path))
-        return digest_of(config, prepare(config))
+        return digest_of(Config(model=model, data=data, cache_dir=str(tmp_path)))
 
     shutil.copy(RESOURCES / "resnet8.onnx", tmp_path / "a.onnx")
     shutil.copy(RESOURCES / "resnet8.onnx", tmp_path / "b.onnx")
@@ -95,5 +93,10 @@ def test_content_counts_and_not_its_path(tmp_path: Path, monkeypatch: pytest.Mon
     weight.raw_data = bytes(4) + weight.raw_data[4:]
     onnx.save(model, tmp_path / "c.onnx")
     assert first != digest_with("c.onnx")
+    shutil.copy(tmp_path / "c.onnx", tmp_path / "a.onnx")
+    assert first != digest_with("a.onnx")
+    assert digest_with("absent.onnx") != digest_with("gone.onnx")
+    shutil.copy(RESOURCES / "resnet8.onnx", tmp_path / "a.onnx")
+    assert first == digest_with("a.onnx")
     monkeypatch.setattr(digest, "__version__", "0.0.0")
     assert first != digest_with("a.onnx")

@@ -17,23 +17,21 @@ from resnet8_quant import files, results
 from resnet8_quant.config import Config, DataConfig, DataKind, LatencyConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.isolation import Task
+from resnet8_quant.sweep.folders import Task
 from resnet8_quant.sweep.job import run_in_sweep
-from resnet8_quant.sweep.ledger import Place
-from resnet8_quant.sweep.plan import Plan, new_folder
+from resnet8_quant.sweep.plan import Plan
 from resnet8_quant.sweep.summary import summarize
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_interrupted_sweep_leaves_a_summary(launcher: str, sweeps: Any) -> None:
     words = ("seed=0,1,2,3", f"hydra/launcher={launcher}")
-    done = sweeps(*words, crash="interrupt:seed=2")
+    done = sweeps(*words, crash="interrupt:seed=3")
     assert done.code == 128 + signal.SIGINT
     assert "Traceback" not in done.err
     assert "resume=" in done.err
     finished = {row["overrides"].split()[0] for row in done.rows if row["status"] == "ok"}
-    assert finished >= {"seed=0", "seed=1"}
-    assert len(finished) < 4
+    assert 2 <= len(finished) < 4
     again = sweeps(*words, "resume=true")
     assert again.code == 0, again.err
     assert len(again.rows) == 4
@@ -49,13 +47,6 @@ def test_terminated_sweep_leaves_a_summary(sweeps: Any) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert (sweeps.folder / "summary.csv").exists()
-
-
-def test_sweeps_of_one_moment_have_folders_of_their_own(tmp_path: Path) -> None:
-    wanted = tmp_path / "2026-01-01_00-00-00.000000"  # also when the clock is set back and shows a time again
-    folders = [new_folder(wanted, explicit=False) for _ in range(3)]
-    assert len({*folders}) == 3
-    assert all(folder.is_dir() for folder in folders)
 
 
 def test_two_sweeps_started_together_do_not_meet(sweeps: Any) -> None:
@@ -74,7 +65,7 @@ def _task(sweep: Path, number: int, seed: int) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     data = DataConfig(kind=DataKind.sample)
     config = Config(data=data, latency=LatencyConfig(runs=0), seed=seed, cache_dir=str(sweep / "cache"))
-    return Task(config, Place(sweep, Plan((), 3, 0), folder, (f"seed={seed}",), number), {})
+    return Task(config, sweep, Plan((), 3, 0), folder, (f"seed={seed}",), number, {})
 
 
 def test_full_disk_costs_the_jobs_that_met_it(

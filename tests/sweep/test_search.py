@@ -20,6 +20,9 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.compose import register
+from resnet8_quant.sweep.digest import digest_of
+from resnet8_quant.sweep.folders import find_or_make
+from resnet8_quant.sweep.plan import Plan
 from resnet8_quant.sweep.search import Search, check_search
 
 pytest.importorskip("optuna", reason="needs the extra [search]")
@@ -40,14 +43,14 @@ class Launcher:
 
     def __init__(self, folder: Path, rows: Rows = made_up, stop_after: int | None = None) -> None:
         self.folder, self.rows, self.left = folder, rows, stop_after
+        self.search: Search | None = None
         self.jobs: list[tuple[int, ...]] = []
         self.words: list[tuple[str, ...]] = []
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         self.jobs.append(tuple(range(initial_job_idx, initial_job_idx + len(job_overrides))))
         for job, words in enumerate(job_overrides, initial_job_idx):
-            place = self.folder / f"{job}_x"
-            place.mkdir(parents=True)
+            place = self.place(job, words)
             self.words.append(tuple(words))
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -56,6 +59,12 @@ class Launcher:
                 results.write(row, place)
             self.left = None if self.left is None else self.left - 1
         return []
+
+    def place(self, job: int, words: Sequence[str]) -> Path:
+        """The job's folder, made as Hydra makes it."""
+        assert self.search is not None
+        digest = digest_of(self.search.job_config(words))
+        return self.folder / find_or_make(self.folder, Plan((), None, 0), job, words, digest)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +89,8 @@ def search(launcher: Launcher, *words: str, **fields: Any) -> None:
     """Run a search as Hydra would."""
     config, loader = sweep_config(launcher.folder, words, fields)
     values = dict(OmegaConf.to_container(config.hydra.sweeper, resolve=True))
-    Search(config, loader).run(values, config.hydra.overrides.task, launcher)  # type: ignore[arg-type]
+    launcher.search = Search(config, loader)
+    launcher.search.run(values, config.hydra.overrides.task, launcher)  # type: ignore[arg-type]
 
 
 def front(folder: Path) -> list[dict[str, str]]:
@@ -118,8 +128,8 @@ def test_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path) -> Non
 def test_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = Launcher(tmp_path / "a")
     search(whole, *GRID, n_trials=13)
-    words, jobs = [], []
-    for finished in (0, 3, 8, None):
+    words: list[tuple[str, ...]] = []
+    for finished in (0, 3, 6, None):
         launcher = Launcher(tmp_path / "b", stop_after=finished)
         if finished is None:
             search(launcher, *GRID, n_trials=13)
@@ -127,14 +137,10 @@ def test_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
             with pytest.raises(KeyboardInterrupt):
                 search(launcher, *GRID, n_trials=13)
         words += launcher.words[:finished]
-        jobs += [number for batch in launcher.jobs for number in batch]
     assert words == whole.words
-    assert jobs == list(range(13 + 3))  # the number of a lost job is not used again
-    names = {path.name for path in (tmp_path / "b").iterdir()}
-    lost = {0, 4, 13}
-    assert {f".lost_{job}_x" if job in lost else f"{job}_x" for job in jobs} <= names
-    assert not {f"{job}_x" for job in lost} & names
-    keep = ("accuracy", "model_bytes", "overrides")
+    names = [sorted(path.name for path in (tmp_path / name).glob("[0-9]*")) for name in "ab"]
+    assert names[0] == names[1]  # what was interrupted ran again in its folder
+    keep = ("job", "accuracy", "model_bytes", "overrides")
     assert [[row[key] for key in keep] for row in front(tmp_path / "b")] == [
         [row[key] for key in keep] for row in front(tmp_path / "a")
     ]
@@ -142,7 +148,7 @@ def test_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
 
 def test_a_row_written_before_the_end_is_not_lost(tmp_path: Path) -> None:
     def written_then_killed(words: dict[str, str]) -> RunResult:
-        results.write(made_up(words), tmp_path / "0_x")
+        results.write(made_up(words), next(tmp_path.glob("00_*")))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -166,6 +172,7 @@ def test_settings_that_end_the_search_twice_are_left_out(tmp_path: Path, caplog:
     assert len(again.words) == 2
     assert ended[0] not in again.words
     assert "died 2 times" in caplog.text
+    assert results.read(next(tmp_path.glob("00_*/results.csv"))).status == "failed"
 
 
 def test_finished_search_runs_nothing_more_and_a_larger_one_the_difference(tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_illegal_combinations_are_failed_trials_without_a_job(tmp_path: Path) ->
 
 
 def test_the_preset_has_no_illegal_combination() -> None:
-    from resnet8_quant.checks import check
+    from resnet8_quant.validation import validate
 
     config, loader = sweep_config(Path("unused"), ["experiment=search"], {})
     search_of = Search(config, loader)
@@ -230,9 +237,9 @@ def test_the_preset_has_no_illegal_combination() -> None:
     _, space = search_of.read(fields, config.hydra.overrides.task)  # type: ignore[arg-type]
     chance = random.Random(0)
     for _ in range(20):
-        words = space.words(space.draw({}, 1.0, chance))
+        words = space.overrides(space.draw({}, 1.0, chance))
         composed = search_of.job_config(words)
-        check(composed)
+        validate(composed)
         assert composed.quant.layers.keys() == {"conv", "stack1.*", "stack2.*", "stack3.*", "dense"}
 
 
@@ -262,15 +269,15 @@ def test_what_no_job_can_do_stops_before_the_first(
 
 
 def test_a_search_that_can_run_and_a_grid_pass_the_check(tmp_path: Path) -> None:
-    assert check_search(sweep_config(tmp_path / "new", ["experiment=search"], {})[0]) == 6
+    assert check_search(sweep_config(tmp_path / "new", ["experiment=search"], {})[0])[0] == 6
     loader = GlobalHydra.instance().config_loader()
-    assert check_search(loader.load_configuration("config", ["data=arrays"], RunMode.MULTIRUN)) is None
+    assert check_search(loader.load_configuration("config", ["data=arrays"], RunMode.MULTIRUN)) == (None, ())
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("words", "most"), [(GRID, 24), (("refine.damping=interval(0.1,1)", "seed=1,2"), 100)])
 def test_a_search_has_no_more_jobs_than_its_space_has_settings(words: Sequence[str], most: int) -> None:
-    assert check_search(sweep_config(Path("unused"), words, {"n_trials": 100})[0]) == most
+    assert check_search(sweep_config(Path("unused"), words, {"n_trials": 100})[0])[0] == most
 
 
 def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -47,10 +47,8 @@ def test_a_search_leaves_a_front_and_a_summary(tmp_path: Path) -> None:
     ("jobs", "words"),
     [
         (None, ("resume={}",)),
-        (None, ("hydra.sweep.dir={}", "resume=true")),
         (None, ("hydra.sweep.dir={}",)),
         (2, ("hydra/sweeper=optuna", "hydra.sweep.dir={}")),
-        (2, ("hydra/sweeper=optuna", "resume={}")),
     ],
 )
 def test_a_grid_in_the_folder_of_a_search_is_refused_and_the_other_way_round(

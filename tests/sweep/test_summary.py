@@ -1,4 +1,4 @@
-"""The table of a sweep, and the advice on a row."""
+"""The table of a sweep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep import collect, summary
 from resnet8_quant.sweep.collect import Job, name_choices
@@ -368,91 +367,6 @@ def test_unknown_column_is_refused() -> None:
         check_columns(("Model", "Akkuracy"))
     with pytest.raises(ExperimentError, match="no column"):
         check_columns(())
-
-
-def _quantized(**changes: object) -> RunResult:
-    values: dict[str, object] = {
-        "activation_type": "int8",
-        "weight_type": "int8",
-        "weight_bits": 8,
-        "calibration_method": "minmax",
-        "eval_images": 1000,
-        "accuracy": 0.88,
-        "accuracy_delta": -0.002,
-        "kernels": "integer",
-        "latency_us_median": 100.0,
-        "float_latency_us_median": 200.0,
-        "quant_ties": 0,
-        "float_ties": 0,
-    }
-    return RunResult(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def test_no_advice_when_all_is_well() -> None:
-    assert advise(_quantized()) == []
-    assert advise(RunResult(status="failed", error="x")) == []
-    assert advise(_quantized(accuracy_delta=-0.05, latency_us_median=200.0, quant_ties=1)) == []
-
-
-def test_collapse_is_a_warning() -> None:
-    (sentence,) = advise(_quantized(accuracy=0.1, accuracy_delta=-0.78, classes=10))
-    assert sentence.startswith("WARNING: top-1 of 10.00 % is near chance")
-
-
-@pytest.mark.parametrize(("classes", "accuracy", "broken"), [(2, 0.7, False), (2, 0.55, True), (100, 0.1, False)])
-def test_chance_depends_on_the_number_of_classes(classes: int, accuracy: float, broken: bool) -> None:
-    (sentence,) = advise(_quantized(accuracy=accuracy, accuracy_delta=-0.2, classes=classes))
-    assert ("near chance" in sentence) == broken
-
-
-def test_a_model_that_can_saturate_is_told_where_it_differs() -> None:
-    (sentence,) = advise(_quantized(portable=False))
-    assert sentence.startswith("On x86 CPUs without VNNI")
-    assert sentence.endswith("quant.weight_bits=7.")
-    here = {"portable": False, "default_session_accuracy": 0.61, "default_session_changed": 250}
-    (sentence,) = advise(_quantized(**here))
-    assert "250 of 1000 predictions differ, top-1 61.00 % in place of 88.00 %" in sentence
-    assert sentence.startswith("WARNING: this CPU has no VNNI")
-    (sentence,) = advise(_quantized(**here, format="QOperator"))
-    assert sentence.endswith("quant.reduce_range=true.")
-    (sentence,) = advise(_quantized(**{**here, "default_session_changed": 0}))
-    assert "none of 1000 predictions differ" in sentence
-    assert advise(_quantized(portable=True)) == []
-
-
-@pytest.mark.parametrize(
-    ("bits", "refine", "hint"),
-    [
-        (8, "none", "quant=u8s7"),
-        (4, "none", "refine=best with quant.per_channel=true"),
-        (4, "best", "allocate=accuracy"),
-    ],
-)
-def test_large_loss_is_a_warning(bits: int, refine: str, hint: str) -> None:
-    (sentence,) = advise(_quantized(accuracy=0.82, accuracy_delta=-0.06, weight_bits=bits, refine=refine))
-    assert sentence.startswith("WARNING: top-1 fell by 6.00 points")
-    assert hint in sentence
-
-
-def test_slow_int8_is_told_to_deploy() -> None:
-    slow = {"latency_us_median": 320.0, "conv_gemm_total": 10, "conv_gemm_integer": 4, "format": "QDQ"}
-    (sentence,) = advise(_quantized(kernels="mixed", **slow))
-    assert "int8 activations ran 1.6x slower" in sentence
-    assert "10 Conv/Gemm, 4 of them integer" in sentence
-    assert sentence.endswith("try quant.weight_bits=7 deploy=x86.")
-    (sentence,) = advise(_quantized(kernels="integer", deploy="arm", cpu="some, 2 cores, avx2", **slow))
-    assert "which is not an Arm" in sentence
-    (first, second) = advise(_quantized(kernels="mixed", deploy="x86", **slow))
-    assert first == "WARNING: 4 of 10 Conv/Gemm run as integer kernels after deploy=x86, the others in float."
-    assert "profile" in second
-    (sentence,) = advise(_quantized(kernels="simulated", latency_us_median=320.0, weight_type="int4"))
-    assert "only the file shrinks" in sentence
-
-
-def test_ties_are_mentioned() -> None:
-    (sentence,) = advise(_quantized(quant_ties=7))
-    assert sentence.startswith("7 images tie")
-    assert advise(_quantized(quant_ties=7, float_ties=7)) == []
 
 
 @pytest.mark.parametrize("fault", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])

@@ -23,7 +23,7 @@ def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") ->
     results.write(row, folder / name)
 
 
-def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
+def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
     tally = Tally(tmp_path)
     tally.look()
     assert (tally.done, tally.failed, tally.best) == (0, 0, None)
@@ -34,8 +34,7 @@ def test_tally_counts_rows_twins_and_failures(tmp_path: Path) -> None:
     _row(tmp_path, "2_b", 0.9)
     _row(tmp_path, "3_c", None)
     (tmp_path / "4_d").mkdir()
-    (tmp_path / "5_e").mkdir()
-    (tmp_path / "5_e" / "same_as.json").write_text("{}")
+    (tmp_path / "jobs.csv").write_text("0,0_float,a=1\n1,1_a,b=1\n5,1_a,b=2\n6,4_d,c=1\n7,4_d,c=2\n")
     (tmp_path / "6_f").mkdir()
     (tmp_path / "6_f" / "results.csv").write_text("damaged")
     (tmp_path / "notes").mkdir()
@@ -67,7 +66,8 @@ def test_finished_jobs_of_an_earlier_start_count_if_their_files_are_there(tmp_pa
 def test_failures_of_a_search_are_done_when_it_goes_on(tmp_path: Path) -> None:
     _row(tmp_path, "0_a", None)
     _row(tmp_path, "1_b", 0.5)
-    tally = Tally(tmp_path, again=False)
+    (tmp_path / "jobs.csv").write_text("0,0_a,a=1\n1,1_b,a=2\n2,1_b,a=2\n")  # interrupted and run again
+    tally = Tally(tmp_path, again=False, duplicates=False)
     tally.look()
     assert (tally.done, tally.failed) == (2, 1)
 
@@ -87,7 +87,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stderr", pipe)
-    watch = Watch(tmp_path, 1)
+    watch = Watch(Tally(tmp_path), 1)
     _row(tmp_path, "0_a", 0.5)
     watch.stop()
     assert pipe.getvalue() == "1/1 done, 0 failed, best 50.00 % (0_a)\n"
@@ -101,7 +101,7 @@ class _Terminal(io.StringIO):
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    watch = Watch(tmp_path, 2)
+    watch = Watch(Tally(tmp_path), 2)
     assert watch._live is not None
     watch._live.draw("0/2 done")
     sys.stderr.write("a log line\n")

@@ -1,5 +1,5 @@
-"""Calibration: float model + training images -> a range for every activation, with its scale and zero point.
+"""Calibration: float model + training images -> a range and quantization parameters for every activation.
 
-images (which images) > tensors (which activations) > stream (runs the model) > observer (extremes and histograms) >
-cache > methods, entropy, error (a range from what was observed) > grid (scale and zero point) > engine (all of it).
+images (which images) > collect (runs the model) > observer (extremes and histograms) > cache > methods and error
+(a range from the statistics) > calibrate (all of it) > report (ranges.csv and histograms.npz).
 """

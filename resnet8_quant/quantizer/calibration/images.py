@@ -1,25 +1,31 @@
-"""The calibration images: a choice out of the training set that is never copied as a whole.
+"""Calibration images: which ones, and how they are read in batches without copying the training set.
 
-In: uint8 images and indices. Out: batches of one size.
+A draw depends on the labels, the `calibration` part of the config and the seed alone, so that every quant type and
+method sees the same images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from resnet8_quant.config import CalibrationConfig, Sampling
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import forget_pages, sha256_bytes
+
+LARGEST_LIST = 10 << 20  # bytes of an index file
 
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Images that calibrate.
+    """The images that calibrate.
 
     Attributes:
         images: uint8 [N,H,W,C], for example all training images.
         chosen: int64 [n], indices of those that calibrate.
-        digest: names their pixels, in their order.
+        digest: SHA-256 of their pixels in their order, hexadecimal.
     """
 
     images: np.ndarray
@@ -43,8 +49,96 @@ class CalibrationImages:
         return len(self.chosen)
 
     def batch(self, start: int, size: int) -> np.ndarray:
-        """uint8 [size,H,W,C] from ``start``; the last batch is filled up with its last image."""
+        """uint8 [size,H,W,C] from ``start``; the last batch is padded with its last image."""
         indices = self.chosen[start : start + size]
-        found = np.asarray(self.images[np.pad(indices, (0, size - len(indices)), mode="edge")])
+        batch = np.asarray(self.images[np.pad(indices, (0, size - len(indices)), mode="edge")])
         forget_pages(self.images)
-        return found
+        return batch
+
+
+def choose_images(config: CalibrationConfig, train_labels: np.ndarray, test_count: int, seed: int) -> np.ndarray:
+    """Choose the calibration images that ``config`` asks for.
+
+    Args:
+        config: sampling strategy, number of images or list.
+        train_labels: int64 [N].
+        test_count: number of test images.
+        seed: of a local Generator; nothing else is random.
+
+    Returns:
+        int64, ascending: indices of training images, or with ``sampling=mlperf_tiny`` of TEST images.
+
+    Raises:
+        ExperimentError: a class has fewer images; the list cannot be read or names images that do not exist.
+    """
+    if config.sampling is Sampling.mlperf_tiny:
+        return _listed(config, test_count)
+    rng = np.random.default_rng(seed)
+    count, chosen = config.samples_per_class, []
+    for label in np.unique(train_labels):
+        members = np.flatnonzero(train_labels == label)
+        if len(members) < count:
+            raise ExperimentError(
+                f"`calibration.samples_per_class` is {count}, but class {label} has only "
+                f"{len(members)} training images",
+                f"choose 1 to {len(members)}: calibration.samples_per_class={len(members)}",
+            )
+        first = config.sampling is Sampling.first
+        chosen.append(members[:count] if first else rng.choice(members, count, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def overlapping(calibration: np.ndarray, chosen: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Find the test images that are, pixel for pixel, among the calibration images.
+
+    Args:
+        calibration, test: uint8 [N,H,W,C].
+        chosen: indices into ``calibration``.
+
+    Returns:
+        bool [len(test)].
+    """
+    # Hashes, not copies: the whole training set would be 150 MB. Equal hashes are then compared pixel by pixel.
+    places: dict[int, list[int]] = {}
+    for place, image in enumerate(test):
+        places.setdefault(hash(image.tobytes()), []).append(place)
+    overlap = np.zeros(len(test), bool)
+    for index in chosen:
+        for place in places.get(hash(calibration[index].tobytes()), ()):
+            overlap[place] |= bool((test[place] == calibration[index]).all())
+    forget_pages(calibration)
+    return overlap
+
+
+def _listed(config: CalibrationConfig, test_count: int) -> np.ndarray:
+    """The test images that ``config`` lists, ascending."""
+    if config.index_file is not None:
+        name, indices = "calibration.index_file", _read_list(Path(config.index_file).expanduser())
+    else:
+        name, indices = "calibration.indices", np.asarray(config.indices)
+    remedy = f"give whole numbers from 0 to {test_count - 1}, each once"
+    if indices.ndim != 1 or not len(indices) or not np.issubdtype(indices.dtype, np.integer):
+        raise ExperimentError(f"`{name}` holds {indices.dtype} values of shape {list(indices.shape)}", remedy)
+    chosen, times = np.unique(indices.astype(np.int64), return_counts=True)
+    outside = next((int(index) for index in chosen if not 0 <= index < test_count), None)
+    if outside is not None:
+        raise ExperimentError(f"`{name}` lists image {outside}, but there are {test_count} test images", remedy)
+    if (times > 1).any():
+        raise ExperimentError(f"`{name}` lists image {chosen[times.argmax()]} more than once", remedy)
+    return chosen
+
+
+def _read_list(path: Path) -> np.ndarray:
+    """Indices from a .npy file, or from a text file with one in each line."""
+    try:
+        if path.stat().st_size > LARGEST_LIST:
+            raise ValueError(f"larger than {LARGEST_LIST} bytes")
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        return np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ExperimentError(
+            f"`calibration.index_file`: {path} cannot be read as a list of indices ({reason})",
+            "give a .npy file, or text with one index in each line",
+        ) from error

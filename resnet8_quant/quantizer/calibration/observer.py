@@ -1,8 +1,8 @@
-"""What is remembered of an activation: its extremes in each image, and a histogram that grows with its values.
+"""Observers of activations: the extremes in each image, and a histogram that grows with the values.
 
-In: batches of float32 values. Out: an `Observation`, the same to the bit for every order and size of the batches:
-bins have a power of two as their width and an edge at zero, so that a histogram that must reach further merges
-neighbours exactly, and one pass over the images is enough.
+The statistics are the same to the bit for every order and size of the batches: bins have a power of two as their
+width and an edge at zero, so that a histogram that must reach further merges neighbours exactly, and one pass over
+the images is enough.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One tensor over all calibration images.
+class TensorStats:
+    """Statistics of one tensor over all calibration images.
 
     Attributes:
         low, high: smallest and largest value.
@@ -65,7 +65,7 @@ class Batch:
 
     Attributes:
         values: float32 [n, values of an image]; None where no histogram is wanted.
-        lows, highs: float32 [n].
+        lows, highs: float32 [n], the extremes of each image.
     """
 
     values: np.ndarray | None
@@ -84,13 +84,18 @@ class NotFinite(ValueError):
 
 
 class Observer:
-    """Collects one tensor's `Observation`."""
+    """Collects the `TensorStats` of one tensor."""
 
     def __init__(self, images: int, bins: int | None) -> None:
-        """Args: images: how many there will be; bins: at least, from zero to the largest magnitude; None: none."""
+        """Prepare for a number of images.
+
+        Args:
+            images: how many there will be.
+            bins: from zero to the largest magnitude, at least; None: no histogram.
+        """
         self.image_lows = np.empty(images, np.float32)
         self.image_highs = np.empty(images, np.float32)
-        # twice the next power of two, so that after a merge there are still `bins`
+        # Twice the next power of two, so that after a merge of neighbours there are still `bins`.
         self.half = 2 << (bins - 1).bit_length() if bins else 0
         self.counts = np.zeros(2 * self.half, np.int64)  # bin `half` begins above zero
         self.exponent = SMALLEST_EXPONENT  # the bins reach from -2**exponent to 2**exponent
@@ -109,16 +114,20 @@ class Observer:
         self.image_highs[start : start + count] = batch.highs
         if batch.values is None:
             return
-        flat = batch.values
+
+        # Bin numbers: x in units of the width, rounded up. The factor is a power of two, so the product is exact and
+        # the same for every batch.
         self._reach(max(-low, high))
-        scaled = flat * np.float32(math.ldexp(self.half, -self.exponent))  # exact, a power of two
+        scaled = batch.values * np.float32(math.ldexp(self.half, -self.exponent))
         np.ceil(scaled, out=scaled)
-        below = self.half - 1  # the bin that ends at zero, and how many bins lie below it
+
+        # Bin `below` ends at zero; rounding up puts exact zeros there, from where they move to a count of their own.
+        below = self.half - 1
         if low < 0:
             scaled += np.float32(below)
             counts = np.bincount(scaled.astype(np.intp).ravel())
             self.counts[: len(counts)] += counts
-            zeros = int(np.count_nonzero(flat == 0))
+            zeros = int(np.count_nonzero(batch.values == 0))
         else:
             counts = np.bincount(scaled.astype(np.intp).ravel())
             self.counts[below : below + len(counts)] += counts
@@ -126,23 +135,19 @@ class Observer:
         self.counts[below] -= zeros
         self.zeros += zeros
 
-    def finish(self, low: np.float32, high: np.float32) -> Observation:
-        """The observation, with the ``low`` and ``high`` that hold for all images."""
+    def finish(self, low: np.float32, high: np.float32) -> TensorStats:
+        """The statistics, with the extremes ``low`` and ``high`` of all images."""
         histogram = None
         if self.half:
             occupied = np.flatnonzero(self.counts)
             first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (self.half, self.half)
             width = math.ldexp(1.0, self.exponent) / self.half
             histogram = Histogram(self.counts[first : last + 1].copy(), first - self.half, width, self.zeros)
-        return Observation(low, high, self.image_lows, self.image_highs, histogram)
+        return TensorStats(low, high, self.image_lows, self.image_highs, histogram)
 
     def _reach(self, limit: np.float32) -> None:
-        """Make sure that magnitudes up to ``limit`` fall into the bins."""
-        if limit > 0:
-            self._widen(max(0, math.frexp(limit)[1] - self.exponent))
-
-    def _widen(self, doublings: int) -> None:
-        """Double the bins' width so many times, merging neighbours."""
+        """Double the bins' width until magnitudes up to ``limit`` fall into them; neighbouring bins are merged."""
+        doublings = max(0, math.frexp(limit)[1] - self.exponent) if limit > 0 else 0
         if not doublings:
             return
         group = 1 << min(doublings, self.half.bit_length() - 1)

@@ -1,5 +1,5 @@
-"""Repairing the damage of quantization: better integers for the weights, better biases, ranges that know both.
+"""Refinement: better codes for the weights, better biases, activation ranges that know both.
 
-bits (how wide each layer is) > activations (what it reads) > walk (layer after layer) > unfold (what a layer sees) >
-scales and rounding (its integers). Label-free: calibration images only.
+activations (how each activation is stored and read) > reconstruct (layer after layer) > im2col (a layer's input as
+patches) > layer, scales, rounding (its codes); equalize comes before calibration. Label-free: calibration images only.
 """

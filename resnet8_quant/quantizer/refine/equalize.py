@@ -1,8 +1,7 @@
 """Cross-layer equalization: magnitudes move between two layers until both have the same range in each channel.
 
-In: a float model. Out: a float model that computes the same, friendlier to one scale for a whole weight. Nagel et
-al., arXiv 1906.04721, section 4.1: a channel of the first layer is divided by s, the second layer's weights for that
-channel are multiplied by it; Relu lets a positive factor pass.
+Nagel et al., arXiv 1906.04721, section 4.1. The model computes the same afterwards, but one scale for a whole weight
+fits it better.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from onnx import helper, numpy_helper
 
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.quantizer.refine.bits import layer_nodes
+from resnet8_quant.quantizer.plan import layer_nodes
 
 log = logging.getLogger(__name__)
 
 ROUNDS = 20  # one pair's change reaches its neighbours; ResNet8 has no chains and needs one
 
 
-def equalized(model: FloatModel) -> FloatModel:
-    """The model with its pairs Conv > Relu > Conv equalized; the same model where it has none."""
+def equalize(model: FloatModel) -> FloatModel:
+    """Equalize the pairs Conv > Relu > Conv of a model; the result computes the same."""
     proto = model.proto()
     arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in proto.graph.initializer}
     pairs = _pairs(proto.graph)
     for _ in range(ROUNDS):
-        moved = max((_equalize(first, second, arrays) for first, second in pairs), default=0.0)
+        moved = max((_equalize_pair(first, second, arrays) for first, second in pairs), default=0.0)
         if moved < 1e-4:
             break
     log.info("equalized %d pairs of layers", len(pairs))
@@ -42,7 +41,7 @@ def equalized(model: FloatModel) -> FloatModel:
 
 def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Layers whose output nothing but one other layer reads, through a Relu or directly."""
-    layers = {node.output[0]: node for node in layer_nodes(graph) if _ungrouped(node)}
+    layers = {node.output[0]: node for node in layer_nodes(graph) if _is_ungrouped(node)}
     uses = Counter(name for node in graph.node for name in node.input)
     weights = {tensor.name for tensor in graph.initializer if uses[tensor.name] == 1}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -50,7 +49,7 @@ def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]
         for name in node.input:
             consumers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
-    found = []
+    pairs = []
     for name, first in layers.items():
         readers = consumers.get(name, [])
         while len(readers) == 1 and readers[0].op_type == "Relu" and name not in outputs:
@@ -60,24 +59,31 @@ def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]
         if len(readers) == 1 and name not in outputs and readers[0].output[0] in layers and biased:
             second = readers[0]
             if second.op_type == first.op_type == "Conv" and second.input[0] == name:
-                found.append((first, second))
-    return found
+                pairs.append((first, second))
+    return pairs
 
 
-def _equalize(first: onnx.NodeProto, second: onnx.NodeProto, arrays: dict[str, np.ndarray]) -> float:
-    """Equalize one pair in place; the largest relative change."""
-    before, after = arrays[first.input[1]], arrays[second.input[1]]
-    out_range = np.abs(before).reshape(len(before), -1).max(axis=1)
-    in_range = np.abs(after).max(axis=(0, 2, 3))
-    alive = (out_range > 0) & (in_range > 0)
-    factor = np.ones_like(out_range)
-    factor[alive] = np.sqrt(out_range[alive] / in_range[alive])
-    arrays[first.input[1]] = (before / factor[:, None, None, None]).astype(before.dtype)
+def _equalize_pair(first: onnx.NodeProto, second: onnx.NodeProto, arrays: dict[str, np.ndarray]) -> float:
+    """Equalize one pair in place, and return the largest relative change.
+
+    Channel i of the first layer is divided by s_i and the second layer's weights for it are multiplied by s_i; a Relu
+    between them lets a positive factor pass.
+    """
+    W1, W2 = arrays[first.input[1]], arrays[second.input[1]]
+    r1 = np.abs(W1).reshape(len(W1), -1).max(axis=1)
+    r2 = np.abs(W2).max(axis=(0, 2, 3))
+
+    # s_i = sqrt(r1_i / r2_i), equation 11 of the paper in other symbols, makes both ranges sqrt(r1_i * r2_i): neither
+    # layer has a channel that is small beside its scale. A channel that is zero on either side stays as it is.
+    alive = (r1 > 0) & (r2 > 0)
+    s = np.ones_like(r1)
+    s[alive] = np.sqrt(r1[alive] / r2[alive])
+    arrays[first.input[1]] = (W1 / s[:, None, None, None]).astype(W1.dtype)
     if len(first.input) > 2 and first.input[2]:
-        arrays[first.input[2]] = (arrays[first.input[2]] / factor).astype(before.dtype)
-    arrays[second.input[1]] = (after * factor[None, :, None, None]).astype(after.dtype)
-    return float(np.abs(factor - 1).max())
+        arrays[first.input[2]] = (arrays[first.input[2]] / s).astype(W1.dtype)
+    arrays[second.input[1]] = (W2 * s[None, :, None, None]).astype(W2.dtype)
+    return float(np.abs(s - 1).max())
 
 
-def _ungrouped(node: onnx.NodeProto) -> bool:
+def _is_ungrouped(node: onnx.NodeProto) -> bool:
     return all(a.name != "group" or helper.get_attribute_value(a) == 1 for a in node.attribute)

@@ -1,7 +1,4 @@
-"""The scale of a layer's weights, and with it their integers.
-
-In: rows of weights, the second moments of the layer's inputs, a grid's width. Out: whole numbers, scales, zero points.
-"""
+"""Scales and zero points of a layer's weight, searched together with its codes."""
 
 from __future__ import annotations
 
@@ -10,140 +7,130 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet8_quant.config import RefineConfig, Rounding, WeightScale
+from resnet8_quant.quantizer.quant_params import QuantScheme
 from resnet8_quant.quantizer.refine.rounding import descend, gptq, nearest, output_error
 
 CANDIDATES = 24  # shares of the widest range
-NARROWEST = {2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 7: 0.7, 8: 0.8}  # of the candidates, by bits
+# The smallest share, by bit width: fewer levels gain more from clipping.
+SMALLEST_SHARE = {2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 7: 0.7, 8: 0.8}
 
 
 @dataclass(frozen=True)
-class WeightLevels:
-    """The integers of a weight's grid.
+class QuantizedRows:
+    """A weight matrix as ``scale * codes``, a row for each output channel.
 
     Attributes:
-        lowest, highest: for example -8 and 7.
-        symmetric: whether the zero point is the middle.
-    """
-
-    lowest: int
-    highest: int
-    symmetric: bool
-
-    @classmethod
-    def of(cls, bits: int, signed: bool, symmetric: bool) -> WeightLevels:
-        """The levels of a width; as in onnxruntime, symmetric 8-bit signed weights leave -128 out."""
-        half = 1 << (bits - 1)
-        if not signed:
-            return cls(0, 2 * half - 1, symmetric)
-        return cls(-half + (1 if symmetric and bits >= 8 else 0), half - 1, symmetric)
-
-
-@dataclass(frozen=True)
-class RoundedRows:
-    """Weights on their grids.
-
-    Attributes:
-        steps: float64 [R, K], whole numbers relative to the zero point.
-        scale: float64 [R], values that float32 holds.
+        codes: float64 [R, K], integers relative to the zero point.
+        scale: float64 [R], values that float32 represents.
         zero_point: int64 [R].
     """
 
-    steps: np.ndarray
+    codes: np.ndarray
     scale: np.ndarray
     zero_point: np.ndarray
 
 
-def round_rows(
-    target: np.ndarray,
-    moments: list[np.ndarray],
-    levels: WeightLevels,
+def quantize_rows(
+    weights: np.ndarray,
+    hessians: list[np.ndarray],
+    scheme: QuantScheme,
     per_channel: bool,
-    bits: int,
     config: RefineConfig,
-    smallest: np.ndarray | None = None,
-) -> RoundedRows:
-    """Choose scales and integers for a layer.
+    smallest_scale: np.ndarray | None = None,
+) -> QuantizedRows:
+    """Choose scales and codes of a weight matrix.
 
     Args:
-        target: float64 [R, K], one row for each output channel.
-        moments: float64 [K, K] for each group of rows, in the order of the rows.
-        levels: of the grid.
+        weights: float64 [R, K], a row for each output channel.
+        hessians: H = E[x x^T], float64 [K, K], for each group of rows, in the order of the rows.
+        scheme: of the codes.
         per_channel: a scale for each row, or one for all.
-        bits: of the grid.
         config: how scales are chosen and weights rounded.
-        smallest: float64 [R], below which no scale may be; None: no such limit.
+        smallest_scale: float64 [R], lower bound of the scales; None: no such limit.
     """
+    # Candidates: shares of the range that holds the largest weight. Below 1 they clip it and resolve the others
+    # better; a little above 1 the largest weight may fall closer to a code.
     shares = np.ones(1)
     if config.weight_scale is not WeightScale.max:
-        shares = np.append(np.linspace(NARROWEST.get(bits, 0.9), 1.0, CANDIDATES), 1.05)
-    scale, zero_point = _grids(target, shares, levels, per_channel, smallest)  # [C, R]
+        shares = np.append(np.linspace(SMALLEST_SHARE.get(scheme.bit_width, 0.9), 1.0, CANDIDATES), 1.05)
+    scale, zero_point = _candidates(weights, shares, scheme, per_channel, smallest_scale)  # [candidates, R]
+
+    # Each candidate's codes and their error: with plain rounding, or with the rounding that is used in the end
+    # ("rounded"), which is slower and finds other scales than those that suit plain rounding.
     in_loop = config.weight_scale is WeightScale.rounded
     errors = np.empty(scale.shape)
-    steps = np.empty((*scale.shape, target.shape[1]))
-    for rows, hessian in _groups(target, moments):
-        lowest, highest = levels.lowest - zero_point[:, rows], levels.highest - zero_point[:, rows]
-        candidates = np.broadcast_to(target[rows], (len(shares), *target[rows].shape))
-        if in_loop:
-            flat = candidates.reshape(-1, target.shape[1])
-            rounded = _compensated(flat, scale[:, rows].ravel(), lowest.ravel(), highest.ravel(), hessian, config)
-            steps[:, rows] = rounded.reshape(candidates.shape)
+    codes = np.empty((*scale.shape, weights.shape[1]))
+    for rows, H in _groups(weights, hessians):
+        qmin, qmax = scheme.qmin - zero_point[:, rows], scheme.qmax - zero_point[:, rows]
+        copies = np.broadcast_to(weights[rows], (len(shares), *weights[rows].shape))
+        if in_loop:  # candidates are independent rows to GPTQ, so that one call rounds all of them
+            flat = copies.reshape(-1, weights.shape[1])
+            rounded = _round(flat, scale[:, rows].ravel(), qmin.ravel(), qmax.ravel(), H, config)
+            codes[:, rows] = rounded.reshape(copies.shape)
         else:
-            steps[:, rows] = nearest(candidates, scale[:, rows], lowest, highest)
-        weights = np.eye(target.shape[1]) if config.weight_scale is WeightScale.mse else hessian
-        errors[:, rows] = output_error(candidates, steps[:, rows], scale[:, rows], weights)
-    best = errors.argmin(axis=0) if per_channel else np.full(len(target), errors.sum(axis=1).argmin())
-    every = np.arange(len(target))
-    scale, zero_point, chosen = scale[best, every], zero_point[best, every], steps[best, every]
-    for rows, hessian in _groups(target, moments):
-        lowest, highest = levels.lowest - zero_point[rows], levels.highest - zero_point[rows]
+            codes[:, rows] = nearest(copies, scale[:, rows], qmin, qmax)
+        # The error of the weights themselves (mse), or that of the layer's output.
+        metric = np.eye(weights.shape[1]) if config.weight_scale is WeightScale.mse else H
+        errors[:, rows] = output_error(copies, codes[:, rows], scale[:, rows], metric)
+
+    # The best candidate of each row, or of all rows together where they share one scale.
+    best = errors.argmin(axis=0) if per_channel else np.full(len(weights), errors.sum(axis=1).argmin())
+    every = np.arange(len(weights))
+    scale, zero_point, codes = scale[best, every], zero_point[best, every], codes[best, every]
+
+    # The final rounding with the chosen scales.
+    for rows, H in _groups(weights, hessians):
+        qmin, qmax = scheme.qmin - zero_point[rows], scheme.qmax - zero_point[rows]
         if not in_loop:
-            chosen[rows] = _compensated(target[rows], scale[rows], lowest, highest, hessian, config)
+            codes[rows] = _round(weights[rows], scale[rows], qmin, qmax, H, config)
         if config.rounding is Rounding.descent:
-            chosen[rows] = descend(target[rows], chosen[rows], scale[rows], lowest, highest, hessian)
-    return RoundedRows(chosen, scale, zero_point.astype(np.int64))
+            codes[rows] = descend(weights[rows], codes[rows], scale[rows], qmin, qmax, H)
+    return QuantizedRows(codes, scale, zero_point.astype(np.int64))
 
 
-def _compensated(
-    target: np.ndarray,
-    scale: np.ndarray,
-    lowest: np.ndarray,
-    highest: np.ndarray,
-    moments: np.ndarray,
-    config: RefineConfig,
+def _round(
+    weights: np.ndarray, scale: np.ndarray, qmin: np.ndarray, qmax: np.ndarray, H: np.ndarray, config: RefineConfig
 ) -> np.ndarray:
-    """Whole numbers by GPTQ where ``config`` asks for more than the nearest ones, and never worse than these."""
-    plain = nearest(target, scale, lowest, highest)
+    """Codes by GPTQ where ``config`` asks for more than the nearest ones, and never worse than these."""
+    plain = nearest(weights, scale, qmin, qmax)
     if config.rounding is Rounding.nearest:
         return plain
-    better = gptq(
-        target, scale, lowest, highest, moments, damping=config.damping, activation_order=config.activation_order
-    )
-    worse = output_error(target, better, scale, moments) > output_error(target, plain, scale, moments)
-    return np.where(worse[:, None], plain, better)
+    compensated = gptq(weights, scale, qmin, qmax, H, damping=config.damping, activation_order=config.activation_order)
+    # GPTQ is greedy: where bounds or damping hinder the compensation, a row may end up worse.
+    worse = output_error(weights, compensated, scale, H) > output_error(weights, plain, scale, H)
+    return np.where(worse[:, None], plain, compensated)
 
 
-def _grids(
-    target: np.ndarray, shares: np.ndarray, levels: WeightLevels, per_channel: bool, smallest: np.ndarray | None
+def _candidates(
+    weights: np.ndarray,
+    shares: np.ndarray,
+    scheme: QuantScheme,
+    per_channel: bool,
+    smallest_scale: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float32-exact scales and zero points [C, R] for each share of the widest range."""
-    low, high = np.minimum(target.min(axis=1), 0.0), np.maximum(target.max(axis=1), 0.0)
+    """Scales and zero points, float64 [candidates, R], for each share of the widest range; float32 holds the scales."""
+    # The widest range: the extremes of each row, or of all rows, and zero.
+    low, high = np.minimum(weights.min(axis=1), 0.0), np.maximum(weights.max(axis=1), 0.0)
     if not per_channel:
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
-    if levels.symmetric:
-        middle = (levels.lowest + levels.highest + 1) // 2
-        widest = np.maximum(-low, high) / (levels.highest - middle)
+    if scheme.symmetric:
+        middle = (scheme.qmin + scheme.qmax + 1) // 2
+        widest = np.maximum(-low, high) / (scheme.qmax - middle)
     else:
-        widest = (high - low) / (levels.highest - levels.lowest)
+        widest = (high - low) / (scheme.qmax - scheme.qmin)
     widest = np.where(widest > np.finfo(np.float32).tiny, widest, 1.0)  # a row of zeros
+
+    # Rounded to float32 before anything is rounded with them, since that is what the graph stores.
     scale = shares[:, None] * widest
-    if smallest is not None:
-        scale = np.maximum(scale, smallest if per_channel else smallest.max())
+    if smallest_scale is not None:
+        scale = np.maximum(scale, smallest_scale if per_channel else smallest_scale.max())
     scale = scale.astype(np.float32).astype(np.float64)
-    if levels.symmetric:
+    if scheme.symmetric:
         return scale, np.full(scale.shape, float(middle))
-    return scale, np.clip(np.rint(levels.lowest - shares[:, None] * low / scale), levels.lowest, levels.highest)
+    return scale, np.clip(np.rint(scheme.qmin - shares[:, None] * low / scale), scheme.qmin, scheme.qmax)
 
 
-def _groups(target: np.ndarray, moments: list[np.ndarray]) -> list[tuple[slice, np.ndarray]]:
-    size = len(target) // len(moments)
-    return [(slice(i * size, (i + 1) * size), hessian) for i, hessian in enumerate(moments)]
+def _groups(weights: np.ndarray, hessians: list[np.ndarray]) -> list[tuple[slice, np.ndarray]]:
+    """Rows of each group, and its H."""
+    size = len(weights) // len(hessians)
+    return [(slice(i * size, (i + 1) * size), H) for i, H in enumerate(hessians)]

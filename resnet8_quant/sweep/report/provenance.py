@@ -98,8 +98,8 @@ def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
     for folder in dict.fromkeys(job.path.parent for job in jobs if job.number is not None):
         plan = read_plan(folder)
         if plan is not None:
-            study = any(word.startswith("experiment=") for word in plan.words)
-            kept = [word for word in plan.words if not word.startswith(NOT_IN_SWEEP_COMMAND)]
+            study = any(word.startswith("experiment=") for word in plan.overrides)
+            kept = [word for word in plan.overrides if not word.startswith(NOT_IN_SWEEP_COMMAND)]
             commands.append(shlex.join(["python", "run.py", *([] if study else ["-m"]), *kept]))
     return list(dict.fromkeys(commands))
 

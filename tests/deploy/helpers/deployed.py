@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import (
     CalibrationConfig,
+    Config,
     DeployConfig,
     DeployInput,
     DeployOutput,
@@ -219,9 +220,7 @@ def plain(model, types, per_channel=False, **options):
     return quantize(
         model,
         CalibrationImages.of(pictures(model)),
-        quant_config(types, per_channel, **options),
-        CalibrationConfig(bins=None),
-        threads=1,
+        Config(quant_config(types, per_channel, **options), CalibrationConfig(bins=None)),
     ).serialized
 
 

@@ -1,106 +1,162 @@
-"""The error methods against a search that rounds the values themselves."""
+"""The error on a histogram is that of the values it counts, and the chosen range is as good as a search's."""
 
 import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import PROPERTY
 
-from resnet8_quant.config import CalibrationConfig, Method
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
+from resnet8_quant.config import CalibrationConfig, DType, Method
+from resnet8_quant.quantizer.calibration.error import clipped_fraction, quantization_errors, signal_to_noise_db
 from resnet8_quant.quantizer.calibration.methods import METHODS
+from resnet8_quant.quantizer.calibration.observer import Histogram
+from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme, params_of_ranges
 
 SIZE = 30_000
+INT8 = QuantScheme.of_activation(DType.int8, False)
+SHAPES = ("gaussian", "relu", "laplace", "negative")
 
 
-def _levels(bits, symmetric):
-    half = 1 << (bits - 1)
-    return Levels(1 - half if symmetric else -half, half - 1, symmetric)
+def scheme_of(bits, symmetric):
+    return QuantScheme.of_activation(DType.int8 if bits <= 8 else DType.int16, symmetric, bits)
 
 
-def _values(kind):
+def values_of(shape):
     rng = np.random.default_rng(0)
     return {
         "gaussian": lambda: rng.normal(0.3, 1, SIZE),
         "relu": lambda: np.maximum(rng.normal(size=SIZE), 0),
         "laplace": lambda: np.append(rng.laplace(size=SIZE), 25.0),
         "negative": lambda: -4 - np.abs(rng.normal(size=SIZE)),
-    }[kind]().astype(np.float32)
+    }[shape]().astype(np.float32)
 
 
-def _error(values, low, high, levels, norm=2.0):
-    """Mean error of the values on the grid of a range."""
-    grid = Grid.of(np.float32(low), np.float32(high), levels)
-    scale = float(grid.scale)
+def rounded(values, scale, zero_point, qmin, qmax):
+    """What QuantizeLinear and DequantizeLinear make of values."""
+    q = np.clip(np.rint(values / scale) + zero_point, qmin, qmax)
+    return (q - zero_point) * scale
+
+
+def error_of(values, low, high, scheme, norm=2.0):
+    """Mean error of the values quantized with a range."""
+    params = QuantParams.of_range(np.float32(low), np.float32(high), scheme)
     exact = values.astype(np.float64)
-    q = np.clip(np.rint(exact / scale) + grid.zero_point, levels.lowest, levels.highest)
-    return np.mean(np.abs(exact - (q - grid.zero_point) * scale) ** norm)
+    return np.mean(
+        np.abs(exact - rounded(exact, float(params.scale), params.zero_point, params.qmin, params.qmax)) ** norm
+    )
 
 
-def _best_error(values, levels, norm=2.0):
+def best_error(values, scheme, norm=2.0):
     """The smallest error among shares of both ends, first coarse and then around the best."""
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
-    if levels.symmetric:
+    if scheme.symmetric:
         low, high = -max(-low, high), max(-low, high)
-    best, found = np.inf, (1.0, 1.0)
+    best, shares = np.inf, (1.0, 1.0)
     for factors in (np.geomspace(1, 1 / 32, 14), np.geomspace(1.3, 1 / 1.3, 14)):
-        lows, highs = (np.minimum(factors * share, 1.0) for share in found)
-        if levels.symmetric:
+        lows, highs = (np.minimum(factors * share, 1.0) for share in shares)
+        if scheme.symmetric:
             pairs = zip(lows, lows, strict=True)
         else:
             pairs = itertools.product(lows if low else [1.0], highs if high else [1.0])
-        errors = {pair: _error(values, low * pair[0], high * pair[1], levels, norm) for pair in pairs}
-        found = min(errors, key=errors.get)
-        best = min(best, errors[found])
+        errors = {pair: error_of(values, low * pair[0], high * pair[1], scheme, norm) for pair in pairs}
+        shares = min(errors, key=errors.get)
+        best = min(best, errors[shares])
     return best
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "relu", "laplace", "negative"])
+def range_of(stats, scheme, norm=None):
+    method = Method.mse if norm is None else Method.lp
+    return METHODS[method](stats, CalibrationConfig(method, norm=norm), scheme)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 16])
-def test_mse_is_as_good_as_the_best_of_a_search(observation, bits, symmetric, kind):
-    values, levels = _values(kind), _levels(bits, symmetric)
-    low, high = METHODS[Method.mse](observation(values), CalibrationConfig(Method.mse), levels)
-    # what no value needs is a matter of the grid: the range ends at zero or at the smallest magnitude
-    assert _error(values, low, high, levels) <= 1.02 * _best_error(values, levels)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mse_is_as_good_as_the_best_of_a_search(tensor_stats, bits, symmetric, shape):
+    values, scheme = values_of(shape), scheme_of(bits, symmetric)
+    # what no value needs is a matter of the zero point: the range ends at zero or at the smallest magnitude
+    assert error_of(values, *range_of(tensor_stats(values), scheme), scheme) <= 1.02 * best_error(values, scheme)
 
 
 @pytest.mark.parametrize("norm", [1.0, 3.0, 5.0])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_lp_is_as_good_as_the_best_of_a_search(observation, norm, symmetric):
-    values, levels = _values("laplace"), _levels(4, symmetric)
-    low, high = METHODS[Method.lp](observation(values), CalibrationConfig(Method.lp, norm=norm), levels)
-    assert _error(values, low, high, levels, norm) <= 1.03 * _best_error(values, levels, norm)
+def test_lp_is_as_good_as_the_best_of_a_search(tensor_stats, norm, symmetric):
+    values, scheme = values_of("laplace"), scheme_of(4, symmetric)
+    low, high = range_of(tensor_stats(values), scheme, norm)
+    assert error_of(values, low, high, scheme, norm) <= 1.03 * best_error(values, scheme, norm)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "relu", "laplace", "negative"])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_lp_of_norm_2_is_mse(observation, kind, symmetric):
-    observed, levels = observation(_values(kind)), _levels(8, symmetric)
-    mse = METHODS[Method.mse](observed, CalibrationConfig(Method.mse), levels)
-    assert METHODS[Method.lp](observed, CalibrationConfig(Method.lp, norm=2.0), levels) == mse
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "relu", "laplace"])
-@pytest.mark.parametrize("bits", [3, 4, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_a_larger_norm_gives_a_wider_range(observation, kind, bits, symmetric):
-    observed, levels = observation(_values(kind)), _levels(bits, symmetric)
-    widths = [
-        np.subtract(*METHODS[Method.lp](observed, CalibrationConfig(Method.lp, norm=norm), levels)[::-1])
-        for norm in (1.0, 2.0, 4.0, 8.0)
-    ]
-    for narrow, wide in itertools.pairwise(widths):
-        assert wide >= 0.985 * narrow  # the steps of the search
-    assert widths[-1] > widths[0]
+@PROPERTY
+@given(st.sampled_from(SHAPES), st.integers(3, 8), st.booleans())
+def test_norms(tensor_stats, shape, bits, symmetric):
+    """Norm 2 is the mean squared error; the larger the norm, the wider the range."""
+    stats, scheme = tensor_stats(values_of(shape)), scheme_of(bits, symmetric)
+    assert range_of(stats, scheme, 2.0) == range_of(stats, scheme)
+    if shape != "negative":
+        widths = [np.subtract(*range_of(stats, scheme, norm)[::-1]) for norm in (1.0, 2.0, 4.0, 8.0)]
+        assert all(wide >= 0.985 * narrow for narrow, wide in itertools.pairwise(widths))  # the steps of the search
+        assert widths[-1] > widths[0]
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_few_bits_clip_and_many_do_not(observation, symmetric):
-    observed = observation(_values("gaussian"))
-    highs = [
-        METHODS[Method.mse](observed, CalibrationConfig(Method.mse), _levels(bits, symmetric))[1]
-        for bits in (2, 4, 8, 16)
-    ]
+def test_few_bits_clip_and_many_do_not(tensor_stats, symmetric):
+    stats = tensor_stats(values_of("gaussian"))
+    highs = [range_of(stats, scheme_of(bits, symmetric))[1] for bits in (2, 4, 8, 16)]
     assert sorted(highs) == highs
-    assert highs[0] < 0.6 * observed.high
-    assert highs[-1] > 0.97 * observed.high
+    assert highs[0] < 0.6 * stats.high
+    assert highs[-1] > 0.97 * stats.high
+
+
+@PROPERTY
+@given(st.sampled_from([2, 3, 4, 8, 12]), st.sampled_from([0.5, 1.0, 2.0, 2.4, 4.0, 8.0]), st.booleans())
+def test_the_error_is_that_of_values_spread_evenly_in_the_bins(bits, norm, symmetric):
+    rng = np.random.default_rng(bits)
+    width, first = 0.125, -20
+    counts = rng.integers(0, 2000, 64) * (rng.random(64) < 0.8)
+    histogram = Histogram(counts, first, width, 12345)
+    values = np.repeat(first + np.arange(64), counts) * width
+    values += np.concatenate([(np.arange(count) + 0.5) / count * width for count in counts if count])
+    scheme = scheme_of(bits, symmetric)
+    lows, highs = np.array([-2.5, -1.3, 0.0, -2.5, -9.0]), np.array([5.5, 3.1, 5.5, 0.4, 9.0])  # some clip
+    scales, zero_points = params_of_ranges(lows, highs, scheme)
+    errors = quantization_errors(histogram, scales, zero_points, scheme.qmin, scheme.qmax, norm)
+    for error, scale, zero_point in zip(errors, scales, zero_points, strict=True):
+        rest = values - rounded(values, scale, zero_point, scheme.qmin, scheme.qmax)
+        assert error == pytest.approx(np.sum(np.abs(rest) ** norm), rel=0.02), (scale, zero_point)
+    if norm == 2.0:
+        arguments = histogram, scales, zero_points, scheme.qmin, scheme.qmax
+        np.testing.assert_array_equal(quantization_errors(*arguments), errors)
+
+
+@PROPERTY
+@given(st.sampled_from([0.0, 9.0, -9.0]), st.booleans(), st.sampled_from([4, 8, 16]), st.sampled_from([1.0, 0.4]))
+def test_signal_to_noise_is_numpys(tensor_stats, shift, relu, bits, share):
+    values = np.random.default_rng(0).normal(shift, 1, size=200_000)
+    values = (np.maximum(values, 0) if relu and shift >= 0 else values).astype(np.float32)
+    low, high = values.min() * np.float32(share), values.max() * np.float32(share)
+    params = QuantParams.of_range(low, high, scheme_of(bits, False))
+    exact = values.astype(np.float64)
+    noise = exact - rounded(exact, float(params.scale), params.zero_point, params.qmin, params.qmax)
+    expected = 10 * np.log10((exact**2).sum() / (noise**2).sum())
+    assert signal_to_noise_db(tensor_stats(values).histogram, params) == pytest.approx(expected, abs=0.2)
+
+
+def test_zeros_have_no_signal(tensor_stats):
+    params = QuantParams.of_range(np.float32(0), np.float32(0), INT8)
+    assert signal_to_noise_db(tensor_stats(np.zeros(10)).histogram, params) is None
+
+
+def test_clipped_fraction_counts_what_lies_outside(tensor_stats):
+    values = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
+    histogram = tensor_stats(values).histogram
+    assert clipped_fraction(histogram, values.min(), values.max()) == 0
+    for low, high in ((-1.0, 1.0), (-2.5, 0.25), (-9.0, 2.0)):  # edges; the bin that ends at the lower one may hold it
+        expected = np.mean((values <= low - histogram.width) | (values > high))
+        assert clipped_fraction(histogram, low, high) == expected
+    relu = np.maximum(values, 0)
+    assert clipped_fraction(tensor_stats(relu).histogram, 0.0, 1.0) == np.mean(relu > 1)
+    assert clipped_fraction(tensor_stats(relu).histogram, 0.0, relu.max()) == 0
+    assert clipped_fraction(tensor_stats(np.zeros(5)).histogram, 0.0, 0.0) == 0
+    assert clipped_fraction(tensor_stats([-1.0, 0.3]).histogram, -1.0, 0.3) == 0  # -1 is an edge

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from resnet8_quant.config import CalibrationConfig, DType, Format, Method, QuantConfig, RefineConfig
-from resnet8_quant.quantizer.calibration.report import COLUMNS, stored_grids, write_histograms, write_ranges
+from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, QuantConfig, RefineConfig
+from resnet8_quant.quantizer.calibration.report import COLUMNS, stored_params, write_histograms, write_ranges
 from resnet8_quant.quantizer.quantize import quantize
 
 
@@ -18,7 +18,7 @@ def written(model, images, cache, configs, tmp_path_factory):
 
     def make(method=Method.minmax, form=Format.QDQ, bins=2048):
         config = replace(configs[method], bins=bins)
-        quantized = quantize(model, images, QuantConfig(format=form), config, threads=1, cache=cache)
+        quantized = quantize(model, images, Config(QuantConfig(format=form), config), cache=cache)
         path = tmp_path_factory.mktemp("out") / "ranges.csv"
         proto = onnx.load_from_string(quantized.serialized)
         write_ranges(quantized.calibration, proto, path)
@@ -33,7 +33,7 @@ def written(model, images, cache, configs, tmp_path_factory):
 def test_one_row_for_each_stored_tensor(written, method, form):
     calibration, proto, rows = written(method, form)
     assert tuple(rows[0]) == COLUMNS
-    stored = stored_grids(proto)
+    stored = stored_params(proto)
     assert [row["tensor"] for row in rows] == list(stored)
     for row in rows:
         name = row["tensor"]
@@ -41,8 +41,8 @@ def test_one_row_for_each_stored_tensor(written, method, form):
         assert (np.float32(row["low"]), np.float32(row["high"])) == calibration.ranges[name]
         other = form is Format.QOperator and name == "probabilities"
         assert row["decided_by"] == ("onnxruntime" if other else "calibration")
-        if name in calibration.observations:
-            observed = calibration.observations[name]
+        if name in calibration.stats:
+            observed = calibration.stats[name]
             assert (np.float32(row["min"]), np.float32(row["max"])) == (observed.low, observed.high)
             assert 20 < float(row["snr_db"]) < 90
             assert 0 <= float(row["clipped_fraction"]) < 0.05
@@ -88,12 +88,12 @@ def test_histograms_hold_every_value(written, images, tmp_path):
     sizes = {"image": 3 * 32 * 32, "dense": 10, "pool": 64, "relu": 16 * 32 * 32, "stack2.conv2": 32 * 16 * 16}
     with np.load(tmp_path / "histograms.npz", allow_pickle=False) as file:
         names = file["tensors"].tolist()
-        assert names == list(calibration.observations)
+        assert names == list(calibration.stats)
         assert len(file.files) == 1 + 2 * len(names)
         for i, name in enumerate(names):
             counts, (first, width, zeros) = file[f"counts_{i}"], file[f"edges_{i}"]
             edges = first + width * np.arange(len(counts) + 1)
-            seen = calibration.observations[name]
+            seen = calibration.stats[name]
             ends = ((0.0, *edges) if zeros else edges) + np.zeros(1)
             # the extremes are those of the graph as written, which may be another last bit
             assert abs(min(ends) - seen.low) <= 1.01 * width
@@ -108,14 +108,14 @@ def test_histograms_hold_every_value(written, images, tmp_path):
 
 
 def test_a_config_without_parameters_needs_no_histogram(model, images, cache):
-    quantized = quantize(model, images, QuantConfig(), CalibrationConfig(bins=None), threads=1, cache=cache)
+    quantized = quantize(model, images, Config(calibration=CalibrationConfig(bins=None)), cache=cache)
     assert quantized.calibration.ranges["image"] == (0, images.batch(0, len(images)).max())
 
 
 def test_a_refined_range_is_named_so(model, images, tmp_path):
     quant = QuantConfig(activation_type=DType.uint8, per_channel=True, activation_bits=4, keep_first_last=8)
     refined = RefineConfig("ranges", activation_ranges=True)
-    result = quantize(model, images, quant, CalibrationConfig(), refined, threads=1)
+    result = quantize(model, images, Config(quant, refine=refined))
     write_ranges(result.calibration, onnx.load_from_string(result.serialized), tmp_path / "ranges.csv")
     with (tmp_path / "ranges.csv").open() as file:
         rows = {row["tensor"]: row for row in csv.DictReader(file)}

@@ -89,11 +89,9 @@ def quantized_names(emitted):
     }
 
 
-def on_all_integers(values, grid):
+def on_all_integers(values, params):
     """`rounded`; symmetric int8 leaves -128 out of the range that its scale is made for, not out of the integers."""
-    if grid.levels.symmetric and grid.levels.lowest == -127:
-        grid = replace(grid, levels=replace(grid.levels, lowest=-128))
-    return rounded(values, grid)
+    return rounded(values, replace(params, qmin=-128) if params.qmin == -127 else params)
 
 
 def simulated(model, plan, feed, names):
@@ -116,13 +114,13 @@ def simulated(model, plan, feed, names):
         feeds = {name: values[name] for name in node.input if name}
         if node.output[0] in layers:
             layer = layers[node.output[0]]
-            exact, integers = on_all_integers(feeds[layer.input], layer.input_grid)
+            exact, integers = on_all_integers(feeds[layer.input], layer.input_params)
             feeds[layer.input] = exact.astype(np.float32)
-            if layer.input_grid != plan.tensors[layer.input]:
+            if layer.input_params != plan.tensors[layer.input]:
                 found[f"{layer.input}_for_{layer.output}"] = integers
             feeds[layer.weight.name] = layer.weight.dequantized()
             if layer.bias is not None:
-                scale = np.float32(layer.input_grid.scale) * layer.weight.scale.astype(np.float64)
+                scale = np.float32(layer.input_params.scale) * layer.weight.scale.astype(np.float64)
                 copy.input[:] = [*node.input[:2], "its bias"]
                 bias = np.rint(layer.bias / scale) * scale
                 feeds["its bias"] = np.broadcast_to(bias, layer.bias.shape).astype(np.float32)

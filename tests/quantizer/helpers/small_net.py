@@ -8,15 +8,16 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet8_quant.config import CalibrationConfig, DType, Layout, QuantConfig
+from resnet8_quant.config import Config, DType, Layout, QuantConfig
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.graphs.session import new_session, open_session
+from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import open_session
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.plan import IntegerWeight, LayerPlan, Plan
+from resnet8_quant.quantizer.plan import LayerPlan, Plan, QuantizedWeight
+from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme
 from resnet8_quant.quantizer.quantize import quantize
 
 OFF, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -59,15 +60,15 @@ FEED = IMAGES.astype(np.float32).transpose(0, 3, 1, 2)
 
 
 def quantized(model, images, activation=DType.uint8, weight=DType.int8, **options):
-    """What quantize_static makes: the model and the grids."""
+    """What quantize_static makes: the model and its calibration."""
     quant = QuantConfig(activation_type=activation, weight_type=weight, **options)
-    found = quantize(model, CalibrationImages.of(images), quant, CalibrationConfig(), threads=1)
+    found = quantize(model, CalibrationImages.of(images), Config(quant))
     return onnx.load_from_string(found.serialized), found.calibration
 
 
-def levels_of(kind, bits, symmetric=False):
+def scheme_of(kind, bits):
     low = 0 if kind.name.startswith("u") else -(2 ** (bits - 1))
-    return Levels(low + symmetric, low + 2**bits - 1, symmetric)
+    return QuantScheme(kind, low, low + 2**bits - 1, False)
 
 
 def container_of(bits, symmetric):
@@ -77,7 +78,7 @@ def container_of(bits, symmetric):
 
 
 def nearest(name, array, bits, axis, symmetric):
-    """A weight rounded to nearest on the grid that its extremes ask for."""
+    """A weight rounded to nearest, with the scale that its extremes ask for."""
     container = container_of(bits, symmetric)
     array = np.asarray(array, np.float32)
     rest = tuple(i for i in range(array.ndim) if i != axis)
@@ -96,7 +97,7 @@ def nearest(name, array, bits, axis, symmetric):
     values = np.clip(np.rint(array / scale.reshape(shape)) + zero.reshape(shape), *limits)
     dtype = np.int8 if symmetric else np.uint8
     scale, zero = np.asarray(scale, np.float32), np.asarray(zero).astype(dtype)
-    return IntegerWeight(name, values.astype(dtype), scale, zero, axis, bits, container)
+    return QuantizedWeight(name, values.astype(dtype), scale, zero, axis, bits, container)
 
 
 def small_plan(
@@ -104,15 +105,18 @@ def small_plan(
 ):
     """``bits``: of r1 and what Gemm reads; ``narrow``: of what the second Conv reads of r1."""
     wide = {name: tensor_bits for name in calibration.ranges} | {"flat": bits, "pool": bits, "r1": bits}
-    tensors = {name: Grid.of(*calibration.ranges[name], levels_of(kind, wide[name])) for name in calibration.ranges}
+    tensors = {
+        name: QuantParams.of_range(*calibration.ranges[name], scheme_of(kind, wide[name]))
+        for name in calibration.ranges
+    }
     layers = []
     for weight, (output, source, bias, axis) in WEIGHTED.items():
-        grid = tensors[source]
+        params = tensors[source]
         if source == "r1" and narrow is not None:
-            grid = Grid.of(*calibration.ranges["r1"], levels_of(kind, narrow))
+            params = QuantParams.of_range(*calibration.ranges["r1"], scheme_of(kind, narrow))
         integers = nearest(weight, ARRAYS[weight], weight_bits, axis if per_channel else None, symmetric)
         values = np.array([0.5, -0.25, 0.125, 3.0]) if bias is None else ARRAYS[bias]
-        layers.append(LayerPlan(output, source, grid, integers, values))
+        layers.append(LayerPlan(output, source, params, integers, values))
     return Plan(tuple(layers), tensors, kind)
 
 
@@ -123,11 +127,11 @@ def run(model, feed, level=OFF, outputs=None):
     return session.run(outputs, feed)
 
 
-def rounded(values, grid):
-    """``values`` on ``grid``, in float64, from the integers; and the integers."""
-    steps = np.rint(values.astype(np.float32) / np.float32(grid.scale)) + grid.zero_point
-    integers = np.clip(steps, grid.levels.lowest, grid.levels.highest)
-    return (integers - grid.zero_point) * np.float64(grid.scale), integers
+def rounded(values, params):
+    """``values`` quantized with ``params`` and back, in float64; and their codes."""
+    codes = np.rint(values.astype(np.float32) / np.float32(params.scale)) + params.zero_point
+    codes = np.clip(codes, params.qmin, params.qmax)
+    return (codes - params.zero_point) * np.float64(params.scale), codes
 
 
 def simulate(plan, image):
@@ -135,14 +139,14 @@ def simulate(plan, image):
     layers = {layer.weight.name: layer for layer in plan.layers}
     found = {}
 
-    def on_grid(name, values):
+    def stored(name, values):
         values, found[name] = rounded(values, plan.tensors[name])
         return values
 
     def product(weight, values):
         layer = layers[weight]
-        values, _ = rounded(values, layer.input_grid)
-        scale = np.float32(layer.input_grid.scale) * layer.weight.scale
+        values, _ = rounded(values, layer.input_params)
+        scale = np.float32(layer.input_params.scale) * layer.weight.scale
         bias = np.rint(layer.bias / scale.astype(np.float64)) * scale
         return values, layer.weight.dequantized().astype(np.float64), bias
 
@@ -151,11 +155,11 @@ def simulate(plan, image):
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]
         return np.einsum("nchwij,ocij->nohw", windows, weight) + bias.reshape(1, -1, 1, 1)
 
-    relu = on_grid("r1", conv(*product("w1", on_grid("image", image)), 2))
-    second = on_grid("c2", conv(*product("w2", relu), 1))
-    pooled = on_grid("pool", on_grid("sum", second + relu).mean((2, 3)))
-    values, weight, bias = product("w3", on_grid("flat", pooled))
-    return on_grid("scores", values @ weight + bias), found
+    relu = stored("r1", conv(*product("w1", stored("image", image)), 2))
+    second = stored("c2", conv(*product("w2", relu), 1))
+    pooled = stored("pool", stored("sum", second + relu).mean((2, 3)))
+    values, weight, bias = product("w3", stored("flat", pooled))
+    return stored("scores", values @ weight + bias), found
 
 
 def with_integers(model):

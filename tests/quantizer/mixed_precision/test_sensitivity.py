@@ -9,18 +9,21 @@ from nets import NETS, PICTURES, net, pictures
 from onnx import helper, numpy_helper
 from small_net import run
 
-from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer.mixed_precision.budget import Choice
-from resnet8_quant.quantizer.mixed_precision.sensitivity import allowed, sensitivities
-from resnet8_quant.quantizer.refine.bits import LayerBits
+from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
+from resnet8_quant.quantizer.plan import layer_nodes
 
 QUANT = QuantConfig(activation_type=DType.uint8, per_channel=True)
 
 
+def widths_of(model, *widths):
+    """The same widths for every layer."""
+    return {node.output[0]: list(widths) for node in layer_nodes(model.proto().graph)}
+
+
 @pytest.fixture(scope="module")
 def bundled(model, images):
-    return sensitivities(model, images, QUANT, RefineConfig(), [2, 3, 4, 8])
+    return sensitivities(model, images, Config(QUANT), widths_of(model, 2, 3, 4, 8))
 
 
 def test_narrower_is_worse(bundled):
@@ -54,7 +57,7 @@ def test_the_error_is_that_of_one_rounded_weight(case):
     def scores(proto):
         return np.concatenate([run(proto, {"image": feed[i : i + batch]})[0] for i in range(0, len(feed), batch)])
 
-    found = sensitivities(model, pictures(), QUANT, RefineConfig(), [3])
+    found = sensitivities(model, pictures(), Config(QUANT), widths_of(model, 3))
     expected = scores(model.proto()).astype(np.float64)
     for node in model.proto().graph.node:
         if node.output[0] in found:
@@ -76,7 +79,9 @@ def test_a_search_is_left_out_but_gptq_is_not():
     model = NETS["two convolutions"]()
     gptq = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True)
     best = replace(gptq, weight_scale=WeightScale.rounded, rounding=Rounding.descent)
-    measured = [sensitivities(model, pictures(), QUANT, config, [2, 4]) for config in (RefineConfig(), gptq, best)]
+    widths = widths_of(model, 2, 4)
+    configs = [Config(QUANT, refine=refinement) for refinement in (RefineConfig(), gptq, best)]
+    measured = [sensitivities(model, pictures(), config, widths) for config in configs]
     assert measured[1] == measured[2]
     for layer, options in measured[0].items():
         for plain, refined in zip(options, measured[1][layer], strict=True):
@@ -90,37 +95,7 @@ def test_a_final_softmax_is_left_out():
     with_softmax = net([*last, helper.make_node("Softmax", ["logits"], ["scores"])], w=np.eye(72, 3) - 0.3)
     without = net([last[0], helper.make_node("Gemm", ["flat", "w"], ["scores"])], w=np.eye(72, 3) - 0.3)
     errors = [
-        next(iter(sensitivities(model, pictures(), QUANT, RefineConfig(), [2]).values()))[0].error
+        next(iter(sensitivities(model, pictures(), Config(QUANT), widths_of(model, 2)).values()))[0].error
         for model in (with_softmax, without)
     ]
     assert errors[0] == errors[1] > 0
-
-
-OPTIONS = [Choice(bits, 1.0 / bits, bits) for bits in (2, 4, 8)]
-BITS = {"first": LayerBits(8, 8), "middle": LayerBits(3, 8), "last": LayerBits(8, 8)}
-
-
-@pytest.mark.parametrize(
-    ("layer", "options", "widths"),
-    [
-        ("middle", {}, [2, 4, 8]),
-        ("middle", {"keep_first_last": 8}, [2, 4, 8]),
-        ("first", {"keep_first_last": 8}, [8]),
-        ("last", {"keep_first_last": 4}, [4, 8]),
-        ("first", {}, [2, 4, 8]),
-        ("first", {"layers": {"*": {"weight_bits": 8}}}, [8]),
-        ("middle", {"layers": {"m*": {"activation_bits": 4}}}, [2, 4, 8]),
-        ("last", {"layers": {"l?st": {"weight_bits": 8}}, "keep_first_last": 4}, [8]),
-    ],
-)
-def test_what_the_config_leaves_open(layer, options, widths):
-    quant = replace(QUANT, **options)
-    assert [choice.bits for choice in allowed(layer, OPTIONS, quant, BITS)] == widths
-
-
-def test_a_width_that_is_no_choice_is_refused():
-    quant = replace(QUANT, layers={"middle": {"weight_bits": 3}})
-    with pytest.raises(ExperimentError) as caught:
-        allowed("middle", OPTIONS, quant, BITS)
-    assert "`allocate.choices` has none of the widths from 3 to 3 that layer middle is held to" in caught.value.problem
-    assert caught.value.remedy == "allocate.choices=[2,4,8,3]"

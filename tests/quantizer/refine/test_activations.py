@@ -1,17 +1,18 @@
-"""Grids of activations: whose width counts, which range is taken, and that values land where ONNX puts them."""
+"""Parameters of activations: whose width counts, which range is taken, and that values land where ONNX puts them."""
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nets import PICTURES, net, pictures
 from onnx import helper
 from small_net import OFF, rounded, run
+from strategies import PROPERTY, TYPES
 
-from resnet8_quant.config import CalibrationConfig, DType, Method, QuantConfig
-from resnet8_quant.quantizer.calibration.engine import calibrate
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.quantize import OPERATORS
-from resnet8_quant.quantizer.refine.activations import ActivationGrids, narrow_levels, on_grid
-from resnet8_quant.quantizer.refine.bits import layer_bits
+from resnet8_quant.config import CalibrationConfig, Config, DType, Method, QuantConfig, RefineConfig
+from resnet8_quant.quantizer.calibration.calibrate import calibrate
+from resnet8_quant.quantizer.plan import layer_bits
+from resnet8_quant.quantizer.quant_params import QuantScheme
+from resnet8_quant.quantizer.refine.activations import ActivationParams
 
 
 def graph_model():
@@ -30,19 +31,20 @@ def graph_model():
 
 
 @pytest.fixture(scope="module")
-def made():
-    """Config of the types -> the grids, and the nodes by output."""
+def params_of():
+    """Config of the types -> the params, and the nodes by output."""
     model, found = graph_model(), {}
     graph = model.proto().graph
 
     def make(in_place=False, method=Method.minmax, **options):
         quant = QuantConfig(**({"activation_type": DType.uint8, "per_channel": True} | options))
-        config = CalibrationConfig(method, percentile=99.0 if method is Method.percentile else None)
+        calibration = CalibrationConfig(method, percentile=99.0 if method is Method.percentile else None)
         key = quant.activation_type, quant.activation_symmetric, method
         if key not in found:
-            found[key] = calibrate(model, pictures(), quant, config, OPERATORS, threads=1, cache=None)
-        grids = ActivationGrids(graph, layer_bits(graph, quant), quant, config, found[key], in_place)
-        return grids, {node.output[0]: node for node in graph.node}, found[key]
+            found[key] = calibrate(model, pictures(), Config(quant, calibration))
+        config = Config(quant, calibration, RefineConfig(activation_ranges=in_place))
+        params = ActivationParams(graph, layer_bits(graph, quant), config, found[key])
+        return params, {node.output[0]: node for node in graph.node}, found[key]
 
     return make
 
@@ -61,123 +63,76 @@ def values():
 ORDER = ("image", "r1", "c2", "c3", "sum", "pool", "flat", "scores")
 
 
-def counts(grids):
-    return {name: grids.stored(name, None).levels.count for name in ORDER}
+def counts(params):
+    return {name: params.stored(name, None).levels for name in ORDER}
 
 
-def test_without_widths_all_grids_are_those_of_calibration(made):
-    grids, _, calibration = made()
+def test_without_bit_widths_all_params_are_those_of_calibration(params_of):
+    params, _, calibration = params_of()
     for name in ORDER[:5]:  # what comes then moves the values of sum
-        assert grids.stored(name, None) == calibration.grids[name]
-    assert set(counts(grids).values()) == {256}
+        assert params.stored(name, None) == calibration.params[name]
+    assert set(counts(params).values()) == {256}
 
 
-def test_only_what_layers_alone_read_is_stored_narrow(made):
+def test_only_what_layers_alone_read_is_stored_low_bit(params_of):
     """image is read by c1, c2 by c3; r1 also by an Add, and c3, sum, pool by no layer; scores is an output."""
-    grids, nodes, _ = made(activation_bits=4)
+    params, nodes, _ = params_of(activation_bits=4)
     wide = dict.fromkeys(ORDER, 256)
-    assert counts(grids) == wide | {"image": 16, "c2": 16}
-    assert grids.read(nodes["c2"], None).levels == Levels(0, 15, False)
-    assert grids.read(nodes["c3"], None) is grids.stored("c2", None)
-    assert grids.read(nodes["scores"], None).levels.count == 16
-    grids, _, _ = made(activation_bits=4, residual_bits=6)
-    assert counts(grids) == dict.fromkeys(ORDER, 64) | {"image": 16, "c2": 16}
+    assert counts(params) == wide | {"image": 16, "c2": 16}
+    assert (params.read(nodes["c2"], None).qmin, params.read(nodes["c2"], None).qmax) == (0, 15)
+    assert params.read(nodes["c3"], None) is params.stored("c2", None)
+    assert params.read(nodes["scores"], None).levels == 16
+    params, _, _ = params_of(activation_bits=4, residual_bits=6)
+    assert counts(params) == dict.fromkeys(ORDER, 64) | {"image": 16, "c2": 16}
 
 
-def test_a_reader_that_is_wider_widens_what_is_stored(made):
-    grids, nodes, _ = made(activation_bits=4, residual_bits=5, layers={"c[23]": {"activation_bits": 7}})
-    found = counts(grids)
+def test_a_reader_that_is_wider_widens_what_is_stored(params_of):
+    params, nodes, _ = params_of(activation_bits=4, residual_bits=5, layers={"c[23]": {"activation_bits": 7}})
+    found = counts(params)
     assert (found["image"], found["r1"], found["c2"], found["sum"]) == (16, 128, 128, 32)
-    assert grids.read(nodes["c2"], None) is grids.stored("r1", None)
+    assert params.read(nodes["c2"], None) is params.stored("r1", None)
 
 
-def test_operators_that_move_values_keep_their_grid(made):
-    grids, _, _ = made(activation_bits=4, residual_bits=6)
-    counts(grids)
-    assert grids.stored("pool", None) == grids.stored("flat", None) == grids.stored("sum", None)
+def test_operators_that_move_values_keep_their_params(params_of):
+    params, _, _ = params_of(activation_bits=4, residual_bits=6)
+    counts(params)
+    assert params.stored("pool", None) == params.stored("flat", None) == params.stored("sum", None)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6])
-@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
-def test_narrow_levels_are_in_the_type(bits, kind, symmetric):
-    levels = narrow_levels(kind, bits, symmetric)
-    assert levels.symmetric == symmetric
-    if kind is DType.uint8:
-        assert (levels.lowest, levels.highest) == (0, 2**bits - 1)
-    else:
-        assert (levels.lowest, levels.highest) == (-(2 ** (bits - 1)) + symmetric, 2 ** (bits - 1) - 1)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 6])
-@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
-@pytest.mark.parametrize("method", [Method.minmax, Method.percentile, Method.mse])
-def test_narrow_grids_are_by_the_method_or_in_place(made, values, bits, kind, symmetric, method):
+@PROPERTY
+@given(
+    st.sampled_from([2, 4, 6]), TYPES, st.booleans(), st.sampled_from([Method.minmax, Method.percentile, Method.mse])
+)
+def test_low_bit_params_are_by_the_method_or_in_place(params_of, values, bits, kind, symmetric, method):
     """In place is the smallest error on the values themselves; minmax holds all of them."""
     options = {"activation_type": kind, "activation_symmetric": symmetric, "activation_bits": bits}
-    by_method, nodes, _ = made(method=method, **options)
-    in_place, _, _ = made(True, method, **options)
+    by_method, nodes, _ = params_of(method=method, **options)
+    in_place, _, _ = params_of(True, method, **options)
 
-    def error(grid, array):
-        return float(((rounded(array, grid)[0] - array) ** 2).mean())
+    def error(low_bit, array):
+        return float(((rounded(array, low_bit)[0] - array) ** 2).mean())
 
     for layer, name in (("c1", "image"), ("c2", "r1"), ("c3", "c2")):
         array = values[name]
         first, second = by_method.read(nodes[layer], array), in_place.read(nodes[layer], array)
-        for grid in (first, second):
-            assert grid.levels == narrow_levels(kind, bits, symmetric)
-            assert grid.levels.lowest <= grid.zero_point <= grid.levels.highest
+        for low_bit in (first, second):
+            scheme = QuantScheme.of_activation(kind, symmetric, bits)
+            assert (low_bit.dtype, low_bit.qmin, low_bit.qmax) == (kind, scheme.qmin, scheme.qmax)
+            assert low_bit.qmin <= low_bit.zero_point <= low_bit.qmax
             if name == "r1" and not symmetric:
-                assert grid.zero_point == grid.levels.lowest
+                assert low_bit.zero_point == low_bit.qmin
         assert error(second, array) <= 1.02 * error(first, array)
         if method is Method.minmax:
             assert first.high >= array.max() - 0.51 * first.scale
             assert first.low <= array.min() + 0.51 * first.scale
         # in place even where values of another distribution come in
-        halved, _, _ = made(True, method, **options)
+        halved, _, _ = params_of(True, method, **options)
         assert halved.read(nodes[layer], array / 2).scale == pytest.approx(second.scale / 2, rel=0.05)
 
 
-def test_a_grid_is_decided_once(made, values):
-    grids, nodes, _ = made(True, activation_bits=3)
-    first = grids.read(nodes["c2"], values["r1"])
-    assert grids.read(nodes["c2"], 2 * values["r1"]) is first
-    stored = grids.stored("c2", values["c2"])
-    assert grids.stored("c2", None) is stored
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("kind", [DType.uint8, DType.int8], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
-def test_values_land_where_onnxruntime_puts_them(bits, kind, symmetric):
-    """Q, Clip, DQ; the input is not changed."""
-    grid = Grid.of(np.float32(-1.3), np.float32(2.1), narrow_levels(kind, bits, symmetric))
-    x = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32) * 2
-    x[0] = [0.0, 1e30, -1e30, 0.5 * grid.scale, 1.5 * grid.scale, -0.5 * grid.scale, 2.1]
-    kept = x.copy()
-    found = on_grid(x, grid)
-    np.testing.assert_array_equal(x, kept)
-    dtype = np.dtype(kind.name)
-    onnx_type = helper.np_dtype_to_tensor_dtype(dtype)
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        helper.make_node("Clip", ["q", "low", "high"], ["clipped"]),
-        helper.make_node("DequantizeLinear", ["clipped", "scale", "zero"], ["y"]),
-    ]
-    feeds = {
-        "x": x,
-        "scale": np.asarray(grid.scale, np.float32),
-        "zero": np.asarray(grid.zero_point, dtype),
-        "low": np.asarray(grid.levels.lowest, dtype),
-        "high": np.asarray(grid.levels.highest, dtype),
-    }
-    infos = [
-        helper.make_tensor_value_info(name, 1 if name in ("x", "scale") else onnx_type, array.shape)
-        for name, array in feeds.items()
-    ]
-    graph = helper.make_graph(nodes, "bridge", infos, [helper.make_tensor_value_info("y", 1, x.shape)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    np.testing.assert_array_equal(found, run(model, feeds)[0])
-    assert found.dtype == np.float32
-    assert len(np.unique(found)) <= grid.levels.count
+def test_params_are_decided_once(params_of, values):
+    params, nodes, _ = params_of(True, activation_bits=3)
+    first = params.read(nodes["c2"], values["r1"])
+    assert params.read(nodes["c2"], 2 * values["r1"]) is first
+    stored = params.stored("c2", values["c2"])
+    assert params.stored("c2", None) is stored

@@ -6,7 +6,7 @@ from nets import PICTURES, head, net
 from onnx import helper, numpy_helper
 from small_net import OFF, run
 
-from resnet8_quant.quantizer.refine.equalize import equalized
+from resnet8_quant.quantizer.refine.equalize import equalize
 
 
 def conv(read, name, **attributes):
@@ -61,7 +61,7 @@ def assert_same_function(first, second):
 
 def test_a_chain_ends_even():
     model = three()
-    done = equalized(model)
+    done = equalize(model)
     assert_same_function(model, done)
     assert done.digest != model.digest
     before, after = arrays_of(model), arrays_of(done)
@@ -73,7 +73,7 @@ def test_a_chain_ends_even():
     for name in ("w_head", "b_head"):
         np.testing.assert_array_equal(after[name], before[name])
     assert all(array.dtype == np.float32 for array in after.values())
-    assert equalized(model).serialized == done.serialized
+    assert equalize(model).serialized == done.serialized
 
 
 def test_one_scale_fits_better_afterwards():
@@ -91,7 +91,7 @@ def test_one_scale_fits_better_afterwards():
                 )
         return np.mean((run(proto, feed)[0] - run(model.serialized, feed)[0]) ** 2)
 
-    assert lost(equalized(three())) < 0.5 * lost(three())
+    assert lost(equalize(three())) < 0.5 * lost(three())
 
 
 UNTOUCHED = {
@@ -113,7 +113,7 @@ UNTOUCHED = {
 def test_what_others_see_stays(why):
     make, names = UNTOUCHED[why]
     model = make()
-    done = equalized(model)
+    done = equalize(model)
     assert_same_function(model, done)
     before, after = arrays_of(model), arrays_of(done)
     for name in names:
@@ -125,7 +125,7 @@ def test_dead_channels_stay_finite():
     w1, w2 = uneven((4, 2, 3, 3), 1), uneven((4, 4, 3, 3), 2)
     w1[0], w2[:, 1] = 0, 0
     model = three(w_c1=w1, w_c2=w2)
-    done = equalized(model)
+    done = equalize(model)
     assert_same_function(model, done)
     after = arrays_of(done)
     assert all(np.isfinite(array).all() for array in after.values())
@@ -139,12 +139,12 @@ def test_a_bias_with_two_readers_stays():
     proto = model.proto()
     proto.graph.node[2].input[2] = "b_c1"
     shared = type(model)(model.name, proto.SerializeToString(), model.input_spec, "shared", "")
-    assert_same_function(shared, equalized(shared))
+    assert_same_function(shared, equalize(shared))
 
 
 def test_the_bundled_model_keeps_its_logits(model):
     """Its pairs are the two Convs of each block."""
-    done = equalized(model)
+    done = equalize(model)
     before, after = arrays_of(model), arrays_of(done)
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     proto = model.proto()

@@ -1,17 +1,17 @@
-"""One layer: what its integers and its bias make of the quantized input, against the float output."""
+"""One layer: what its codes and its bias make of the quantized input, against the float output."""
 
 import numpy as np
 import pytest
 from onnx import helper
 
 from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
-from resnet8_quant.quantizer.calibration.grid import Grid, Levels
-from resnet8_quant.quantizer.plan import bias_integers
-from resnet8_quant.quantizer.refine.layer import changed_node, plan_layer
-from resnet8_quant.quantizer.refine.nodes import NodeRunner
-from resnet8_quant.quantizer.refine.unfold import Geometry, unfold
+from resnet8_quant.quantizer.plan import bias_codes
+from resnet8_quant.quantizer.quant_params import QuantParams
+from resnet8_quant.quantizer.refine.im2col import Geometry, im2col
+from resnet8_quant.quantizer.refine.layer import node_of_plan, quantize_layer
+from resnet8_quant.quantizer.refine.reconstruct import NodeRunner
 
-GRID = Grid(np.float32(0.1), 0, Levels(0, 255, False))
+PARAMS = QuantParams(np.float32(0.1), 0, DType.uint8, 0, 255)
 QUANT = QuantConfig(per_channel=True)
 GPTQ = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True)
 
@@ -45,9 +45,9 @@ def layer(case, seed=0):
     return node, constants, floating, quantized
 
 
-def plan_of(case, refinement, bits=4, quant=QUANT, seed=0, grid=GRID):
+def plan_of(case, refinement, bits=4, quant=QUANT, seed=0, params=PARAMS):
     node, constants, floating, quantized = layer(case, seed)
-    return plan_layer(node, constants, grid, bits, quant, refinement, quantized, floating)
+    return quantize_layer(node, constants, params, bits, quant, refinement, (quantized, floating))
 
 
 def outputs_of(case, plan, seed=0):
@@ -55,7 +55,7 @@ def outputs_of(case, plan, seed=0):
     node, constants, floating, quantized = layer(case, seed)
     proto = helper.make_model(helper.make_graph([], "none", [], []), opset_imports=[helper.make_opsetid("", 21)])
     runner = NodeRunner(proto, None, 1)
-    changed, values = changed_node(node, plan, constants)
+    changed, values = node_of_plan(node, plan, constants)
     return runner.run(node, {"x": floating}, constants)[0], runner.run(changed, {"x": quantized}, values)[0]
 
 
@@ -67,17 +67,17 @@ def error(case, plan, seed=0):
 @pytest.mark.parametrize("case", LAYERS)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
 @pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_integers_are_in_the_shape_of_the_weight(case, per_channel, kind):
+def test_codes_are_in_the_shape_of_the_weight(case, per_channel, kind):
     node, shape, axis = LAYERS[case]
     _, constants, _, _ = layer(case)
     for bits, width in ((2, 2), (3, 4), (4, 4), (5, 8), (8, 8)):
         quant = QuantConfig(weight_type=kind, per_channel=per_channel)
         plan = plan_of(case, RefineConfig(), bits, quant)
         weight = plan.weight
-        assert (plan.output, plan.input, plan.input_grid, weight.name) == ("y", "x", GRID, "w")
-        assert (weight.bits, weight.container) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
-        assert weight.values.shape == shape
-        assert weight.values.dtype == weight.zero_point.dtype == np.dtype(kind.name)
+        assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
+        assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
+        assert weight.codes.shape == shape
+        assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
         assert weight.axis == (axis if per_channel else None)
         assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
         assert weight.scale.dtype == np.float32
@@ -132,13 +132,13 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
     node, constants, _, quantized = layer(case)
     geometry = Geometry.of(node, constants["w"], quantized.shape)
     expected, found = outputs_of(case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8))
-    rows = unfold(quantized, geometry)
-    wanted = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
+    rows = im2col(quantized, geometry)
+    outputs = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
     best = 0.0
     for g in range(geometry.group):
         design = np.column_stack([rows[:, g], np.ones(len(rows))]).astype(float)
-        solved = np.linalg.lstsq(design, wanted[:, g].astype(float), rcond=None)[0]
-        best += ((design @ solved - wanted[:, g]) ** 2).sum()
+        solved = np.linalg.lstsq(design, outputs[:, g].astype(float), rcond=None)[0]
+        best += ((design @ solved - outputs[:, g]) ** 2).sum()
     assert ((expected.astype(float) - found) ** 2).sum() < 1.02 * best + 1e-3 * (expected.astype(float) ** 2).sum()
 
 
@@ -168,21 +168,21 @@ def test_gptq_knows_the_mean_where_no_bias_makes_up_for_it(case):
 def test_a_bias_of_one_value_is_one_for_each_channel():
     node, constants, floating, quantized = layer("gemm")
     constants["b"] = np.float32(0.5)
-    plan = plan_layer(node, constants, GRID, 8, QUANT, RefineConfig(), quantized, floating)
+    plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
     assert plan.bias.tolist() == [0.5] * 6
     constants["b"] = np.arange(6, dtype=np.float32)[None]
-    plan = plan_layer(node, constants, GRID, 8, QUANT, RefineConfig(), quantized, floating)
+    plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
     assert plan.bias.tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "matmul", "depthwise"])
-def test_inputs_that_are_always_zero_leave_finite_integers(case):
+def test_inputs_that_are_always_zero_leave_finite_codes(case):
     node, constants, floating, quantized = layer(case)
     floating[:, :2] = quantized[:, :2] = 0
     for x in ((quantized, floating), (np.zeros_like(quantized), np.zeros_like(floating))):
-        plan = plan_layer(node, constants, GRID, 3, QUANT, GPTQ, *x)
+        plan = quantize_layer(node, constants, PARAMS, 3, QUANT, GPTQ, x)
         assert np.isfinite(plan.weight.scale).all()
-        assert np.abs(plan.weight.values).max() <= 4
+        assert np.abs(plan.weight.codes).max() <= 4
         assert plan.bias is None or np.isfinite(plan.bias).all()
 
 
@@ -192,7 +192,7 @@ def test_the_changed_node_computes_with_the_plan():
         node, constants, _, _ = layer(case)
         before = node.SerializeToString()
         plan = plan_of(case, RefineConfig(bias=True))
-        changed, values = changed_node(node, plan, constants)
+        changed, values = node_of_plan(node, plan, constants)
         assert node.SerializeToString() == before
         assert list(changed.input) == ["x", "w", name]
         np.testing.assert_array_equal(values["w"], plan.weight.dequantized())
@@ -203,8 +203,8 @@ def test_a_bias_fits_into_32_bits():
     weight = np.full((2, 3, 1, 1), 1e-7, np.float32)
     bias = np.array([-0.3, 0.0], np.float32)
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"])
-    grid = Grid(np.float32(2e-4), 0, Levels(0, 65535, False))
+    params = QuantParams(np.float32(2e-4), 0, DType.uint16, 0, 65535)
     quant = QuantConfig(activation_type=DType.uint16, per_channel=True)
-    plan = plan_layer(node, {"w": weight, "b": bias}, grid, 8, quant, RefineConfig(), None, None)
-    scale = np.float32(grid.scale) * plan.weight.scale
-    np.testing.assert_allclose(bias_integers(plan.bias, scale) * scale, bias, atol=1e-6)
+    plan = quantize_layer(node, {"w": weight, "b": bias}, params, 8, quant, RefineConfig(), None)
+    scale = np.float32(params.scale) * plan.weight.scale
+    np.testing.assert_allclose(bias_codes(plan.bias, scale) * scale, bias, atol=1e-6)

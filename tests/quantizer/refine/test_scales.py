@@ -2,194 +2,181 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import PROPERTY, SEEDS, WEIGHT_SCHEMES
 
-from resnet8_quant.config import RefineConfig, Rounding, WeightScale
-from resnet8_quant.quantizer.refine.scales import CANDIDATES, RoundedRows, WeightLevels, round_rows
+from resnet8_quant.config import DType, RefineConfig, Rounding, WeightScale
+from resnet8_quant.quantizer.quant_params import QuantScheme
+from resnet8_quant.quantizer.refine.scales import CANDIDATES, QuantizedRows, quantize_rows
 
-BITS = range(2, 9)
-GRIDS = {"signed": (True, False), "signed symmetric": (True, True), "unsigned": (False, False)}
+SCHEMES = {
+    "signed": (DType.int8, False),
+    "signed symmetric": (DType.int8, True),
+    "unsigned": (DType.uint8, False),
+}
 
 
-def weights(seed, rows=6, size=18, groups=1):
-    """Rows of different sizes with a few outliers, and moments of correlated inputs for each group."""
+def weights_of(seed, rows=6, size=18, groups=1):
+    """Rows of different sizes with a few outliers, and the Hessian of correlated inputs for each group."""
     rng = np.random.default_rng(seed)
-    target = rng.normal(size=(rows, size)) * np.exp(rng.normal(size=(rows, 1)))
-    target[rng.random(target.shape) < 0.05] *= 4
-    moments = []
+    weights = rng.normal(size=(rows, size)) * np.exp(rng.normal(size=(rows, 1)))
+    weights[rng.random(weights.shape) < 0.05] *= 4
+    hessians = []
     for _ in range(groups):
         x = rng.normal(size=(60, size)) @ rng.normal(size=(size, size))
-        moments.append(x.T @ x / 60)
-    return target, moments
+        hessians.append(x.T @ x / 60)
+    return weights, hessians
 
 
-def values(found: RoundedRows):
-    return found.steps * found.scale[:, None]
+def values(rows: QuantizedRows):
+    return rows.codes * rows.scale[:, None]
 
 
-def errors(target, found, moments):
-    """Of each row, under the moments of its group."""
-    rest = target - values(found)
-    size = len(target) // len(moments)
-    return np.array([row @ moments[i // size] @ row for i, row in enumerate(rest)])
+def errors(weights, rows, hessians):
+    """Of each row, under the Hessian of its group."""
+    rest = weights - values(rows)
+    size = len(weights) // len(hessians)
+    return np.array([row @ hessians[i // size] @ row for i, row in enumerate(rest)])
 
 
-def assert_on_grid(found, levels):
-    """Whole numbers within the levels; zero too; scales that float32 holds."""
-    stored = found.steps + found.zero_point[:, None]
+def assert_in_scheme(rows, scheme):
+    """Integers between qmin and qmax; zero too; scales that float32 represents."""
+    stored = rows.codes + rows.zero_point[:, None]
     assert (stored == np.round(stored)).all()
-    assert levels.lowest <= stored.min()
-    assert stored.max() <= levels.highest
-    assert found.zero_point.dtype == np.int64
-    assert ((found.zero_point >= levels.lowest) & (found.zero_point <= levels.highest)).all()
-    assert (found.scale > 0).all()
-    assert np.isfinite(found.scale).all()
-    np.testing.assert_array_equal(found.scale.astype(np.float32).astype(np.float64), found.scale)
+    assert scheme.qmin <= stored.min()
+    assert stored.max() <= scheme.qmax
+    assert rows.zero_point.dtype == np.int64
+    assert ((rows.zero_point >= scheme.qmin) & (rows.zero_point <= scheme.qmax)).all()
+    assert (rows.scale > 0).all()
+    assert np.isfinite(rows.scale).all()
+    np.testing.assert_array_equal(rows.scale.astype(np.float32).astype(np.float64), rows.scale)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("grid", GRIDS)
-def test_the_widest_range_is_rounded_to_nearest(bits, per_channel, grid):
-    signed, symmetric = GRIDS[grid]
-    levels = WeightLevels.of(bits, signed, symmetric)
-    target, moments = weights(bits)
-    found = round_rows(target, moments, levels, per_channel, bits, RefineConfig())
-    assert_on_grid(found, levels)
-    for row in range(len(target)):
-        seen = target[row] if per_channel else target
-        low, high = min(seen.min(), 0), max(seen.max(), 0)
-        if symmetric:
-            scale, zero = max(-low, high) / (2 ** (bits - 1) - 1), 0
+@PROPERTY
+@given(WEIGHT_SCHEMES, st.booleans(), SEEDS)
+def test_the_widest_range_is_rounded_to_nearest(scheme, per_channel, seed):
+    weights, hessians = weights_of(seed)
+    rows = quantize_rows(weights, hessians, scheme, per_channel, RefineConfig())
+    assert_in_scheme(rows, scheme)
+    for row, rounded in enumerate(values(rows)):
+        shared = weights[row] if per_channel else weights
+        low, high = min(shared.min(), 0), max(shared.max(), 0)
+        if scheme.symmetric:
+            scale, zero = max(-low, high) / (2 ** (scheme.bit_width - 1) - 1), 0
         else:
-            scale = (high - low) / (2**bits - 1)
-            zero = np.round(levels.lowest - low / np.float32(scale))
-        assert found.scale[row] == np.float32(scale)
-        assert found.zero_point[row] == zero
-        expected = np.clip(np.round(target[row] / np.float32(scale)) + zero, levels.lowest, levels.highest) - zero
-        np.testing.assert_array_equal(found.steps[row], expected)
-        step = 0.5 if symmetric else 1.0  # a rounded zero point may push an end out by half a step
-        assert np.abs(target[row] - values(found)[row]).max() <= (step + 1e-6) * found.scale[row]
+            scale = (high - low) / (scheme.levels - 1)
+            zero = np.round(scheme.qmin - low / np.float32(scale))
+        assert rows.scale[row] == np.float32(scale)
+        assert rows.zero_point[row] == zero
+        expected = np.clip(np.round(weights[row] / np.float32(scale)) + zero, scheme.qmin, scheme.qmax) - zero
+        np.testing.assert_array_equal(rows.codes[row], expected)
+        step = 0.5 if scheme.symmetric else 1.0  # a rounded zero point may push an end out by half a step
+        assert np.abs(weights[row] - rounded).max() <= (step + 1e-6) * rows.scale[row]
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("signed", [False, True])
-def test_levels_are_those_of_the_type(bits, signed):
-    for symmetric in (False, True):
-        levels = WeightLevels.of(bits, signed, symmetric)
-        left_out = signed and symmetric and bits == 8  # -128, as in onnxruntime
-        assert levels.highest - levels.lowest + 1 == 2**bits - left_out
-        assert levels.lowest == (0 if not signed else -(2 ** (bits - 1)) + left_out)
-
-
-@pytest.mark.parametrize("rounding", Rounding)
 @pytest.mark.parametrize("scale", [WeightScale.mse, WeightScale.hessian, WeightScale.rounded])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("grid", GRIDS)
-def test_a_search_beats_the_widest_range_by_its_own_measure(rounding, scale, per_channel, grid):
-    """mse and hessian measure the nearest integers, rounded those that are taken in the end."""
-    signed, symmetric = GRIDS[grid]
-    compensated = scale is WeightScale.rounded and rounding is not Rounding.nearest
-    criterion = Rounding.gptq if compensated else Rounding.nearest
+@pytest.mark.parametrize("types", SCHEMES)
+def test_a_search_beats_the_widest_range_by_its_own_measure(scale, per_channel, types):
+    """mse and hessian measure the nearest codes, rounded those that are taken in the end."""
     gains = []
     for bits in (2, 3, 4, 8):
-        levels = WeightLevels.of(bits, signed, symmetric)
-        target, moments = weights(bits, groups=2)
-        measured = [np.eye(18)] * 2 if scale is WeightScale.mse else moments
-        plain = round_rows(target, moments, levels, per_channel, bits, RefineConfig(rounding=criterion))
-        found = round_rows(
-            target, moments, levels, per_channel, bits, RefineConfig(rounding=criterion, weight_scale=scale)
-        )
-        assert_on_grid(found, levels)
-        before, after = errors(target, plain, measured), errors(target, found, measured)
-        if per_channel:
-            assert (after <= before * (1 + 1e-9)).all()
-        else:
-            assert after.sum() <= before.sum() * (1 + 1e-9)
-            assert len(set(found.scale)) == len(set(found.zero_point)) == 1
-        gains.append(after.sum() / before.sum())
-        shares = found.scale / plain.scale
-        assert ((shares > 0.15) & (shares < 1.06)).all()
-        chosen = round_rows(
-            target, moments, levels, per_channel, bits, RefineConfig(rounding=rounding, weight_scale=scale)
-        )
-        np.testing.assert_array_equal(chosen.scale, found.scale)  # the last step moves integers only
-        assert_on_grid(chosen, levels)
-        assert (errors(target, chosen, moments) <= errors(target, found, moments) * (1 + 1e-9)).all()
-    assert gains[0] < 0.9  # at 2 bits it is worth a lot
+        scheme = QuantScheme.of_weight(*SCHEMES[types], bits)
+        weights, hessians = weights_of(bits, groups=2)
 
+        def rows_of(scale, rounding, scheme=scheme, weights=weights, hessians=hessians):
+            config = RefineConfig(rounding=rounding, weight_scale=scale)
+            return quantize_rows(weights, hessians, scheme, per_channel, config)
 
-@pytest.mark.parametrize("scale", WeightScale)
-def test_better_roundings_are_better(scale):
-    """On the same moments, row by row where the scale is the same, in sum where each has its own."""
-    levels = WeightLevels.of(3, True, True)
-    for seed in range(10):
-        target, moments = weights(seed)
-        sums = [
-            errors(
-                target,
-                round_rows(target, moments, levels, True, 3, RefineConfig(rounding=r, weight_scale=scale)),
-                moments,
+        for rounding in Rounding:
+            compensated = scale is WeightScale.rounded and rounding is not Rounding.nearest
+            criterion = Rounding.gptq if compensated else Rounding.nearest
+            metric = [np.eye(18)] * 2 if scale is WeightScale.mse else hessians
+            widest, searched, final = (
+                rows_of(WeightScale.max, criterion),
+                rows_of(scale, criterion),
+                rows_of(scale, rounding),
             )
-            for r in (Rounding.nearest, Rounding.gptq, Rounding.descent)
-        ]
-        assert (sums[2] <= sums[1] * (1 + 1e-9)).all()
-        assert (sums[1] <= sums[0] * (1 + 1e-9)).all()
+            before, after = errors(weights, widest, metric), errors(weights, searched, metric)
+            if per_channel:
+                assert (after <= before * (1 + 1e-9)).all()
+            else:
+                assert after.sum() <= before.sum() * (1 + 1e-9)
+                assert len(set(searched.scale)) == len(set(searched.zero_point)) == 1
+            shares = searched.scale / widest.scale
+            assert ((shares > 0.15) & (shares < 1.06)).all()
+            gains.append((bits, after.sum() / before.sum()))
+            np.testing.assert_array_equal(final.scale, searched.scale)  # the last step moves codes only
+            for rows in (searched, final):
+                assert_in_scheme(rows, scheme)
+            assert (errors(weights, final, hessians) <= errors(weights, searched, hessians) * (1 + 1e-9)).all()
+    assert all(gain < 0.9 for bits, gain in gains if bits == 2)  # there it is worth a lot
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("scale", WeightScale)
-def test_rows_of_zeros_and_tiny_values_stay_finite(bits, per_channel, grid, scale):
-    levels = WeightLevels.of(bits, *GRIDS[grid])
-    target, moments = weights(0, rows=4)
-    target[1] = 0
-    target[2] = 1e-42  # below float32's normal numbers
+@PROPERTY
+@given(st.sampled_from(list(WeightScale)), SEEDS)
+def test_better_roundings_are_better(scale, seed):
+    """With the same Hessian, row by row where the scale is the same, in sum where each has its own."""
+    scheme = QuantScheme.of_weight(DType.int8, True, 3)
+    weights, hessians = weights_of(seed)
+    sums = [
+        errors(weights, quantize_rows(weights, hessians, scheme, True, config), hessians)
+        for config in (RefineConfig(rounding=rounding, weight_scale=scale) for rounding in Rounding)
+    ]
+    assert (sums[2] <= sums[1] * (1 + 1e-9)).all()
+    assert (sums[1] <= sums[0] * (1 + 1e-9)).all()
+
+
+@PROPERTY
+@given(WEIGHT_SCHEMES, st.booleans(), st.sampled_from(list(WeightScale)))
+def test_rows_of_zeros_and_tiny_values_stay_finite(scheme, per_channel, scale):
+    weights, hessians = weights_of(0, rows=4)
+    weights[1] = 0
+    weights[2] = 1e-42  # below float32's normal numbers
     config = RefineConfig(rounding=Rounding.descent, weight_scale=scale)
-    for rows in (target, np.zeros_like(target)):
-        found = round_rows(rows, moments, levels, per_channel, bits, config)
-        assert_on_grid(found, levels)
-        if per_channel or not rows.any():
-            np.testing.assert_array_equal(values(found)[1], 0)
+    for matrix in (weights, np.zeros_like(weights)):
+        rows = quantize_rows(matrix, hessians, scheme, per_channel, config)
+        assert_in_scheme(rows, scheme)
+        if per_channel or not matrix.any():
+            np.testing.assert_array_equal(values(rows)[1], 0)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_rows_of_one_sign_still_have_a_zero(grid):
-    levels = WeightLevels.of(4, *GRIDS[grid])
-    _, moments = weights(0, rows=2)
-    target = np.array([np.linspace(3, 5, 18), np.linspace(-5, -3, 18)])
+@pytest.mark.parametrize("types", SCHEMES)
+def test_rows_of_one_sign_still_have_a_zero(types):
+    scheme = QuantScheme.of_weight(*SCHEMES[types], 4)
+    _, hessians = weights_of(0, rows=2)
+    weights = np.array([np.linspace(3, 5, 18), np.linspace(-5, -3, 18)])
     for scale in WeightScale:
-        found = round_rows(target, moments, levels, True, 4, RefineConfig(weight_scale=scale))
-        assert_on_grid(found, levels)
-        assert np.abs(target - values(found)).max() < 1.5
+        rows = quantize_rows(weights, hessians, scheme, True, RefineConfig(weight_scale=scale))
+        assert_in_scheme(rows, scheme)
+        assert np.abs(weights - values(rows)).max() < 1.5
 
 
-def test_groups_take_their_own_moments():
-    target, moments = weights(1, groups=2)
-    levels = WeightLevels.of(3, True, True)
+def test_groups_take_their_own_hessian():
+    weights, hessians = weights_of(1, groups=2)
+    scheme = QuantScheme.of_weight(DType.int8, True, 3)
     config = RefineConfig(rounding=Rounding.descent, weight_scale=WeightScale.rounded)
-    both = round_rows(target, moments, levels, True, 3, config)
+    both = quantize_rows(weights, hessians, scheme, True, config)
     for half, part in enumerate((slice(0, 3), slice(3, 6))):
-        alone = round_rows(target[part], [moments[half]], levels, True, 3, config)
-        for name in ("steps", "scale", "zero_point"):
+        alone = quantize_rows(weights[part], [hessians[half]], scheme, True, config)
+        for name in ("codes", "scale", "zero_point"):
             np.testing.assert_array_equal(getattr(both, name)[part], getattr(alone, name))
 
 
 def test_one_scale_is_chosen_for_all_groups_together():
-    target, moments = weights(2, groups=3)
-    levels = WeightLevels.of(2, True, False)
-    config = RefineConfig(weight_scale=WeightScale.hessian)
-    found = round_rows(target, moments, levels, False, 2, config)
-    assert len(set(found.scale)) == 1
-    widest = round_rows(target, moments, levels, False, 2, RefineConfig()).scale[0]
-    shares = [*np.linspace(0.2, 1.0, CANDIDATES), 1.05]
-    low, high = target.min(), target.max()
+    weights, hessians = weights_of(2, groups=3)
+    scheme = QuantScheme.of_weight(DType.int8, False, 2)
+    rows = quantize_rows(weights, hessians, scheme, False, RefineConfig(weight_scale=WeightScale.hessian))
+    assert len(set(rows.scale)) == 1
+    widest = quantize_rows(weights, hessians, scheme, False, RefineConfig()).scale[0]
+    low, high = weights.min(), weights.max()
     best = np.inf
-    for share in shares:
+    for share in [*np.linspace(0.2, 1.0, CANDIDATES), 1.05]:
         scale = np.float64(np.float32(share * (high - low) / 3))
-        zero = np.clip(np.round(levels.lowest - share * low / scale), levels.lowest, levels.highest)
-        steps = np.clip(np.round(target / scale), levels.lowest - zero, levels.highest - zero)
-        tried = RoundedRows(steps, np.full(6, scale), np.full(6, int(zero)))
-        best = min(best, errors(target, tried, moments).sum())
-    np.testing.assert_allclose(errors(target, found, moments).sum(), best)
-    assert found.scale[0] < widest
+        zero = np.clip(np.round(scheme.qmin - share * low / scale), scheme.qmin, scheme.qmax)
+        codes = np.clip(np.round(weights / scale), scheme.qmin - zero, scheme.qmax - zero)
+        candidate = QuantizedRows(codes, np.full(6, scale), np.full(6, int(zero)))
+        best = min(best, errors(weights, candidate, hessians).sum())
+    np.testing.assert_allclose(errors(weights, rows, hessians).sum(), best)
+    assert rows.scale[0] < widest

@@ -1,7 +1,7 @@
 """The class that `hydra/sweeper=optuna` names; all it does is in resnet8_quant/sweep/search.py.
 
 In: Hydra's calls. Out: those to the search. Hydra finds sweepers only as classes that are defined in modules of the
-namespace package `hydra_plugins`, on sys.path; `search.register_search` puts the folder above this one there.
+namespace package `hydra_plugins`, on sys.path; `grid.register_sweeps` puts the folder above this one there.
 """
 
 from __future__ import annotations

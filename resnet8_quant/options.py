@@ -1,0 +1,102 @@
+"""The option files below conf/: where they are, what each is for, and the name that settings have in the results.
+
+In: YAML files that hold what makes an option different from the defaults. Out: options of a group, their descriptions,
+and names such as ``w4a8`` or ``int8+weight_bits=4``, derived from what is really set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from resnet8_quant.config import Config, Group, word
+
+_PACKAGE = Path(__file__).resolve().parent
+# In a wheel the folder is part of the package, in a checkout it lies beside it.
+CONF = next((path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir()), _PACKAGE / "conf")
+
+GROUPS: dict[str, type[Group]] = {
+    name: type(part)
+    for name, part in vars(Config()).items()
+    if isinstance(part, Group) and name not in ("evaluation", "latency")
+}
+NAMED = ("quant", "refine", "deploy")  # groups whose names are derived
+# Settings that a name leaves out: they have columns of their own, or leave the outputs as they are.
+_UNNAMED = {"quant": ("compact",), "deploy": ("input", "output")}
+_SHOWN = 2  # changed settings that a name spells out
+
+
+def options(group: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, str]:
+    """{option: the first sentence of its file} of a group, of all ``folders``."""
+    files = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    return {name: _description(path) for name, path in sorted(files.items())}
+
+
+def _description(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        comments = [line[1:].strip() for line in file if line.startswith("#")]
+    first, *rest = [comment for comment in comments if not comment.startswith("@")] or [""]
+    if first.endswith(".") or not rest:
+        return first
+    return f"{first} {' '.join(rest).partition('. ')[0].removesuffix('.')}."
+
+
+@lru_cache
+def presets(group: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, Group]:
+    """The settings of each option of a group; a file that does not hold plain settings of the group is left out."""
+    from omegaconf import OmegaConf
+
+    kind = GROUPS[group]
+    settings: dict[str, Group] = {}
+    for folder in folders:
+        files = (folder / group).rglob("*.yaml")
+        for path in sorted(files, key=lambda path: (len(path.parts), path.stem)):
+            try:
+                values: Any = OmegaConf.to_container(OmegaConf.load(path))
+                settings[path.stem] = kind(**{str(name): value for name, value in (values or {}).items()})
+            except Exception:  # Hydra will say what is wrong when the option is chosen
+                continue
+    return settings
+
+
+def derive_name(group: str, part: Any, folders: tuple[Path, ...] = (CONF,)) -> str:
+    """The name of settings in the results: the preset that is closest to them, and what differs from it.
+
+    Args:
+        group: ``quant``, ``refine`` or ``deploy``.
+        part: the settings; of equally close presets, ``part.name`` is preferred, then the one with fewest settings.
+        folders: where the presets are.
+
+    Returns:
+        For example ``u8s8``, ``int8+weight_bits=4``, ``w4a8+layers``; a name that no preset has stays as it is.
+    """
+    known = presets(group, folders)
+    base = part.name.partition("+")[0]
+    if base not in known:
+        return str(part.name)
+    plain = GROUPS[group]()
+
+    def distance(name: str) -> tuple[int, bool, int]:
+        return len(_changes(group, part, known[name])), name != base, len(_changes(group, known[name], plain))
+
+    name = min(known, key=distance)
+    changes = _changes(group, part, known[name])
+    rest = [f"{len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+    return "+".join([name, *changes[:_SHOWN], *rest])
+
+
+def quant_name(quant: Any) -> str:
+    """The ``quant_type`` of the results: ``derive_name`` of the group quant."""
+    return derive_name("quant", quant)
+
+
+def _changes(group: str, part: Any, preset: Any) -> list[str]:
+    """Settings of ``part`` that differ from ``preset``, as on the command line; a dict by its field's name alone."""
+    changes = []
+    for each in dataclasses.fields(preset):
+        value = getattr(part, each.name)
+        if each.name not in ("name", *_UNNAMED.get(group, ())) and value != getattr(preset, each.name):
+            changes.append(each.name if isinstance(value, dict) and value else f"{each.name}={word(value)}")
+    return changes

@@ -1,0 +1,200 @@
+"""The jobs of a sweep before they start: their overrides, and what Hydra and the checks say to them.
+
+In: the config of a sweep as Hydra composes it, with the node `hydra`. Out: overrides of each job of a grid; the
+`Config` of a job; the name of a job's folder, by the resolver that `hydra.sweep.subdir` calls.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+
+from resnet8_quant.config import Config
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import sha256_bytes
+from resnet8_quant.sweep import folders, plan
+from resnet8_quant.sweep.compose import explain, to_config
+
+if TYPE_CHECKING:
+    from resnet8_quant.experiment import Prepared
+
+SUBDIR = "${job_folder:}"
+
+
+def register_sweeps() -> None:
+    """Tell Hydra how job folders are named, and where the search is.
+
+    Hydra takes a sweeper only from the namespace package `hydra_plugins`, whose parts may lie in any folder of
+    sys.path; ours is put there. To have setuptools map it to site-packages would not do: in an editable install
+    setuptools' finder lists no modules, so that Hydra's scan misses it, and a plain checkout has no mapping.
+    """
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    # Hydra copies its sources of configs, and with them the whole store, for each group of --help and each job that it
+    # composes. The store does not change after the start: what it hands out is a copy already.
+    setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010 (a method, to a type checker)
+    plugins = str(Path(__file__).with_name("search_plugin"))
+    if plugins not in sys.path:
+        sys.path.append(plugins)
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """The name of the folder of the job that ``_root_`` is the config of; the folder is there afterwards."""
+    from resnet8_quant.sweep.digest import digest_of
+
+    hydra = _root_.hydra
+    if OmegaConf.is_missing(hydra.job, "num"):
+        return "NUMBER_CHOICES_DIGEST"
+    sweep = Path(str(hydra.sweep.dir))
+    overrides = plan.command_overrides(typed_overrides(hydra.overrides.task))
+    try:
+        digest = digest_of(to_config(without_hydra(copy.deepcopy(_root_)), overrides))
+    except ExperimentError:  # the job's row will say it
+        digest = sha256_bytes("\n".join(overrides).encode())
+    started = plan.read_plan(sweep) or plan.Plan(overrides, None, 0)
+    return folders.find_or_make(sweep, started, int(hydra.job.num), overrides, digest, hydra.runtime.choices)
+
+
+def check_subdir(config: DictConfig) -> None:
+    """Refuse other names of job folders.
+
+    Raises:
+        ExperimentError: `hydra.sweep.subdir` is set.
+    """
+    typed = dict(config.hydra.sweep.items_ex(resolve=False))["subdir"]
+    if typed != SUBDIR:
+        raise ExperimentError(
+            f"`hydra.sweep.subdir` is {typed}; valid is {SUBDIR} alone: jobs are known by the names of their folders",
+            "leave it out; the sweep's own folder may be chosen: hydra.sweep.dir=FOLDER",
+        )
+
+
+def typed_overrides(overrides: ListConfig | list[str]) -> list[str]:
+    """Overrides as they were typed: reading them one by one would resolve the interpolations in them."""
+    plain = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
+    assert isinstance(plain, list)
+    return plain
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """``composed``, changed as Hydra does it before it calls a job."""
+    with read_write(composed), open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+def read_grid(config: DictConfig) -> list[list[str]] | None:
+    """The overrides of each job of a grid; None where the sweeper decides as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
+        return None
+    params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
+    overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]]
+
+
+def varied_keys(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Keys of the overrides whose values are not the same in all jobs."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for override in job:
+            key, _, value = override.lstrip("+~").partition("=")
+            values.setdefault(key, set()).add(value)
+    return tuple(key for key, different in values.items() if len(different) > 1)
+
+
+def compose_job(config: DictConfig, overrides: Sequence[str], loader: Any = None) -> Config:
+    """The config of one job.
+
+    Args:
+        config: of the sweep.
+        overrides: of the job.
+        loader: Hydra's config loader; None: the one that runs.
+
+    Raises:
+        ExperimentError: an option, a field or a value that there is not.
+    """
+    loader = loader or GlobalHydra.instance().config_loader()
+    return to_config(without_hydra(_compose(loader, config, overrides)), overrides)
+
+
+def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) -> tuple[Config, Prepared]:
+    """Refuse a grid before anything is made, where a name in it is unknown, or none of its jobs can run.
+
+    Composing a job takes some 80 ms. As many are composed as it takes to see each value once; Hydra need not validate
+    all of them, as it would, before the first starts. A serial sweep keeps them until they start.
+
+    Returns:
+        The first job that can run, and what it starts from.
+
+    Raises:
+        ExperimentError: an unknown name, or the reason of the first job where no job can run. What stops only some of
+            them becomes their row.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    from resnet8_quant.experiment import prepare
+    from resnet8_quant.tracking import connect
+
+    loader = GlobalHydra.instance().config_loader()
+    setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
+    seen: set[str] = set()
+    covering: list[Sequence[str]] = []
+    for job in jobs:
+        if not seen.issuperset(job):
+            seen.update(job)
+            covering.append(job)
+    composed = {tuple(job): _compose(loader, config, job) for job in covering}
+    configs = {job: to_config(without_hydra(copy.deepcopy(node)), job) for job, node in composed.items()}
+    if serial:
+        _hand_out(loader, composed)
+    first: ExperimentError | None = None
+    for job in [*covering, *(job for job in jobs if tuple(job) not in configs)]:
+        try:
+            candidate = configs.get(tuple(job)) or compose_job(config, job)
+            prepared = prepare(candidate)
+            connect(candidate.tracking)
+            return candidate, prepared
+        except ExperimentError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _compose(loader: Any, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job with the node `hydra`.
+
+    Raises:
+        ExperimentError: an option, a field or a value that there is not.
+    """
+    try:
+        composed = loader.load_sweep_config(config, list(overrides))
+    except Exception as error:
+        raise explain(error) or error from error
+    assert isinstance(composed, DictConfig)
+    return composed
+
+
+def _hand_out(loader: Any, composed: dict[tuple[str, ...], DictConfig]) -> None:
+    """Have Hydra's ``loader`` return what is composed already, once for each job; the others it composes."""
+    compose = loader.load_sweep_config
+
+    def load_sweep_config(sweep: DictConfig, overrides: list[str]) -> Any:
+        config = composed.pop(tuple(overrides), None)
+        if config is None:
+            return compose(sweep, overrides)
+        with read_write(config), open_dict(config):  # the folder was chosen in between
+            config.hydra.sweep.dir = sweep.hydra.sweep.dir
+            config.hydra.overrides.hydra = sweep.hydra.overrides.hydra
+        return config
+
+    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010

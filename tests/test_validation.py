@@ -1,0 +1,279 @@
+"""What no run can do is refused by a sentence with field, value, choices and a command; that command then works."""
+
+from __future__ import annotations
+
+import shlex
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from omegaconf import open_dict, read_write
+
+from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, ModelConfig, QuantConfig
+from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.options import CONF
+from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.validation import HISTOGRAM_OPTIONAL, LEGAL, PARAMETERS, RULES, check_validation_images, validate
+
+LISTED = ["calibration.sampling=mlperf_tiny", "calibration.indices=[1,2]"]
+MLFLOW = "tracking=mlflow"
+# {what is typed: what the problem says}: at least one line for each rule.
+REFUSED: dict[str, str] = {
+    "calibration.samples_per_class=0": "`calibration.samples_per_class` is 0; valid are 1 or more",
+    "evaluation.batch_size=0": "`evaluation.batch_size` is 0; valid are 1 to 10000",
+    "evaluation.threads=1025": "`evaluation.threads` is 1025; valid are 0 to 1024",
+    "latency.runs=-1": "`latency.runs` is -1; valid are 0 to 1000000",
+    "latency.warmup=-1": "`latency.warmup` is -1; valid are 0 to 1000000",
+    "latency.threads=-1": "`latency.threads` is -1; valid are 0 to 1024",
+    "latency.throughput_batch=10001": "`latency.throughput_batch` is 10001; valid are 0 to 10000",
+    "seed=4294967296": "`seed` is 4294967296; valid are 0 to 4294967295",
+    # data types
+    "quant.weight_type=uint8": "is int8/uint8 with `quant.format` QDQ: ONNX Runtime has no kernel",
+    "quant.activation_type=float32": "float32/int8 with `quant.format` QDQ: float32 means no quantization",
+    "quant.format=QOperator quant.activation_type=int16": "8-bit types only; quant.format=QDQ takes all",
+    # bit widths
+    "quant.weight_bits=1": "`quant.weight_bits` is 1; valid are 2 to 8 with int8",
+    "quant.activation_bits=9": "`quant.activation_bits` is 9; valid are 2 to 8 with int8",
+    "quant.activation_bits=4 quant.residual_bits=9": "`quant.residual_bits` is 9; valid are 2 to 8 with int8",
+    "quant.residual_bits=4": "`quant.residual_bits` is 4, but without quant.activation_bits nothing reads it",
+    "quant.keep_first_last=9": "`quant.keep_first_last` is 9; valid are 2 to 8",
+    "quant=u8s8 quant.weight_type=int4 quant.weight_bits=5": "`quant.weight_bits` is 5; valid are 2 to 4 with int4",
+    "'quant.layers={stack1.*: {activation_bits: 9}}'": "`quant.layers.stack1.*.activation_bits` is 9; valid are 2 to 8",
+    "'quant.layers={stack1.conv1: {bits: 4}}'": "`quant.layers.stack1.conv1.bits` is not a field of a layer; valid are",
+    "quant=float 'quant.layers={dense: {weight_bits: 4}}'": "`quant.layers.dense.weight_bits` is 4, but quant=float",
+    "quant.activation_type=uint16 quant.activation_bits=4": "`quant.activation_bits` is 4 with `quant.activation_type`",
+    "quant=float quant.weight_bits=4": "`quant.weight_bits` is 4, but quant=float does not read it",
+    "quant=float quant.activation_bits=4": "`quant.activation_bits` is 4, but quant=float does not read it",
+    "quant=float quant.keep_first_last=4": "`quant.keep_first_last` is 4, but quant=float does not read it",
+    "quant=float quant.compact=true": "`quant.compact` is true, but quant=float does not read it",
+    "quant.weight_type=int16 quant.reduce_range=true": "`quant.reduce_range` is true with `quant.weight_type` int16",
+    # calibration
+    "calibration.percentile=99": "calibration=minmax does not read it; calibration=percentile does",
+    "calibration=mse calibration.norm=3": "calibration=mse does not read it; calibration=lp does",
+    "calibration.averaging_constant=0.1": "calibration=minmax does not read it; calibration=moving_average does",
+    "calibration=percentile calibration.percentile=49.9": "`calibration.percentile` is 49.9; valid are 50 to 100",
+    "calibration=percentile calibration.percentile=nan": "`calibration.percentile` is NaN; valid are 50 to 100",
+    "calibration=lp calibration.norm=10.5": "`calibration.norm` is 10.5; valid are 0.5 to 10",
+    "calibration=moving_average calibration.averaging_constant=0": "`calibration.averaging_constant` is 0.0; valid are",
+    "calibration.bins=127": "`calibration.bins` is 127; valid are 128 to 131072",
+    "calibration=mse calibration.bins=null": "`calibration.bins` is null; valid are 128 to 131072 with calibration=mse",
+    "calibration=entropy calibration.bins=511": "`calibration.bins` is 511; entropy needs at least twice the 256",
+    "calibration=entropy quant.activation_type=int16": "is 2048; entropy needs at least twice the 65536",
+    "calibration.indices=[1]": "`calibration.indices` is [1], but calibration.sampling=stratified does not read it",
+    "calibration.sampling=first calibration.index_file=x.npy": "`calibration.index_file` is x.npy, but",
+    "calibration.sampling=mlperf_tiny calibration.allow_test_images=true": "now neither is set, or both are",
+    f"{shlex.join(LISTED)} calibration.index_file=x.npy calibration.allow_test_images=true": "or both are",
+    shlex.join(LISTED): "`calibration.sampling` is mlperf_tiny, whose list names TEST images",
+    # refinement
+    "quant=float refine=bias": "`refine` is bias, but quant=float has no weights to refine",
+    "quant.format=QOperator refine=gptq": "`quant.format` is QOperator; refine=gptq needs Q/DQ pairs",
+    "quant.format=QOperator quant.weight_bits=4": "`quant.format` is QOperator; what quant.weight_bits",
+    "quant.reduce_range=true quant.weight_bits=8": "`quant.reduce_range` is true; with what quant.weight_bits",
+    "refine=best refine.damping=0": "`refine.damping` is 0.0; valid are above 0 to 1",
+    "refine=best refine.damping=nan": "`refine.damping` is NaN; valid are above 0 to 1",
+    "refine=bias refine.images=0": "`refine.images` is 0; valid are 1 or more",
+    # mixed precision
+    "allocate=bytes allocate.budget_bytes=null": "`allocate` is bytes, but neither",
+    "allocate=bytes quant.reduce_range=true": "`quant.reduce_range` is true, but allocate chooses",
+    "allocate=bytes allocate.max_accuracy_drop=0.1": "is 48000 and `allocate.max_accuracy_drop` 0.1",
+    "allocate=accuracy allocate.max_accuracy_drop=1": "`allocate.max_accuracy_drop` is 1.0; valid are 0 to 1, a ratio",
+    "allocate=accuracy allocate.validation_images=0": "`allocate.validation_images` is 0; valid are 1 or more",
+    "allocate=bytes quant=float": "`allocate` is bytes, but quant=float",
+    "allocate=bytes quant.format=QOperator": "`quant.format` is QOperator; allocate=bytes needs Q/DQ pairs",
+    "allocate=bytes allocate.budget_bytes=0": "`allocate.budget_bytes` is 0; valid are 1 or more",
+    "allocate=bytes allocate.choices=[]": "`allocate.choices` is []; valid are one or more of 2 to 8 with int8",
+    "allocate=bytes allocate.choices=[4,16]": "`allocate.choices` is [4, 16]; valid are one or more of 2 to 8",
+    # deployment
+    "deploy.avoid_saturation=true": "`deploy.avoid_saturation` is true, but deploy=none rewrites nothing",
+    "deploy.pixel_blocking=true": "`deploy.pixel_blocking` is true, but deploy=none rewrites nothing",
+    "deploy.gemm_convolutions=true": "`deploy.gemm_convolutions` is true, but deploy=none rewrites nothing",
+    "deploy.input=uint8": "`deploy.input` is uint8, but deploy=none rewrites nothing",
+    "deploy.output=label": "`deploy.output` is label, but deploy=none rewrites nothing",
+    "deploy=x86 deploy.activation_type=int16": "`deploy.activation_type` is int16; valid are uint8, int8",
+    "deploy=x86 quant=float": "`deploy` is x86, but the model has no QuantizeLinear with quant=float",
+    "deploy=x86 quant.activation_type=uint16": "`quant.activation_type` is uint16 with deploy=x86: ONNX Runtime's",
+    "deploy=x86 quant.weight_type=int16": "`quant.weight_type` is int16 with deploy=x86: ONNX Runtime's",
+    "deploy=x86 quant.format=QOperator": "`quant.format` is QOperator with deploy=x86, which starts from Q/DQ pairs",
+    # inputs
+    "model.path=x.onnx": "`model.path` is x.onnx, but model=resnet8 does not read it",
+    "model.source=x.h5": "`model.source` is x.h5, but model=resnet8 does not read it",
+    "data.path=x.npz": "`data.path` is x.npz, but data=cifar10 does not read it",
+    "data=sample data.root=x": "`data.root` is x, but data=sample does not read it",
+    "model=onnx model.path=x model.std=[1,0,1]": "`model.std` is [1.0, 0.0, 1.0]; every value must be above 0",
+    # tracking
+    "tracking.uri=sqlite:///x": "`tracking.uri` is sqlite:///x, but tracking=none does not read it",
+    "tracking.experiment=x": "`tracking.experiment` is x, but tracking=none does not read it",
+    f"{MLFLOW} tracking.experiment=null": "`tracking.experiment` is null; it needs a name",
+    f"{MLFLOW} 'tracking.experiment=\" x\"'": "`tracking.experiment` is ' x'; it needs a name",
+    **{
+        f"{MLFLOW} tracking.uri={uri}": f"`tracking.uri` is {uri}; valid are sqlite:///FILE"
+        for uri in ("null", "sqlite:///", "sqlite://x", "outputs/mlruns", "file:///x", "http://", "httpx://host")
+    },
+}
+PASSES = [
+    *(f"calibration={method.name}" for method in Method),
+    "calibration=percentile calibration.percentile=100",
+    "calibration=percentile calibration.percentile=null",
+    "calibration=lp calibration.norm=0.5",
+    "calibration=moving_average calibration.averaging_constant=1",
+    "calibration.bins=null",
+    "calibration=mse calibration.bins=131072",
+    "calibration=entropy calibration.bins=512",
+    f"{shlex.join(LISTED)} calibration.allow_test_images=true",
+    "quant=float calibration.samples_per_class=1 calibration.bins=1",  # a float model is not calibrated
+    "quant.format=QOperator",
+    "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
+    "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
+    f"{MLFLOW} tracking.uri=http://localhost:5000",
+    f"{MLFLOW} tracking.uri=https://host/path",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra():
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(overrides):
+    """The config of a command line."""
+    return deepcopy(_composed(tuple(overrides)))
+
+
+@cache
+def _composed(overrides):
+    config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return to_config(config, overrides, choices)
+
+
+def refusal(config):
+    with pytest.raises(ExperimentError) as caught:
+        validate(config)
+    return caught.value
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_a_refusal_names_field_and_value_and_its_remedy_works(typed):
+    overrides = shlex.split(typed)
+    error = refusal(composed(overrides))
+    assert REFUSED[typed] in error.problem
+    program, command = error.remedy[: len(COMMAND)], shlex.split(error.remedy[len(COMMAND) :])
+    assert program == COMMAND
+    validate(composed(command))
+    # and the remedy in place of what was typed, beside the rest of it
+    merged = {word.partition("=")[0]: word for word in (*overrides, *command)}
+    validate(composed(list(merged.values())))
+
+
+def test_every_rule_of_the_table_is_typed_above():
+    problems = [refusal(composed(shlex.split(typed))).problem for typed in REFUSED]
+    for rule in RULES:
+        sentence = rule.sentence.partition("{")[0]
+        assert any(p.startswith(f"`{rule.field}` is ") and sentence in p for p in problems), rule.field + sentence
+
+
+@pytest.mark.parametrize("typed", PASSES)
+def test_what_can_be_done_is_not_refused(typed):
+    validate(composed(shlex.split(typed)))
+
+
+@given(st.sampled_from(Format), st.sampled_from(DType), st.sampled_from(DType))
+def test_data_types_are_legal_as_the_table_says(form, activation, weight):
+    config = Config(quant=QuantConfig(activation_type=activation, weight_type=weight, format=form))
+    if weight in LEGAL[form].get(activation, ()):
+        validate(config)
+    else:
+        assert f"is {activation.name}/{weight.name} with `quant.format` {form.name}: " in refusal(config).problem
+
+
+@given(st.integers(-3, 20), st.sampled_from(["weight_bits", "activation_bits"]), st.booleans(), st.sampled_from(DType))
+def test_bit_widths_are_2_to_those_of_the_type(bits, field, in_layer, dtype):
+    types = {"activation_type": DType.uint8, "weight_type": DType.int8} | {field.replace("bits", "type"): dtype}
+    if (
+        types["weight_type"] not in LEGAL[Format.QDQ].get(types["activation_type"], ())
+        or DType.float32 in types.values()
+    ):
+        return
+    quant = QuantConfig(**types, **({"layers": {"dense": {field: bits}}} if in_layer else {field: bits}))
+    if 2 <= bits <= min(8, dtype.bits) and not (field == "activation_bits" and dtype.bits > 8):
+        validate(Config(quant=quant))
+    else:
+        assert f"{field}` is {bits}" in refusal(Config(quant=quant)).problem
+
+
+@given(st.sampled_from(Method), st.sampled_from(["percentile", "norm", "averaging_constant", "bins"]), st.data())
+def test_parameters_of_calibration_are_those_of_the_method_within_their_limits(method, name, data):
+    value = data.draw(st.integers(0, 200_000) if name == "bins" else st.floats(-1, 200))
+    assume(method is not Method.entropy or not 128 <= value < 512)
+    config = Config(calibration=replace(CalibrationConfig(method=method), **{name: value}))
+    low, high = PARAMETERS[method].get(name, (1, 0))
+    if low <= value <= high:
+        validate(config)
+    else:
+        assert f"`calibration.{name}` is {value}" in refusal(config).problem
+
+
+def test_only_some_methods_need_no_histogram():
+    for method in Method:
+        config = Config(calibration=CalibrationConfig(method=method, bins=None))
+        if method in HISTOGRAM_OPTIONAL:
+            validate(config)
+        else:
+            refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (Config(quant=QuantConfig(weight_bits="4")), "`quant.weight_bits` is '4', of type str; valid is int or None"),
+        (Config(quant=QuantConfig(per_channel=1)), "`quant.per_channel` is 1, of type int; valid is bool"),
+        (Config(seed=1.5), "`seed` is 1.5, of type float; valid is int"),
+        (Config(model=ModelConfig(mean=125.0)), "`model.mean` is 125.0, of type float; valid is list[float] or None"),
+        (Config(quant="int8"), "`quant` is 'int8', of type str; valid is QuantConfig"),
+    ],
+)
+def test_a_value_of_a_wrong_type_in_python(config, problem):
+    assert refusal(config).problem == problem
+
+
+def test_a_string_that_was_assigned_is_taken_for_the_member_it_names():
+    config = Config()
+    config.quant.activation_type = "uint8"
+    validate(config)
+    assert config.quant.activation_type is DType.uint8
+    config.quant.activation_type = "uint9"
+    assert refusal(config).remedy == f"{COMMAND} quant.activation_type=uint8"
+
+
+def test_a_user_name_in_an_address_is_not_repeated():
+    error = refusal(composed([MLFLOW, "tracking.uri=https://me:secret@host"]))
+    assert "`tracking.uri` holds a user name" in error.problem
+    assert "secret" not in str(error)
+
+
+@given(st.integers(1, 100), st.integers(1, 3000), st.integers(100, 500))
+def test_the_remedy_for_a_validation_split_leaves_enough_images(per_class, validation, images_of_a_class):
+    def check(config):
+        calibrating, total = 10 * config.calibration.samples_per_class, 10 * images_of_a_class
+        check_validation_images(config, total - calibrating, calibrating, total)
+
+    config = Config(calibration=CalibrationConfig(samples_per_class=per_class))
+    config.allocate.max_accuracy_drop, config.allocate.validation_images = 0.01, validation
+    if 10 * images_of_a_class - 10 * per_class >= validation:
+        check(config)
+        return
+    with pytest.raises(ExperimentError, match=r"`allocate\.validation_images` is .*`calibration\.sam") as caught:
+        check(config)
+    for word in caught.value.remedy.removeprefix(COMMAND).split():
+        group, _, setting = word.partition("=")[0].partition(".")
+        setattr(getattr(config, group), setting, int(word.partition("=")[2]))
+    check(config)
+    validate(config)
