@@ -6,7 +6,13 @@ setup(
     packages=[*find_packages(include=["resnet8_quant*"]), "resnet8_quant.conf"],
     package_dir={"resnet8_quant.conf": "conf"},
     package_data={
-        "resnet8_quant": ["py.typed", "resources/*", "sweep/report/templates/*", "sweep/search_plugin/**/*"],
+        "resnet8_quant": [
+            "py.typed",
+            "resources/*",
+            "deploy/tflite/c/*",
+            "sweep/report/templates/*",
+            "sweep/search_plugin/**/*",
+        ],
         "resnet8_quant.conf": ["**/*.yaml"],
     },
 )

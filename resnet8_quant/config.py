@@ -118,17 +118,26 @@ class Layout(Enum):
     NCHW = "NCHW"
 
 
+class Runtime(Enum):
+    """Runtime that a deployed model is for."""
+
+    onnxruntime = "onnxruntime"
+    tflite = "tflite"
+
+
 class DeployInput(Enum):
-    """Input of a deployed model: that of the float model, or the uint8 pixels of the images."""
+    """Input of a deployed model: that of the float model, the uint8 pixels of the images, or int8 codes (tflite)."""
 
     float32 = "float32"
     uint8 = "uint8"
+    int8 = "int8"
 
 
 class DeployOutput(Enum):
-    """Output of a deployed model: unchanged, or computed from its int32 accumulators."""
+    """Output of a deployed model: unchanged, computed from its int32 accumulators, or int8 codes (tflite)."""
 
     same = "same"
+    int8 = "int8"
     probabilities = "probabilities"
     logits = "logits"
     label = "label"
@@ -288,6 +297,9 @@ class DeployConfig(Group):
     name: str = setting(
         "none", "the preset that the settings started from; the results name the settings that differ from it"
     )
+    runtime: Runtime = setting(
+        Runtime.onnxruntime, "runtime on the target; tflite writes model.tflite and runs it in LiteRT and TFLite Micro"
+    )
     activation_type: Optional[DType] = setting(
         None, "data type of activations on the target: uint8 for x86, int8 for Arm; null: nothing is rewritten"
     )
@@ -299,12 +311,17 @@ class DeployConfig(Group):
     )
     gemm_convolutions: bool = setting(False, "convolutions by im2col and Gemm: faster with AMX, slower without")
     input: DeployInput = setting(
-        DeployInput.float32, "input of the model. float32: as the float model; uint8: the pixels of the images"
+        DeployInput.float32,
+        "input of the model. float32: as the float model; uint8: the pixels of the images; int8: codes (tflite)",
     )
     output: DeployOutput = setting(
         DeployOutput.same,
-        "output of the model. same: as the float model; logits, probabilities, label (int64): from int32 sums",
+        "output of the model. same: as the float model; logits, probabilities, label (int64): from int32 sums; "
+        "int8: codes (tflite)",
     )
+    verify: Optional[int] = setting(None, "tflite: test images that the runtimes compute; null: all")
+    c_array: bool = setting(False, "tflite: also write the file as a C array, model.cc and model.h")
+    c_code: bool = setting(False, "tflite: also write the model as C99 with a self test, in the folder c")
 
 
 @dataclass

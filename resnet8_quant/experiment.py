@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 
-from resnet8_quant.config import Config, DType, ModelKind, Sampling
+from resnet8_quant.config import Config, DType, ModelKind, Runtime, Sampling
+from resnet8_quant.deploy.memory import measure
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.latency import BenchmarkModel
@@ -37,6 +39,7 @@ from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
 
 if TYPE_CHECKING:
+    from resnet8_quant.deploy.tflite.target import Target
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
 __all__ = ["Prepared", "class_names", "failed_row", "prepare", "run_experiment"]
@@ -124,6 +127,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             config.seed,
         )
 
+        target = _export(config, model, quantized, test, evaluation.predictions)
+
         run = FinishedRun(
             config=config,
             overrides=overrides,
@@ -139,6 +144,8 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             comparison=comparison,
             runtime=runtime,
             speed=speed,
+            memory=measure(model.proto()),
+            target=target,
         )
         result = result_of(run)
         write_outputs(folder, run, result)
@@ -181,6 +188,18 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
 
     drop = _validation_drop(config, prepared, prepared.images)
     return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
+
+
+def _export(
+    config: Config, model: FloatModel, quantized: QuantizedModel | None, test: Split, predictions: np.ndarray
+) -> Target | None:
+    """The model for a microcontroller or a phone, verified; None without deploy=tflite."""
+    if config.deploy.runtime is not Runtime.tflite:
+        return None
+    from resnet8_quant.deploy.tflite.target import export
+
+    named = quantized.named if quantized else model.serialized
+    return export(named, config.deploy, model.input_spec, test, predictions)
 
 
 def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:

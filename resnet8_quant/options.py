@@ -24,7 +24,7 @@ GROUPS: dict[str, type[Group]] = {
 }
 NAMED = ("quant", "refine", "deploy")  # groups whose names are derived
 # Settings that a name leaves out: they have columns of their own, or leave the outputs as they are.
-_UNNAMED = {"quant": ("compact",), "deploy": ("input", "output")}
+_UNNAMED = {"quant": ("compact",), "deploy": ("input", "output", "verify", "c_array", "c_code")}
 _SHOWN = 2  # changed settings that a name spells out
 
 

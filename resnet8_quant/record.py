@@ -23,6 +23,7 @@ import onnx
 
 from resnet8_quant import __version__, results
 from resnet8_quant.config import Config, DType, Sampling
+from resnet8_quant.deploy.memory import Memory, flash_bytes
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import Evaluation
 from resnet8_quant.evaluator.runtime import RuntimeCheck
@@ -38,6 +39,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.results import RunResult
 
 if TYPE_CHECKING:
+    from resnet8_quant.deploy.tflite.target import Target
     from resnet8_quant.graphs.quantization_summary import LayerSummary, QuantizationSummary
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
@@ -81,6 +83,8 @@ class FinishedRun:
         comparison: of the two.
         runtime: what ONNX Runtime makes of the final model.
         speed: of both models; None where it was not measured.
+        memory: of the float model's graph; None where a shape is not known.
+        target: the .tflite file and what the runtimes made of it; None without deploy=tflite.
     """
 
     config: Config
@@ -97,6 +101,8 @@ class FinishedRun:
     comparison: Comparison
     runtime: RuntimeCheck
     speed: Speed | None
+    memory: Memory | None
+    target: Target | None
 
 
 def result_of(run: FinishedRun) -> RunResult:
@@ -108,6 +114,8 @@ def result_of(run: FinishedRun) -> RunResult:
         **_model_columns(run.final),
         **{name: getattr(run.comparison, name) for name in _SHARED},
         **_runtime_columns(run),
+        **_memory_columns(run),
+        **(run.target.columns if run.target else {}),
         **(run.speed.columns() if run.speed else {}),
         evaluation_seconds=round(run.evaluation.seconds, 4),
         float_evaluation_seconds=round(run.baseline.seconds, 4),
@@ -132,10 +140,14 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
 def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
     """Write the files of a run; results.csv last."""
     # of an earlier run in the same, explicitly chosen folder
-    for name in (results.FILE_NAME, *results.CALIBRATION_FILES):
+    for name in (results.FILE_NAME, "model.tflite", *results.CALIBRATION_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(run.final.serialized)
+    for name, content in (run.target.files if run.target else {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
     for name, evaluation in {"predictions": run.evaluation, "float_predictions": run.baseline}.items():
         with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, evaluation.predictions)
@@ -230,6 +242,23 @@ def _model_columns(model: FinalModel) -> dict[str, Any]:
         bits = sorted((getattr(layer, name) for layer in model.layers), reverse=True)
         columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits
     columns |= {"model_bytes": len(model.serialized), "model_sha256": sha256_bytes(model.serialized)}
+    return columns
+
+
+def _memory_columns(run: FinishedRun) -> dict[str, Any]:
+    """What a target needs for the model: flash for its weights, RAM for its activations, multiply-accumulates."""
+    if run.memory is None:
+        return {}
+    layers = run.final.layers
+    columns = {
+        "macs": run.memory.macs,
+        "peak_activation_bytes": (1 if layers else 4) * run.memory.peak_activation_bytes,
+    }
+    # Both list the layers in the graph's order; a layer that stays in float leaves it open which one it is.
+    if len(layers) in (0, sum(layer.weights > 0 for layer in run.memory.layers)):
+        bits = [layer.weight_bits for layer in layers] or None
+        per_channel = any(layer.per_channel for layer in layers)
+        columns["weights_bytes"] = flash_bytes(run.memory.layers, bits, per_channel)
     return columns
 
 

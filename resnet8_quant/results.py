@@ -21,12 +21,12 @@ from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
 # What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
-FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
+FILES = ("model.onnx", "model.tflite", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 
 SETTINGS_PREFIX = "config."
 # Groups that only say where runs are logged.
@@ -61,6 +61,12 @@ class RunResult:
     float over quantized. ``latency_iqr_ratio`` is interquartile range over median, ``machine_load`` the processes that
     ran or waited per core when the measurement began, ``other_processes_share`` the share of the cores' time that other
     processes took during it; ``machine_busy`` says that one of them is too high for the figures to be trusted.
+
+    ``weights_bytes`` (weights, int32 biases, scales), ``peak_activation_bytes`` (one byte a value, best order of
+    execution) and ``macs`` are what a target that computes in integers needs for one image. With ``deploy=tflite``,
+    on the first ``verified_images``: ``tflite_accuracy`` is LiteRT's and ``tflm_accuracy`` TensorFlow Lite Micro's,
+    ``..._changed`` counts predictions that differ from the exact ones, ``tflm_max_step_difference`` is the largest
+    difference of an output in steps, ``arena_bytes`` the memory that TensorFlow Lite Micro took.
 
     ``settings`` is column -> text of the settings that differ from their defaults, as ``settings_of`` gives them.
     """
@@ -106,6 +112,18 @@ class RunResult:
     model_bytes: int | None = None
     float_model_bytes: int | None = None
     weight_payload_bytes: int | None = None
+    weights_bytes: int | None = None
+    peak_activation_bytes: int | None = None
+    macs: int | None = None
+    tflite_bytes: int | None = None
+    tflite_accuracy: float | None = None
+    tflite_changed: int | None = None
+    tflm_accuracy: float | None = None
+    tflm_changed: int | None = None
+    tflm_max_step_difference: int | None = None
+    verified_images: int | None = None
+    int4_layers: int | None = None
+    arena_bytes: int | None = None
     quantized_ops: int | None = None
     float_ops: int | None = None
     kernels: str | None = None

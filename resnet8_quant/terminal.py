@@ -74,6 +74,12 @@ def run_table(result: RunResult) -> str:
                 microseconds(result.latency_us_median),
             )
         )
+    for name, accuracy in (("in LiteRT", result.tflite_accuracy), ("in TFLite Micro", result.tflm_accuracy)):
+        if accuracy is not None and result.verified_images is not None:
+            low, high = wilson_interval(round(accuracy * result.verified_images), result.verified_images)
+            whole = result.verified_images == result.eval_images
+            delta = points(accuracy - result.float_accuracy) if whole else ""
+            rows.append((name, percent(accuracy), delta, interval(low, high), size(result.tflite_bytes), ""))
     return markdown(RUN_COLUMNS, rows)
 
 
@@ -99,9 +105,25 @@ def verdict(result: RunResult) -> list[str]:
     changed = [f"* with {' '.join(changes(result))}"] if changes(result) else []
     return [
         *changed,
+        *_target_sentences(result),
         f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: "
         f"McNemar p = {result.mcnemar_p:.3g}, {significance}.",
     ]
+
+
+def _target_sentences(result: RunResult) -> list[str]:
+    """What the runtimes of the target make of the model, and what it takes there; none without deploy=tflite."""
+    if result.tflite_bytes is None or result.verified_images is None:
+        return []
+    sentences = [
+        f"{name} differs from the exact integers in {changed} of {result.verified_images:,} predictions."
+        for name, changed in (("LiteRT", result.tflite_changed), ("TensorFlow Lite Micro", result.tflm_changed))
+        if changed is not None
+    ]
+    arena = "" if result.arena_bytes is None else f", arena in TensorFlow Lite Micro {size(result.arena_bytes)}"
+    peak = result.peak_activation_bytes
+    needs = f"{size(result.tflite_bytes)} of flash for the file, {size(peak)} of RAM for activations{arena}"
+    return [*sentences, f"On the target: {needs}; {result.macs or 0:,} multiply-accumulates an image."]
 
 
 def final_lines(result: RunResult) -> list[str]:

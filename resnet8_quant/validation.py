@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from resnet8_quant.config import (
     Config,
     DeployConfig,
+    DeployInput,
+    DeployOutput,
     DType,
     Format,
     Group,
@@ -26,6 +28,7 @@ from resnet8_quant.config import (
     QuantConfig,
     RefineConfig,
     Rounding,
+    Runtime,
     Sampling,
     Target,
     TrackingConfig,
@@ -82,6 +85,7 @@ _READERS = {
 HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
 
 _DEPLOYABLE = (DType.uint8, DType.int8)
+_TFLITE_WEIGHTS = (DType.int8, DType.int4)
 SQLITE = "sqlite:///"
 _LAYER_FIELDS = {"weight_bits": "weight_type", "activation_bits": "activation_type"}
 # The fields of `refine` that change something, with the value that changes nothing.
@@ -167,6 +171,10 @@ def _calibrates(config: Config) -> bool:
 
 def _deploys(config: Config) -> bool:
     return config.deploy.activation_type is not None
+
+
+def _to_tflite(config: Config) -> bool:
+    return config.deploy.runtime is Runtime.tflite
 
 
 def _reconstructs(config: Config) -> bool:
@@ -390,8 +398,87 @@ _DEPLOY = (
             f"deploy=x86 deploy.{name}={{value}}",
             getattr(DeployConfig(), name),
         )
-        for name in (field.name for field in dataclasses.fields(DeployConfig))
-        if name not in ("name", "activation_type")
+        for name in ("avoid_saturation", "pixel_blocking", "gemm_convolutions")
+    ),
+    *(
+        _unread(
+            f"deploy.{name}",
+            lambda c: not _deploys(c) and not _to_tflite(c),
+            "deploy=none rewrites nothing",
+            f"deploy=x86 deploy.{name}={{value}}",
+            getattr(DeployConfig(), name),
+        )
+        for name in ("input", "output")
+    ),
+    *(
+        _unread(
+            f"deploy.{name}",
+            lambda c: not _to_tflite(c),
+            "only deploy=tflite does",
+            f"deploy=tflite deploy.{name}={{value}}",
+            getattr(DeployConfig(), name),
+        )
+        for name in ("verify", "c_array", "c_code")
+    ),
+    Rule(
+        "deploy.activation_type",
+        lambda c: _to_tflite(c) and _deploys(c),
+        " with deploy.runtime=tflite, whose activations are int8; valid is null",
+        "deploy=tflite deploy.activation_type=null",
+    ),
+    Rule(
+        "deploy.input",
+        lambda c: _deploys(c) and c.deploy.input is DeployInput.int8,
+        " with deploy={deploy}; valid are float32, uint8",
+        "deploy={deploy} deploy.input=uint8",
+    ),
+    Rule(
+        "deploy.output",
+        lambda c: _deploys(c) and c.deploy.output is DeployOutput.int8,
+        " with deploy={deploy}; valid are same, probabilities, logits, label",
+        "deploy={deploy} deploy.output=logits",
+    ),
+    Rule(
+        "deploy.output",
+        lambda c: _to_tflite(c) and c.deploy.output in (DeployOutput.same, DeployOutput.label),
+        " with deploy={deploy}; valid are int8, logits, probabilities",
+        "deploy={deploy} deploy.output=int8",
+    ),
+    Rule(
+        "deploy.verify",
+        lambda c: c.deploy.verify is not None and c.deploy.verify < 1,
+        "; valid are 1 or more, and null for all test images",
+        "deploy.verify=null",
+    ),
+    Rule(
+        "deploy",
+        lambda c: _to_tflite(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
+        ", but the model has no QuantizeLinear with quant=float, so there are no integers to deploy",
+        "quant=tflite_int8 deploy={deploy}",
+    ),
+    Rule(
+        "quant.weight_type",
+        lambda c: _to_tflite(c) and not is_float(c) and c.quant.weight_type not in _TFLITE_WEIGHTS,
+        " with deploy={deploy}, whose kernels take int8 or int4 weights around a zero point of 0",
+        "quant=tflite_int8",
+    ),
+    Rule(
+        "quant.activation_type",
+        lambda c: _to_tflite(c) and not is_float(c) and c.quant.activation_type not in _DEPLOYABLE,
+        " with deploy={deploy}, whose kernels take 8-bit activations",
+        "quant.activation_type=int8",
+    ),
+    Rule(
+        "quant.activation_bits",
+        lambda c: _to_tflite(c) and c.quant.activation_bits is not None and c.quant.activation_bits < 8,
+        " with deploy={deploy}, whose kernels take 8-bit activations; weights may have fewer bits",
+        "quant.activation_bits=null",
+    ),
+    Rule(
+        "quant.format",
+        lambda c: _to_tflite(c) and c.quant.format is Format.QOperator,
+        " with deploy={deploy}, which starts from Q/DQ pairs",
+        "quant.format=QDQ",
     ),
     Rule(
         "deploy.activation_type",

@@ -130,7 +130,7 @@ WRONG = {
     "quant=null": (("a config group is null",), "--help"),
     "quant=uint9": (("`quant` is uint9",), "python run.py quant=uint8"),
     "deploy.output=labels": (("`deploy.output` is labels", "logits"), "python run.py deploy.output=label"),
-    "deploy=cortex_m": (("`deploy` is cortex_m; valid are arm, none, x86",), "python run.py --help"),
+    "deploy=cortex_m": (("`deploy` is cortex_m; valid are arm, none, tflite, x86",), "python run.py --help"),
     "deploy.output=foo": (("`deploy.output` is foo", "logits"), "python run.py --help"),
     "latency.throughput_batch=a": (("`latency.throughput_batch`", "'a'"), "--help"),
     "quant.layers=8": (("`quant.layers` is 8", LAYER), "'quant.layers={LAYER: {weight_bits: 8}}'"),

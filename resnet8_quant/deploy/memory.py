@@ -174,18 +174,19 @@ def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, resu
     return min(best.values(), default=in_order)
 
 
-def flash_bytes(layers: Sequence[Layer], bits: dict[str, int], per_channel: bool) -> int:
+def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel: bool) -> int:
     """Bytes of weights, biases (32 bits) and scales as a target stores them; 4-bit weights are packed in pairs.
 
     Args:
         layers: of ``measure``.
-        bits: of the weights of each layer, by its output; 8 where a layer is missing.
+        bits: of the weights of each layer that has some, in order; None: all in float32.
         per_channel: a float32 scale for each output, else one for each layer.
     """
+    weighted = [layer for layer in layers if layer.weights]
+    if bits is None:
+        return sum(4 * (layer.weights + layer.biases) for layer in weighted)
     total = 0
-    for layer in layers:
-        if layer.weights:
-            width = bits.get(layer.name, 8)
-            total += (layer.weights + 1) // 2 if width <= 4 else layer.weights * (2 if width > 8 else 1)
-            total += 4 * layer.biases + 4 * (max(layer.biases, 1) if per_channel else 1)
+    for layer, width in zip(weighted, bits, strict=True):
+        weights = (layer.weights + 1) // 2 if width <= 4 else layer.weights * (2 if width > 8 else 1)
+        total += weights + 4 * layer.biases + 4 * (max(layer.biases, 1) if per_channel else 1)
     return total

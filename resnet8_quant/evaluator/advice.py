@@ -143,7 +143,11 @@ def _more_bits(result: RunResult, weight_bits: int) -> str:
 
 
 def _stays_float(result: RunResult) -> str | None:
-    if result.deploy in (None, "none") or result.kernels not in ("mixed", "simulated", "float"):
+    if (
+        result.deploy in (None, "none")
+        or result.tflite_bytes is not None
+        or result.kernels not in ("mixed", "simulated", "float")
+    ):
         return None
     return (
         f"WARNING: {result.conv_gemm_integer} of {result.conv_gemm_total} Conv/Gemm run as integer kernels after "
@@ -153,7 +157,8 @@ def _stays_float(result: RunResult) -> str | None:
 
 def _slow(result: RunResult) -> str | None:
     fast, slow = result.float_latency_us_median, result.latency_us_median
-    if not result.calibration_method or fast is None or slow is None or slow < SLOWER * fast:
+    elsewhere = result.tflite_bytes is not None  # the target is no CPU of ONNX Runtime
+    if elsewhere or not result.calibration_method or fast is None or slow is None or slow < SLOWER * fast:
         return None
     how = f"ran {slow / fast:.1f}x slower than float on this CPU"
     x86 = "asimd" not in (result.cpu or "")

@@ -53,9 +53,15 @@ def run_litert(data: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
         from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as error:
         raise missing_extra("ai-edge-litert", "tflite") from error
+    opened: list[Any] = []
+
+    def open_file() -> None:
+        opened.append(Interpreter(model_content=data, num_threads=threads or os.cpu_count() or 1))
+        opened[0].allocate_tensors()
+
     try:
-        interpreter = Interpreter(model_content=data, num_threads=threads or os.cpu_count() or 1)
-        interpreter.allocate_tensors()
+        _printed(open_file)  # it reports its delegate on stderr
+        interpreter = opened[0]
     except (RuntimeError, ValueError) as error:
         raise _refused("LiteRT", error) from error
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()

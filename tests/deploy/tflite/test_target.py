@@ -1,0 +1,96 @@
+"""deploy=tflite from the config to the files and the row."""
+
+import shutil
+import subprocess
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import resnet8_quant as rq
+from resnet8_quant import results
+from resnet8_quant.deploy.tflite import file, reference
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.sample import load_sample
+
+SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
+VERIFIED = 30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    words = (
+        "quant=tflite_int8",
+        "deploy=tflite",
+        f"deploy.verify={VERIFIED}",
+        "deploy.c_code=true",
+        "deploy.c_array=true",
+    )
+    return folder, rq.run(rq.compose(*words, *SMALL), folder)
+
+
+def test_the_row_says_what_the_runtimes_made_of_the_file(run):
+    folder, result = run
+    assert (result.deploy, result.quant_type, result.verified_images) == ("tflite", "tflite_int8", VERIFIED)
+    assert result.tflite_bytes == (folder / "model.tflite").stat().st_size
+    assert result.tflite_changed <= 2
+    assert (result.macs, result.peak_activation_bytes, result.int4_layers) == (12_501_632, 49_152, 0)
+    assert 78_000 < result.weights_bytes < result.tflite_bytes < 98_496  # the size of MLPerf Tiny's reference file
+    if find_spec("tflite_micro"):
+        assert result.tflm_changed <= 2
+        assert 49_152 < result.arena_bytes <= 57_344
+    assert results.read(folder / "results.csv") == result
+
+
+def test_the_file_computes_the_run(run):
+    folder, result = run
+    lite = file.read((folder / "model.tflite").read_bytes())
+    images = load_sample().test.images[:VERIFIED]
+    outputs = reference.run(lite, (images.astype(np.int16) - 128).astype(np.int8))
+    changed = (outputs.argmax(1) != np.load(folder / "predictions.npy")[:VERIFIED]).sum()
+    assert changed == (result.tflm_changed if find_spec("tflite_micro") else changed) <= 2
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
+def test_the_c_code_passes_its_own_test(run, tmp_path):
+    folder, _ = run
+    command = ["cc", "-std=c99", "-O1", "-o", tmp_path / "test", folder / "c" / "model.c", folder / "c" / "test.c"]
+    subprocess.run(command, check=True)
+    assert subprocess.run([tmp_path / "test"], check=True, capture_output=True, text=True).stdout.startswith("0 of 10 ")
+
+
+def test_the_c_array_is_the_file(run):
+    folder, _ = run
+    text = (folder / "model.cc").read_text()
+    values = text[text.index("{") + 1 : text.index("}")].split(",")
+    assert bytes(int(value) for value in values) == (folder / "model.tflite").read_bytes()
+
+
+def test_the_same_run_gives_the_same_file(run, tmp_path):
+    words = ("quant=tflite_int8", "deploy=tflite", "deploy.verify=1")
+    rq.run(rq.compose(*words, *SMALL), tmp_path)
+    assert (tmp_path / "model.tflite").read_bytes() == (run[0] / "model.tflite").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("quant=float",), "the model has no QuantizeLinear"),
+        (("quant=uint8",), "`quant.weight_type` is uint8 with deploy=tflite"),
+        (("quant=w4a4",), "`quant.activation_bits` is 4 with deploy=tflite"),
+        (("quant=int8", "quant.activation_type=int16"), "`quant.activation_type` is int16 with deploy=tflite"),
+        (("quant=int8", "quant.format=QOperator"), "`quant.format` is QOperator with deploy=tflite"),
+        (("quant=int8", "deploy.output=label"), "`deploy.output` is label with deploy=tflite"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_before_the_work(words, problem):
+    with pytest.raises(ExperimentError, match=problem):
+        rq.compose(*words, "deploy=tflite", *SMALL)
+
+
+def test_options_of_another_target_are_refused():
+    with pytest.raises(ExperimentError, match="only deploy=tflite does"):
+        rq.compose("quant=int8", "deploy=x86", "deploy.c_code=true", *SMALL)
+    with pytest.raises(ExperimentError, match=r"`deploy\.input` is int8 with deploy=x86"):
+        rq.compose("quant=int8", "deploy=x86", "deploy.input=int8", *SMALL)
