@@ -16,80 +16,54 @@ from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.quantize import quantize
 
+A = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+UNSIGNED = {"activation_type": DType.uint8, "per_channel": True}
+BUNDLED = {  # the bundled ResNet8 so quantized, and the bytes of its compact file at most
+    "int8": ({}, 85_100),
+    "int8 symmetric": ({"activation_symmetric": True}, 82_700),
+    "QOperator": (UNSIGNED | {"format": Format.QOperator}, 84_000),
+    "w4": (UNSIGNED | {"weight_bits": 4}, 46_700),
+    "w2": (UNSIGNED | {"weight_bits": 2}, 27_400),
+    "w4a4": (UNSIGNED | {"weight_bits": 4, "activation_bits": 4}, 47_200),
+}
 
-def outputs(model, feed):
+
+def outputs(model, feed=A):
     """Every output at both ends of optimization."""
-    return [new_session(model.SerializeToString(), level=level).run(None, feed) for level in ("none", "all")]
+    sessions = [new_session(model.SerializeToString(), level=level) for level in ("none", "all")]
+    return [session.run(None, {model.graph.input[0].name: feed}) for session in sessions]
 
 
-@pytest.fixture(scope="module")
-def bundled(model, images):
-    """{what: the bundled ResNet8 so quantized}."""
-    unsigned = {"activation_type": DType.uint8, "per_channel": True}
-    options = {
-        "int8": {},
-        "int8 symmetric": {"activation_symmetric": True},
-        "QOperator": unsigned | {"format": Format.QOperator},
-        "w4": unsigned | {"weight_bits": 4},
-        "w2": unsigned | {"weight_bits": 2},
-        "w4a4": unsigned | {"weight_bits": 4, "activation_bits": 4},
-    }
-
-    def make(options):
-        serialized = quantize(model, images, Config(QuantConfig(**options))).serialized
-        return onnx.load_from_string(serialized)
-
-    return {"float": model.proto()} | {name: make(fields) for name, fields in options.items()}
-
-
-@pytest.fixture(scope="module")
-def feed(model):
-    return {model.input_spec.name: model.input_spec.prepare(load_sample().test.images[:50])}
-
-
-@pytest.mark.parametrize(
-    ("what", "at_most"),
-    [
-        ("float", 312_000),
-        ("int8", 85_100),
-        ("int8 symmetric", 82_700),
-        ("QOperator", 84_000),
-        ("w4", 46_700),
-        ("w2", 27_400),
-        ("w4a4", 47_200),
-    ],
-)
-def test_the_same_answers_and_kernels_in_fewer_bytes(bundled, feed, what, at_most):
-    before = bundled[what]
+@pytest.mark.parametrize("what", ["float", *BUNDLED])
+def test_the_same_answers_and_kernels_in_fewer_bytes(model, images, what):
+    options, at_most = BUNDLED.get(what, (None, 312_000))
+    before = model.proto()
+    if options is not None:
+        before = onnx.load_from_string(quantize(model, images, Config(QuantConfig(**options))).serialized)
     untouched = before.SerializeToString(deterministic=True)
     after = compact(before)
     assert before.SerializeToString(deterministic=True) == untouched
-    for old, new in zip(outputs(before, feed), outputs(after, feed), strict=True):
-        for a, b in zip(old, new, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_same_outputs(before, after, model.input_spec.prepare(load_sample().test.images[:50]))
     assert kernel_report(after.SerializeToString(), 1) == kernel_report(untouched, 1)
     assert after.ByteSize() <= at_most
     assert compact(after).SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+    onnx.shape_inference.infer_shapes(after, strict_mode=True)
+
+    # What is quantized stays; fewer bytes are shared tensors and zero points of biases.
     summary, expected = (
         dataclasses.replace(one, layers=tuple(dataclasses.replace(layer, output="") for layer in one.layers))
         for one in (summarize(after), summarize(before))
     )
-    shared = summary.weight_payload_bytes  # equal tensors, and zero points of biases
-    assert shared <= expected.weight_payload_bytes
-    assert summary == dataclasses.replace(expected, weight_payload_bytes=shared)
-    onnx.shape_inference.infer_shapes(after, strict_mode=True)
+    assert summary.weight_payload_bytes <= expected.weight_payload_bytes
+    assert summary == dataclasses.replace(expected, weight_payload_bytes=summary.weight_payload_bytes)
 
-
-def test_inputs_and_outputs_keep_their_names_and_all_else_is_short(bundled):
-    before, after = bundled["w4"].graph, compact(bundled["w4"]).graph
-    for old, new in ((before.input, after.input), (before.output, after.output)):
-        assert [value.name for value in old] == [value.name for value in new]
-        assert [value.type for value in old] == [value.type for value in new]
-    ends = {value.name for value in (*after.input, *after.output)}
-    names = {name for node in after.node for name in (*node.input, *node.output)} - ends
+    # Inputs and outputs keep their names, and all else is short.
+    ends = [[(value.name, value.type) for value in (*m.graph.input, *m.graph.output)] for m in (before, after)]
+    assert ends[0] == ends[1]
+    names = {name for node in after.graph.node for name in (*node.input, *node.output)} - {name for name, _ in ends[1]}
     assert max(map(len, names)) <= 2
-    assert not any(node.name or node.doc_string for node in after.node)
-    assert {tensor.name for tensor in after.initializer} <= names
+    assert not any(node.name or node.doc_string for node in after.graph.node)
+    assert {tensor.name for tensor in after.graph.initializer} <= names
 
 
 def one(nodes, tensors=()):
@@ -103,12 +77,10 @@ def one(nodes, tensors=()):
     return model
 
 
-A = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
-
-
-def assert_same_outputs(before, after):
-    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
-        np.testing.assert_array_equal(old[0], new[0])
+def assert_same_outputs(before, after, feed=A):
+    for old, new in zip(outputs(before, feed), outputs(after, feed), strict=True):
+        for a, b in zip(old, new, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_identical_tensors_are_shared_unless_their_type_or_shape_differs():
@@ -217,4 +189,4 @@ def test_a_subgraph_keeps_the_names_that_it_refers_to():
         f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>",
         [("offset", np.float32(2)), ("condition", np.array(True))],
     )
-    np.testing.assert_array_equal(outputs(compact(before), {"a": A})[0][0], np.maximum(A, 0) + 2)
+    np.testing.assert_array_equal(outputs(compact(before))[0][0], np.maximum(A, 0) + 2)

@@ -123,49 +123,53 @@ def test_neighbours_are_found_in_either_alignment(domain, first, second):
 
 
 def test_weights_that_are_no_neighbours_do_not_saturate():
-    assert saturating_layers(convolution(pair(0, 2))) == ()
-    assert saturating_layers(convolution(pair(0, 9))) == ()
+    for second in (2, 9):
+        assert saturating_layers(convolution(pair(0, second))) == ()
+
+
+FULL = np.full((8, 4, 3, 3), 127, np.int8)
 
 
 def test_types_and_shapes_without_a_saturating_kernel():
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert saturating_layers(convolution(full)) == ("y",)
-    assert saturating_layers(convolution(full.astype(np.uint8))) == ()
-    assert saturating_layers(convolution(full, activation=np.int8)) == ()
-    assert saturating_layers(convolution(full[:, :1], group=8)) == ()  # depthwise
+    assert saturating_layers(convolution(FULL)) == ("y",)
+    assert saturating_layers(convolution(FULL.astype(np.uint8))) == ()
+    assert saturating_layers(convolution(FULL, activation=np.int8)) == ()
+    assert saturating_layers(convolution(FULL[:, :1], group=8)) == ()  # depthwise
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "saturates"),
+    ("kind", "limit", "layers"),
     [
-        (np.uint8, None, True),
-        (np.uint8, 130, True),
-        (np.uint8, 129, False),
-        (np.int8, None, True),  # becomes uint8 on x86
-        (np.int8, 0, False),  # codes up to 128
+        (np.uint8, None, ("f",)),
+        (np.uint8, 130, ("f",)),
+        (np.uint8, 129, ()),
+        (np.int8, None, ("f",)),  # becomes uint8 on x86
+        (np.int8, 0, ()),  # codes up to 128
     ],
 )
-def test_a_clip_lowers_the_largest_code(kind, limit, saturates):
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert saturating_layers(quantize_dequantize(full, kind, limit)) == (("f",) if saturates else ())
+def test_a_clip_lowers_the_largest_code(kind, limit, layers):
+    assert saturating_layers(quantize_dequantize(FULL, kind, limit)) == layers
 
 
 @pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
-def test_matrices_are_read_along_what_they_sum(operator):
-    column = np.zeros((8, 4), np.int8)
-    column[2:4, 1] = 127
-    row = np.zeros((8, 4), np.int8)
-    row[1, 2:4] = 127
-    assert saturating_layers(matrix(operator, column)) == ("y",)
-    assert saturating_layers(matrix(operator, row)) == ()
+def test_matrices_are_read_along_what_they_sum_and_products_exact(operator):
+    weight = np.zeros((8, 4), np.int8)
+    weight[2:4, 1] = 127
+    assert saturating_layers(matrix(operator, weight)) == ("y",)
+    assert saturating_layers(matrix(operator, np.ascontiguousarray(weight.T))) == ()
+    rng = np.random.default_rng(2)
+    weight = rng.integers(-20, 128, (37, 16)).astype(np.int8)
+    model = matrix(operator, weight)
+    assert saturating_layers(model) == ("y",)
+    for images in (1, 5):
+        codes = rng.integers(0, 256, (images, 37)).astype(np.uint8)
+        np.testing.assert_array_equal(open_session(model, 1).run(None, {"x": codes})[0], exact(codes, weight.T))
 
 
 def test_weights_that_nodes_make_are_read_too():
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    proto = onnx.load_from_string(convolution(full))
-    proto.graph.initializer[-1].name = "flat"
-    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(full.ravel(), "flat"))
-    proto.graph.initializer.append(numpy_helper.from_array(np.array(full.shape), "shape"))
+    proto = onnx.load_from_string(convolution(FULL))
+    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(FULL.ravel(), "flat"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(FULL.shape), "shape"))
     proto.graph.node.insert(0, helper.make_node("Reshape", ["flat", "shape"], ["w"]))
     model = proto.SerializeToString()
     assert saturating_layers(model) == ("y",)
@@ -192,38 +196,27 @@ def worst_convolutions():
 
 
 def test_exact_sessions_are_exact_and_what_differs_was_foretold():
+    """Unsigned weights cannot saturate and compute the same."""
     for model, images, expected in worst_convolutions():
-        output = open_session(model, 1).run(None, {"x": images})[0]
-        np.testing.assert_array_equal(output.reshape(1, -1), expected)
-        default = new_session(model).run(None, {"x": images})[0].reshape(1, -1)
-        assert (default == expected).all() or (saturating_layers(model) and kernels_saturate())
+        default, unsigned = new_session(model), unsigned_weights(model)
+        assert saturating_layers(unsigned) == ()
+        for opened in (open_session(model, 1), new_session(unsigned)):
+            np.testing.assert_array_equal(opened.run(None, {"x": images})[0].reshape(1, -1), expected)
+        same = default.run(None, {"x": images})[0].reshape(1, -1) == expected
+        assert same.all() or (saturating_layers(model) and kernels_saturate())
 
 
-@pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
-@pytest.mark.parametrize("images", [1, 5])
-def test_matrix_products_are_exact_too(operator, images):
-    rng = np.random.default_rng(2)
-    weight = rng.integers(-20, 128, (37, 16)).astype(np.int8)
-    codes = rng.integers(0, 256, (images, 37)).astype(np.uint8)
-    model = matrix(operator, weight)
-    assert saturating_layers(model) == ("y",)
-    output = open_session(model, 1).run(None, {"x": codes})[0]
-    np.testing.assert_array_equal(output, exact(codes, weight.T))
+WIDE = np.full((16, 4, 3, 3), 127, np.int8)
+
+
+def computed_for_ones(opened):
+    """The bytes that a session of ``quantize_dequantize(WIDE)`` makes of an image of ones."""
+    return opened.run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0].ravel() / SCALE
 
 
 def test_pairs_around_a_float_convolution_are_exact_in_integers():
-    weight = np.full((16, 4, 3, 3), 127, np.int8)
-    model, codes = quantize_dequantize(weight), np.full((1, 36), 1, np.uint8)
-    output = open_session(model, 1).run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
-    np.testing.assert_array_equal(output.ravel() / SCALE, exact(codes, weight.reshape(16, -1)).ravel())
-
-
-def test_unsigned_weights_cannot_saturate_and_compute_the_same():
-    for model, images, expected in worst_convolutions():
-        unsigned = unsigned_weights(model)
-        assert saturating_layers(unsigned) == ()
-        output = new_session(unsigned).run(None, {"x": images})[0]
-        np.testing.assert_array_equal(output.reshape(1, -1), expected)
+    expected = exact(np.ones((1, 36)), WIDE.reshape(16, -1)).ravel()
+    np.testing.assert_array_equal(computed_for_ones(open_session(quantize_dequantize(WIDE), 1)), expected)
 
 
 def test_a_model_that_cannot_saturate_stays_as_it_is():
@@ -242,18 +235,16 @@ def test_on_a_saturating_cpu_the_default_session_differs():
 
 def test_pairs_that_do_not_load_precisely_are_computed_in_float(monkeypatch):
     """As ONNX Runtime does with an int8 QLinearMatMul on a CPU without VNNI."""
-    entries = []
+    tried = []
 
-    def refusing(model, *, entries_of=entries, entries=None, **options):
-        entries_of.append(entries)
+    def refusing(model, *, entries=None, **options):
+        tried.append(entries)
         if entries == session.PRECISE:
             raise RuntimeError("types no longer match")
         return new_session(model, entries=entries, **options)
 
     monkeypatch.setattr(session, "new_session", refusing)
     monkeypatch.setattr(session, "differs_by_default", lambda model: True)
-    weight = np.full((16, 4, 3, 3), 127, np.int8)
-    opened = open_session(quantize_dequantize(weight), 1)
-    output = opened.run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
-    assert entries == [session.PRECISE, session.SIMULATED]
-    np.testing.assert_array_equal(output.ravel() / SCALE, exact(np.ones((1, 36)), weight.reshape(16, -1)).ravel())
+    opened = open_session(quantize_dequantize(WIDE), 1)
+    assert tried == [session.PRECISE, session.SIMULATED]
+    np.testing.assert_array_equal(computed_for_ones(opened), exact(np.ones((1, 36)), WIDE.reshape(16, -1)).ravel())

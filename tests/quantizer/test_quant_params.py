@@ -5,9 +5,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import OPSETS, run
 from onnx import helper
 from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
-from small_net import run
 from strategies import ACTIVATION_SCHEMES, PROPERTY, SEEDS
 
 from resnet8_quant.config import DType
@@ -100,8 +100,8 @@ def test_values_land_where_onnxruntime_puts_them(scheme):
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
     ]
-    graph = helper.make_graph(nodes, "bridge", infos, [helper.make_tensor_value_info("y", 1, x.shape)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    graph = helper.make_graph(nodes, "bridge", infos, [helper.make_empty_tensor_value_info("y")])
+    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
     np.testing.assert_array_equal(values, run(model, feeds)[0])
     assert values.dtype == np.float32
     assert len(np.unique(values)) <= params.levels

@@ -142,17 +142,6 @@ def test_rows_of_zeros_and_tiny_values_stay_finite(scheme, per_channel, scale):
             np.testing.assert_array_equal(values(rows)[1], 0)
 
 
-@pytest.mark.parametrize("types", SCHEMES)
-def test_rows_of_one_sign_still_have_a_zero(types):
-    scheme = QuantScheme.of_weight(*SCHEMES[types], 4)
-    _, hessians = weights_of(0, rows=2)
-    weights = np.array([np.linspace(3, 5, 18), np.linspace(-5, -3, 18)])
-    for scale in WeightScale:
-        rows = quantize_rows(weights, hessians, scheme, True, RefineConfig(weight_scale=scale))
-        assert_in_scheme(rows, scheme)
-        assert np.abs(weights - values(rows)).max() < 1.5
-
-
 def test_groups_take_their_own_hessian():
     weights, hessians = weights_of(1, groups=2)
     scheme = QuantScheme.of_weight(DType.int8, True, 3)
