@@ -1,5 +1,6 @@
 """The whole way: what is not touched, what is the same each time, and models with few bits."""
 
+import functools
 import hashlib
 import importlib
 import os
@@ -16,8 +17,10 @@ from deployed import (
     NETS,
     PAD,
     TARGETS,
+    TYPES,
     VNNI,
     answers,
+    assert_same_integers,
     build,
     cut_at_logits,
     float_operators,
@@ -25,17 +28,15 @@ from deployed import (
     operators,
     pictures,
     plain,
+    quantized,
     rewritten,
     session,
 )
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import (
-    CalibrationConfig,
-    Config,
     DeployConfig,
     DType,
-    QuantConfig,
     RefineConfig,
     Rounding,
     Target,
@@ -47,8 +48,6 @@ from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import quantize
 
 LOW_BIT = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
 GPTQ = RefineConfig(
@@ -59,39 +58,36 @@ WIDTHS = {
     "w4a4": {"weight_bits": 4, "activation_bits": 4},
     "w2a8": {"weight_bits": 2},
 }
-TWO_LAYERS = ((16, 3, PAD), (16, 3, PAD))
+MODEL, RESIDUAL = build(((16, 3, PAD), (16, 3, PAD))), build(**NETS["residual"])
 ROOT = Path(__file__).resolve().parents[2]
 DIGESTS = """
 import hashlib, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[2:]
 from deployed import NETS, TARGETS, build, rewritten
 model = build(**NETS["residual"])
-serialized = Path(sys.argv[2]).read_bytes()
+serialized = Path(sys.argv[1]).read_bytes()
 for target in TARGETS:
     print(hashlib.sha256(rewritten(serialized, target, model.input_spec)[0]).hexdigest())
 """
 
 
 def test_without_a_target_nothing_is_rewritten():
-    model = build(((4, 3, PAD),))
-    assert deploy(model.serialized, DeployConfig(), model.input_spec) == (model.serialized, model.input_spec)
+    assert deploy(MODEL.serialized, DeployConfig(), MODEL.input_spec) == (MODEL.serialized, MODEL.input_spec)
 
 
 def test_two_processes_give_the_same_bytes(tmp_path):
-    model = build(**NETS["residual"])
-    serialized = plain(model, "int8", True)
+    serialized = plain(RESIDUAL, "int8", True)
     (tmp_path / "plain.onnx").write_bytes(serialized)
-    helpers = Path(__file__).parent / "helpers"
-    found = []
+    helpers = [str(ROOT / "tests" / folder) for folder in ("deploy/helpers", "helpers")]
+    command, found = [sys.executable, "-c", DIGESTS, str(tmp_path / "plain.onnx"), *helpers], []
     for seed in ("1", "2"):
-        command = [sys.executable, "-c", DIGESTS, str(helpers), str(tmp_path / "plain.onnx")]
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
         )
         found.append(done.stdout.split())
-    here = [hashlib.sha256(rewritten(serialized, target, model.input_spec)[0]).hexdigest() for target in TARGETS]
+    here = [hashlib.sha256(rewritten(serialized, target, RESIDUAL.input_spec)[0]).hexdigest() for target in TARGETS]
     assert found == [here, here]
     assert len(set(here)) == len(TARGETS)
 
@@ -110,37 +106,30 @@ def test_names_are_the_models(resnet8, model, target):
 
 
 def test_a_deployed_model_answers_any_batch():
-    model = build(**NETS["residual"])
-    images = pictures(model)
-    deployed, input_spec = rewritten(plain(model, "int8"), "x86", model.input_spec)
+    images = pictures(RESIDUAL)
+    deployed, input_spec = rewritten(plain(RESIDUAL, "int8"), "x86", RESIDUAL.input_spec)
     whole = answers(deployed, input_spec, images)
     single = np.concatenate([answers(deployed, input_spec, images[i : i + 1]) for i in range(len(images))])
     np.testing.assert_array_equal(whole, single)
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("opset", [11, 12, 13])
-def test_nodes_without_names_and_old_opsets(target, opset):
+def test_nodes_without_names_and_old_opsets(opset):
     model = build(**NETS["residual"], names=False, opset=opset)
-    images = pictures(model)
-    serialized, *grid = cut_at_logits(plain(model, "u8s8", True))
-    deployed, _ = rewritten(serialized, target, model.input_spec)
-    found, expected = (integers(answers(m, model.input_spec, images), *grid) for m in (deployed, serialized))
-    np.testing.assert_array_equal(found, expected)
-    assert kernel_report(deployed, 1).kernels == "integer"
+    _, models = assert_same_integers(plain(model, "u8s8", True), model.input_spec, pictures(model))
+    assert {kernel_report(deployed, 1).kernels for deployed in models.values()} == {"integer"}
 
 
 def test_what_is_quantized_is_not_quantized_again():
-    model = build(**NETS["residual"])
-    serialized = plain(model, "u8s8")
-    refuse_quantized(model)
-    for data in (serialized, rewritten(serialized, "x86", model.input_spec)[0]):
+    serialized = plain(RESIDUAL, "u8s8")
+    refuse_quantized(RESIDUAL)
+    for data in (serialized, rewritten(serialized, "x86", RESIDUAL.input_spec)[0]):
         with pytest.raises(ExperimentError, match="is quantized already"):
-            refuse_quantized(FloatModel("q", data, model.input_spec, "", "q.onnx"))
+            refuse_quantized(FloatModel("q", data, RESIDUAL.input_spec, "", "q.onnx"))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+@pytest.mark.parametrize("types", TYPES)
 def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, types, per_channel):
     images, serialized = sample[-200:], resnet8(types, per_channel)
     plainly = compact(onnx.load_from_string(serialized)).ByteSize()
@@ -157,15 +146,11 @@ def test_compact_keeps_the_answers_in_a_smaller_file(resnet8, model, sample, typ
 @pytest.fixture(scope="module")
 def few_bits(model, sample):
     """Words of `WIDTHS` -> the bundled model in few bits, refined on 30 images."""
-    found = {}
 
+    @functools.cache
     def make(name, activation=DType.uint8):
-        if (name, activation) not in found:
-            quant = QuantConfig(name, activation, DType.int8, True, keep_first_last=8, **WIDTHS[name])
-            images = CalibrationImages.of(sample[:30])
-            made = quantize(model, images, Config(quant, CalibrationConfig(bins=None), GPTQ))
-            found[name, activation] = made.serialized
-        return found[name, activation]
+        options = {"refine": GPTQ, "keep_first_last": 8, **WIDTHS[name]}
+        return quantized(model, (activation, DType.int8), True, sample[:30], **options)
 
     return make
 
@@ -190,24 +175,21 @@ def stored_types(serialized):
 def test_few_bits(few_bits, model, sample, name, activation, targets):
     images = sample[-100:]
     serialized = few_bits(name, activation)
-    cut, *grid = cut_at_logits(serialized)
-    expected = integers(answers(in_whole_bytes(cut), model.input_spec, images), *grid)
+    reference = in_whole_bytes(cut_at_logits(serialized)[0])
+    assert_same_integers(serialized, model.input_spec, images, targets, reference)
     narrow = {kind: count for kind, count in stored_types(serialized).items() if kind in LOW_BIT}
     assert sum(narrow.values()) == 8  # all but the first and the last layer
+    limits = len(serialized), compact(onnx.load_from_string(serialized)).ByteSize()
     for target in targets:
-        deployed, _ = rewritten(cut, target, model.input_spec)
-        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
-        whole, _ = rewritten(serialized, target, model.input_spec)
-        small, _ = rewritten(serialized, target, model.input_spec, small=True)
+        whole, small = (rewritten(serialized, target, model.input_spec, small=small)[0] for small in (False, True))
         assert len(small) < len(whole)
-        for made, limit in ((whole, len(serialized)), (small, compact(onnx.load_from_string(serialized)).ByteSize())):
-            assert len(made) <= limit or target == "x86_amx"
-        for made in (whole, small):
-            report = kernel_report(made, 1)
+        for deployed, limit in zip((whole, small), limits, strict=True):
+            report = kernel_report(deployed, 1)
             assert (report.kernels, report.integer) == ("integer", 10)
             assert not float_operators(report.ops)
             if target != "x86_amx":  # its products take weights that are moved by one
-                assert {kind: count for kind, count in stored_types(made).items() if kind in LOW_BIT} == narrow
+                assert len(deployed) <= limit
+                assert {kind: count for kind, count in stored_types(deployed).items() if kind in LOW_BIT} == narrow
         np.testing.assert_array_equal(
             answers(small, model.input_spec, images), answers(whole, model.input_spec, images), target
         )
@@ -274,35 +256,32 @@ def saturating(monkeypatch):
     monkeypatch.setattr(importlib.import_module("resnet8_quant.deploy.deploy"), "kernels_saturate", lambda: True)
 
 
-@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+@pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("target", EXACT)
 def test_exact_targets_cannot_saturate(types, target):
-    model = build(TWO_LAYERS)
-    deployed, _ = rewritten(plain(model, types), target, model.input_spec)
+    deployed, _ = rewritten(plain(MODEL, types), target, MODEL.input_spec)
     assert saturating_layers(deployed) == ()
     kinds = {tensor.data_type for tensor in onnx.load_from_string(deployed).graph.initializer if len(tensor.dims) > 1}
     assert (TensorProto.UINT8 in kinds) == (target == "x86")
 
 
 @pytest.mark.parametrize("target", VNNI)
-@pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
+@pytest.mark.parametrize("types", TYPES)
 def test_seven_bits_are_portable_on_every_target(saturating, target, types):
-    model = build(TWO_LAYERS)
-    images = pictures(model)
-    serialized, *grid = cut_at_logits(plain(model, types, types == "u8s8", weight_bits=7))
-    deployed, _ = deploy(serialized, VNNI[target], model.input_spec)  # not refused
+    images = pictures(MODEL)
+    serialized, *grid = cut_at_logits(plain(MODEL, types, types == "u8s8", weight_bits=7))
+    deployed, _ = deploy(serialized, VNNI[target], MODEL.input_spec)  # not refused
     assert saturating_layers(deployed) == ()
-    expected, found = (integers(answers(one, model.input_spec, images), *grid) for one in (serialized, deployed))
+    expected, found = (integers(answers(one, MODEL.input_spec, images), *grid) for one in (serialized, deployed))
     np.testing.assert_array_equal(found, expected)
     if types == "u8s8" and target == "x86_vnni":
-        assert deployed == deploy(serialized, EXACT["x86"], model.input_spec)[0]
+        assert deployed == deploy(serialized, EXACT["x86"], MODEL.input_spec)[0]
 
 
 @pytest.mark.parametrize("target", VNNI)
 def test_eight_bits_are_refused_where_kernels_saturate(saturating, target):
-    model = build(TWO_LAYERS)
     with pytest.raises(ExperimentError) as caught:
-        deploy(plain(model, "u8s8", True), VNNI[target], model.input_spec)
+        deploy(plain(MODEL, "u8s8", True), VNNI[target], MODEL.input_spec)
     assert f"`deploy` is {target}" in caught.value.problem
     assert "can saturate" in caught.value.problem
     assert caught.value.remedy.startswith(f"python run.py quant=u8s7 deploy={target}")

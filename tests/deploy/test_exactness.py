@@ -11,6 +11,7 @@ from deployed import (
     TARGETS,
     TYPES,
     answers,
+    assert_same_integers,
     build,
     cut_at_logits,
     float_operators,
@@ -23,21 +24,14 @@ from deployed import (
 
 from resnet8_quant.evaluator.kernels import kernel_report
 
-SOME = 200  # images, where all 2000 would take long
-
 
 @pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("uint8", True), ("u8s8", True)])
 @pytest.mark.parametrize("name", NETS)
 def test_small_nets(name, types, per_channel):
     model = build(**NETS[name])
-    images = pictures(model)
-    serialized, *grid = cut_at_logits(plain(model, types, per_channel))
-    expected = integers(answers(serialized, model.input_spec, images), *grid)
+    expected, models = assert_same_integers(plain(model, types, per_channel), model.input_spec, pictures(model))
     assert len(np.unique(expected)) > 8
-    for target in TARGETS:
-        deployed, input_spec = rewritten(serialized, target, model.input_spec)
-        assert input_spec == model.input_spec
-        np.testing.assert_array_equal(integers(answers(deployed, input_spec, images), *grid), expected, err_msg=target)
+    for target, deployed in models.items():
         report = kernel_report(deployed, 1)
         assert report.kernels == "integer", (target, report)
         assert not float_operators(report.ops), (target, report)
@@ -47,46 +41,18 @@ def test_small_nets(name, types, per_channel):
 def test_activations_of_few_bits(types, bits):
     """The limits of each Clip move with the integers between them."""
     model = build(((16, 3, PAD), (16, 3, PAD)))
-    images = pictures(model)
-    serialized, *grid = cut_at_logits(plain(model, types, True, activation_bits=bits))
+    serialized = plain(model, types, True, activation_bits=bits)
     assert operators(serialized).count("Clip") >= 2
-    expected = integers(answers(serialized, model.input_spec, images), *grid)
-    for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.input_spec)
-        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
+    assert_same_integers(serialized, model.input_spec, pictures(model))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("types", TYPES)
 def test_resnet8(resnet8, model, sample, types, per_channel):
-    images = sample[-SOME:]
-    serialized, *grid = cut_at_logits(resnet8(types, per_channel))
-    expected = integers(answers(serialized, model.input_spec, images), *grid)
+    """All of it in integers, and in a file no larger."""
+    serialized = resnet8(types, per_channel)
+    expected, _ = assert_same_integers(serialized, model.input_spec, sample[-200:])
     assert len(np.unique(expected)) > 100
-    for target in TARGETS:
-        deployed, _ = rewritten(serialized, target, model.input_spec)
-        np.testing.assert_array_equal(integers(answers(deployed, model.input_spec, images), *grid), expected, target)
-
-
-@pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("int8", True)])
-def test_top_1_of_all_images(resnet8, model, sample, types, per_channel):
-    serialized = resnet8(types, per_channel)
-    deployed, _ = rewritten(serialized, "x86", model.input_spec)
-    own = answers(serialized, model.input_spec, sample, allow_int8=False)  # int8: some Conv in float
-    changed = answers(deployed, model.input_spec, sample).argmax(1) != own.argmax(1)
-    assert changed.mean() <= 0.001
-    # each is an image where the plain model's float Conv rounded otherwise than integers do
-    cut, *grid = cut_at_logits(serialized)
-    images = sample[changed]
-    if len(images):
-        exact, rounded = (answers(cut, model.input_spec, images, allow_int8=allow) for allow in (True, False))
-        assert (integers(exact, *grid) != integers(rounded, *grid)).any(1).all()
-
-
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("types", TYPES)
-def test_all_of_resnet8_in_integers_and_in_a_file_no_larger(resnet8, model, types, per_channel):
-    serialized = resnet8(types, per_channel)
     for target in TARGETS:
         deployed, _ = rewritten(serialized, target, model.input_spec)
         report = kernel_report(deployed, 1)
@@ -99,9 +65,24 @@ def test_all_of_resnet8_in_integers_and_in_a_file_no_larger(resnet8, model, type
             assert len(deployed) <= len(serialized), target
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_top_1_of_all_images(resnet8, model, sample, per_channel):
+    serialized = resnet8("int8", per_channel)
+    deployed, _ = rewritten(serialized, "x86", model.input_spec)
+    own = answers(serialized, model.input_spec, sample, allow_int8=False)  # int8: some Conv in float
+    changed = answers(deployed, model.input_spec, sample).argmax(1) != own.argmax(1)
+    assert changed.mean() <= 0.001
+    # each is an image where the plain model's float Conv rounded otherwise than integers do
+    cut, *grid = cut_at_logits(serialized)
+    images = sample[changed]
+    if len(images):
+        exact, rounded = (answers(cut, model.input_spec, images, allow_int8=allow) for allow in (True, False))
+        assert (integers(exact, *grid) != integers(rounded, *grid)).any(1).all()
+
+
 def test_a_deployed_file_is_what_runs(resnet8, model):
     deployed, _ = rewritten(resnet8("int8", False), "x86", model.input_spec)
-    stored = operators(deployed)
     running = kernel_report(deployed, 1).ops
-    assert Counter(stored) == {name.removeprefix("com.microsoft."): count for name, count in running.items()}
+    stored = Counter(operators(deployed))
+    assert stored == {name.removeprefix("com.microsoft."): count for name, count in running.items()}
     onnx.checker.check_model(deployed)

@@ -15,7 +15,7 @@ from deployed import (
     operators,
     pictures,
     plain,
-    quant_config,
+    quantized,
     rewritten,
     session,
 )
@@ -23,13 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from resnet8_quant.config import CalibrationConfig, Config, DeployInput, DeployOutput, Layout
+from resnet8_quant.config import DeployInput, DeployOutput, Layout
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.graphs.quantization_summary import summarize
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import quantize
 
 TWO_LAYERS = ((16, 3, PAD), (8, 3, PAD))
 LAST = {"Gemm": {}, "transposed": {"last": "transposed"}, "MatMul": {"last": "MatMul"}, "no pool": NETS["no pool"]}
@@ -61,6 +59,9 @@ def test_outputs_of_small_nets(last, target, ends):
     np.testing.assert_array_equal(label, logits.argmax(1))
 
 
+LAST_OPERATOR = {"same": "DequantizeLinear", "logits": "QGemm", "probabilities": "Softmax", "label": "ArgMax"}
+
+
 @pytest.mark.parametrize("output", DeployOutput)
 def test_the_output_is_described_as_it_is(output):
     model = build(TWO_LAYERS)
@@ -70,13 +71,7 @@ def test_the_output_is_described_as_it_is(output):
     label = output is DeployOutput.label
     assert (described.type, described.shape[1:]) == (("tensor(int64)", []) if label else ("tensor(float)", [5]))
     onnx.checker.check_model(onnx.load_from_string(deployed), full_check=False)
-    last = {
-        DeployOutput.same: "DequantizeLinear",
-        DeployOutput.logits: "QGemm",
-        DeployOutput.probabilities: "Softmax",
-        DeployOutput.label: "ArgMax",
-    }
-    assert operators(deployed)[-1] == last[output]
+    assert operators(deployed)[-1] == LAST_OPERATOR[output.name]
     assert not float_operators(kernel_report(deployed, 1).ops)
 
 
@@ -127,8 +122,7 @@ def test_bytes_give_what_floats_give(target, brightness, layout, mean, std, chan
     normalization = {name: numbers[:channels] for name, numbers in (("mean", mean), ("std", std)) if numbers}
     model = build(TWO_LAYERS, layout=layout, channels=channels, batch=batch, **normalization)
     images = pictures(model)
-    shown = CalibrationImages.of(images // brightness)
-    serialized = quantize(model, shown, Config(quant_config("int8"), CalibrationConfig(bins=None))).serialized
+    serialized = quantized(model, "int8", images=images // brightness)
     floats, input_spec = rewritten(serialized, target, model.input_spec, output=output)
     uint8, raw = rewritten(serialized, target, model.input_spec, output=output, input=DeployInput.uint8)
     assert (input_spec.raw, raw.raw) == (False, True)
@@ -149,9 +143,7 @@ def test_bytes_are_no_int8():
     """Calibrated with dark images, symmetric int8 has scale 1 and zero point 0 too, but ends at 127."""
     model = build(TWO_LAYERS)
     images = pictures(model)
-    quant = quant_config("int8", activation_symmetric=True)
-    shown = CalibrationImages.of(np.minimum(images, 127))
-    serialized = quantize(model, shown, Config(quant, CalibrationConfig(bins=None))).serialized
+    serialized = quantized(model, "int8", images=np.minimum(images, 127), activation_symmetric=True)
     floats, input_spec = rewritten(serialized, "arm", model.input_spec)
     taken, raw = rewritten(serialized, "arm", model.input_spec, input=DeployInput.uint8)
     graph = Graph(onnx.load_from_string(floats))

@@ -6,28 +6,16 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from deployed import NETS, answers, build, pictures, plain, quant_config, rewritten
+from deployed import NETS, answers, build, pictures, plain, quantized, rewritten
 
-from resnet8_quant.config import (
-    CalibrationConfig,
-    Config,
-    DeployInput,
-    DeployOutput,
-    RefineConfig,
-    Rounding,
-    WeightScale,
-)
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import quantize
-
-ROUNDED = RefineConfig("nearest", WeightScale.mse, Rounding.nearest, images=24)
+from resnet8_quant.config import DeployInput, DeployOutput, RefineConfig, Rounding, WeightScale
 
 
 def names(serialized):
     """All tensors of a model."""
     graph = onnx.load_from_string(serialized).graph
-    made = {name for node in graph.node for name in node.output}
-    return made | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    outputs = {name for node in graph.node for name in node.output}
+    return outputs | {value.name for value in (*graph.initializer, *graph.input)}
 
 
 def types(serialized):
@@ -46,28 +34,19 @@ def renamed(serialized, old, new):
     return model.SerializeToString()
 
 
-@pytest.fixture(scope="module")
-def models():
-    """{bits of the weights: (model, its quantized bytes)}."""
-    model = build(**NETS["rows move"], mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 2.0))
-    config = quant_config("u8s8", weight_bits=4)
-    narrow = quantize(
-        model, CalibrationImages.of(pictures(model)), Config(config, CalibrationConfig(bins=None), ROUNDED)
-    )
-    return {8: (model, plain(model, "u8s8")), 4: (model, narrow.serialized)}
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("end", ["image", "probabilities"])
-def test_an_end_may_have_any_name(models, bits, end):
-    model, serialized = models[bits]
+def test_an_end_may_have_any_name(bits, end):
+    model = build(**NETS["rows move"], mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 2.0))
+    refine = RefineConfig("nearest", WeightScale.mse, Rounding.nearest, images=24)
+    serialized = plain(model, "u8s8") if bits == 8 else quantized(model, "u8s8", refine=refine, weight_bits=4)
     options = {"output": DeployOutput.logits, "input": DeployInput.uint8}
     deployed, input_spec = rewritten(serialized, "x86_amx", model.input_spec, **options)
     expected = answers(deployed, input_spec, pictures(model))
-    made = sorted(names(deployed) - names(serialized))
-    assert any(name.endswith("_moved") for name in made) == (bits == 4)
-    assert any(name.endswith("_nhwc_stored") for name in made) == (bits == 4)
-    for name in made:
+    new = sorted(names(deployed) - names(serialized))
+    for mark in ("_moved", "_nhwc_stored"):
+        assert any(name.endswith(mark) for name in new) == (bits == 4)
+    for name in new:
         described = replace(model.input_spec, name=name) if end == "image" else model.input_spec
         other, input_spec = rewritten(renamed(serialized, end, name), "x86_amx", described, **options)
         np.testing.assert_array_equal(answers(other, input_spec, pictures(model)), expected, name)
