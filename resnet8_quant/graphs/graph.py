@@ -6,6 +6,7 @@ In: a ModelProto, which is not changed. Out: another one, without nodes and init
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,10 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        self.nodes = list(copy.graph.node)
-        self.initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
+        self.model, copied = deepcopy(model), deepcopy(model)
+        self.nodes = list(copied.graph.node)
+        self.initializers = {tensor.name: tensor for tensor in copied.graph.initializer}
         self._original = frozenset(self.initializers)  # old models list them as inputs too
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
         for field in ("node", "initializer", "value_info"):
             self.model.graph.ClearField(field)
         self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
@@ -153,8 +151,7 @@ class Graph:
     def finish(self) -> onnx.ModelProto:
         """The edited model, without nodes, initializers and opsets that nothing needs; the graph may be edited on."""
         nodes, tensors = self._live()
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(tensors)
 
@@ -192,6 +189,12 @@ class Graph:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """{name: value} of a node's attributes."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def type_name(data_type: int) -> str:
+    """Name of an ONNX type as the config has it, for example "int8"."""
+    name = str(TensorProto.DataType.Name(data_type)).lower()
+    return "float32" if name == "float" else name
 
 
 def input_name(node: NodeProto, position: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import onnx
 from onnx import helper, version_converter
 
@@ -16,8 +18,7 @@ def at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     Where no operator of the graph changed in between but for types and optional additions, that is a new number;
     otherwise onnx.version_converter rewrites the graph.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     del copy.graph.value_info[:]
     default = next(entry for entry in copy.opset_import if entry.domain in DEFAULT_DOMAIN)
     if default.version < opset:

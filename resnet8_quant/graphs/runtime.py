@@ -34,9 +34,7 @@ def new_session(
     """Open a session as it is asked for; exceptions are ONNX Runtime's own.
 
     Args:
-        model: serialized ModelProto.
         threads: within an operator; 0: as many as there are cores.
-        level: graph optimizations.
         providers: execution providers, first choice first.
         entries: further settings, by ONNX Runtime's names.
         arena: keep freed memory for the next call.

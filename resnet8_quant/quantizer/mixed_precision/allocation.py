@@ -44,10 +44,6 @@ def allowed_widths(config: Config, bits: dict[str, LayerBits]) -> dict[str, list
 
     A layer that quant.layers names keeps its width; the first and the last have at least quant.keep_first_last.
 
-    Args:
-        config: of the run.
-        bits: of each layer, in the order of the graph.
-
     Raises:
         ExperimentError: some layers have none; the remedy has all that are missing.
     """
@@ -127,7 +123,6 @@ def allocate(choices: Choices, payload: int) -> BitWidths:
     """The bit widths with the smallest sum of errors whose codes take at most ``payload`` bytes.
 
     Args:
-        choices: {layer: its options}.
         payload: bytes for the codes of all layers, at least `smallest_payload`.
 
     Raises:
@@ -164,7 +159,6 @@ def fit(
     Args:
         make: from bit widths to a model; takes long.
         file_size: bytes of the file with these bit widths, in no time.
-        choices: {layer: bit widths with their errors and bytes}.
         budget: of the whole file; at least that of the narrowest choices.
     """
     # The rest of the file, beside the codes, grows a little with the bit widths in use (types, Casts). So the budget
@@ -193,10 +187,7 @@ def shrink(
     measured.
 
     Args:
-        make: from bit widths to a model.
         drop: a model's accuracy drop on validation images, a ratio.
-        choices: {layer: bit widths with their errors and bytes}.
-        limit: the largest drop that is accepted.
     """
     low = smallest_payload(choices)
     high = sum(max(choice.payload for choice in options) for options in choices.values())
