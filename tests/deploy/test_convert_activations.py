@@ -3,17 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from deployed import (
-    PAD,
-    TARGETS,
-    TWO,
-    answers,
-    assert_same_integers,
-    build,
-    pictures,
-    plain,
-    rewritten,
-)
+from deployed import PAD, TARGETS, TWO, answers, assert_same_integers, build, pictures, plain, rewritten
 from onnx import TensorProto, helper
 
 from resnet8_quant.config import DType, Format
@@ -142,11 +132,7 @@ REFUSED = {  # the model, words of the problem, the remedy
         [ALREADY, "QLinearConv", "QGemm"],
         "deploy=none",
     ),
-    "QOperator": (
-        lambda: plain(MODEL, "int8", format=Format.QOperator),
-        [ALREADY, "QLinearConv"],
-        "quant.format=QDQ",
-    ),
+    "QOperator": (lambda: plain(MODEL, "int8", format=Format.QOperator), [ALREADY, "QLinearConv"], "quant.format=QDQ"),
     "16 bits": (lambda: plain(MODEL, WIDE), ["'nchw'", "uint16", EIGHT], "quant=u8s8 deploy=x86"),
     "4 bits": (int4_activations, ["'nchw'", "int4", EIGHT], "quant=u8s8 deploy=x86"),
     "axis of Conv": (

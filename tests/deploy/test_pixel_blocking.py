@@ -6,7 +6,6 @@ import pytest
 from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
 from onnx import numpy_helper
 
-from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.graphs.graph import Graph, attributes
 
 CONVOLUTIONS = {
@@ -127,17 +126,3 @@ def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     before, after = [graph.array(layer.input[2]) for layer in layers], [arrays[node.input[5]] for node in found]
     assert [int(zero_point.ravel()[0]) + 128 for zero_point in after] == [int(zero_point) for zero_point in before]
     assert 128 not in before  # else they would be int8's
-
-
-def test_the_weights_that_are_read_are_shifted_not_the_model():
-    model = build(((16, 3, PAD),))
-    proto = onnx.load_from_string(plain(model, "uint8"))
-    before = proto.SerializeToString(deterministic=True)
-    moved = convert_activations(proto, TARGETS["x86"].activation_type)
-    assert proto.SerializeToString(deterministic=True) == before
-    old, new = ({t.name: numpy_helper.to_array(t) for t in p.graph.initializer} for p in (proto, moved))
-    weights = [name for name, array in old.items() if array.dtype == np.uint8 and array.ndim > 1]
-    assert len(weights) == 2
-    for name in weights:
-        np.testing.assert_array_equal(old[name].astype(int) - 128, new[name])
-        assert new[name].dtype == np.int8

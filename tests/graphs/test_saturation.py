@@ -7,7 +7,8 @@ import onnx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.graphs import session
 from resnet8_quant.graphs.runtime import new_session
@@ -25,16 +26,14 @@ def multiply_add_saturating(codes, weights):
     return np.clip(products[:, ::2] + products[:, 1::2], -(2**15), 2**15 - 1).sum(axis=1)
 
 
-def model_of(nodes, shape, constants, kind=TensorProto.UINT8, output=TensorProto.UINT8):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", output, None)],
-        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
+def model_of(nodes, shape, constants, kind="uint8", output="uint8"):
+    """A model from ``x`` to ``y``, from nodes as text."""
+    model = parse_model(f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g ({kind}[{",".join(map(str, shape))}] x) => ({output}[] y) {{ {nodes} }}""")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return model.SerializeToString()
 
 
 def scalars(activation=np.uint8, weight=np.int8):
@@ -45,43 +44,31 @@ def scalars(activation=np.uint8, weight=np.int8):
 def convolution(weight, domain="", group=1, activation=np.uint8):
     """QLinearConv of [n, C, 3, 3] images, or NHWC ones in the domain of Microsoft, with a kernel of up to 3 x 3."""
     channels = weight.shape[1] * group
-    options = {"channels_last": 1} if domain else {}
-    inputs = ["x", "s", "z", "w", "ws", "wz", "ys", "z"]
-    node = helper.make_node(
-        "QLinearConv", inputs, ["y"], domain=domain, kernel_shape=weight.shape[2:], group=group, **options
-    )
-    shape = ["n", 3, 3, channels] if domain else ["n", channels, 3, 3]
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(activation))
-    return model_of([node], shape, scalars(activation, weight.dtype.type) | {"w": weight}, kind, kind)
+    operator, last = ("com.microsoft.QLinearConv", ", channels_last = 1") if domain else ("QLinearConv", "")
+    attributes = f"kernel_shape = {list(weight.shape[2:])}, group = {group}{last}"
+    shape, kind = ["n", 3, 3, channels] if domain else ["n", channels, 3, 3], np.dtype(activation).name
+    constants = scalars(activation, weight.dtype.type) | {"w": weight}
+    return model_of(f"y = {operator} <{attributes}> (x, s, z, w, ws, wz, ys, z)", shape, constants, kind, kind)
 
 
 def matrix(operator, weight):
     """QGemm or QLinearMatMul with int8 [K, N]."""
-    inputs = {
-        "QGemm": ["x", "s", "z", "w", "ws", "wz", "", "ys", "z"],
-        "QLinearMatMul": ["x", "s", "z", "w", "ws", "wz", "ys", "z"],
+    node = {
+        "QGemm": "y = com.microsoft.QGemm <alpha = 1.0> (x, s, z, w, ws, wz, , ys, z)",
+        "QLinearMatMul": "y = QLinearMatMul (x, s, z, w, ws, wz, ys, z)",
     }[operator]
-    options = {"alpha": 1.0} if operator == "QGemm" else {}
-    node = helper.make_node(operator, inputs, ["y"], domain="com.microsoft" if operator == "QGemm" else "", **options)
-    return model_of([node], ["n", weight.shape[0]], scalars() | {"w": weight})
+    return model_of(node, ["n", weight.shape[0]], scalars() | {"w": weight})
 
 
 def quantize_dequantize(weight, kind=np.uint8, limit=None):
     """A Conv between Q/DQ pairs; ``limit``: of a Clip of the integers."""
     zero = kind(0) if kind is np.uint8 else kind(-128)
-    constants = {"s": np.float32(1), "z": zero, "ws": np.float32(1), "wz": np.int8(0), "w": weight}
-    constants |= {"ys": np.float32(SCALE), "low": zero, "high": kind(limit or 0)}
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])]
-    if limit is not None:
-        nodes.append(helper.make_node("Clip", ["q", "low", "high"], ["c"]))
-    nodes += [
-        helper.make_node("DequantizeLinear", ["c" if limit is not None else "q", "s", "z"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"]),
-        helper.make_node("Conv", ["d", "wd"], ["f"], kernel_shape=weight.shape[2:]),
-        helper.make_node("QuantizeLinear", ["f", "ys", "z"], ["fq"]),
-        helper.make_node("DequantizeLinear", ["fq", "ys", "z"], ["y"]),
-    ]
-    return model_of(nodes, ["n", weight.shape[1], 3, 3], constants, TensorProto.FLOAT, TensorProto.FLOAT)
+    constants = scalars() | {"z": zero, "w": weight, "low": zero, "high": kind(limit or 0)}
+    nodes = f"""q = QuantizeLinear (x, s, z) c = Clip (q, low, high)
+        d = DequantizeLinear ({"q" if limit is None else "c"}, s, z) wd = DequantizeLinear (w, ws, wz)
+        f = Conv <kernel_shape = {list(weight.shape[2:])}> (d, wd)
+        fq = QuantizeLinear (f, ys, z) y = DequantizeLinear (fq, ys, z)"""
+    return model_of(nodes, ["n", weight.shape[1], 3, 3], constants, "float", "float")
 
 
 def pair(first, second, values=(127, 127), shape=(8, 4, 3, 3)):

@@ -50,18 +50,6 @@ def test_one_row_for_each_stored_tensor(written, method, form):
             assert {row[column] for column in ("min", "max", "snr_db", "clipped_fraction")} == {""}
 
 
-def test_the_stored_scales_are_in_the_graph(written):
-    """Each stored pair, found in the graph by another way: through the DequantizeLinear that reads it."""
-    _, proto, rows = written()
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    pairs = {
-        (float(weights[node.input[1]]), int(weights[node.input[2]]))
-        for node in proto.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] not in weights
-    }
-    assert {(float(np.float32(row["scale"])), int(row["zero_point"])) for row in rows} == pairs
-
-
 def test_percentile_clips_and_minmax_does_not(written):
     cut = [float(row["clipped_fraction"] or 0) for row in written(Method.percentile)[2]]  # 0.5 % at each end
     assert max(cut) <= 0.015  # the stored zero point is rounded

@@ -148,14 +148,14 @@ def rounded(values, params):
     return (codes - params.zero_point) * np.float64(params.scale), codes
 
 
-def run_node(node, feeds, opsets=OPSETS):
-    """The outputs of one node, without optimization."""
+def run_nodes(nodes, feeds, opsets=OPSETS):
+    """The outputs of the last of ``nodes``, without optimization."""
     described = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
     ]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-    graph = helper.make_graph([node], "one", described, outputs)
+    outputs = [helper.make_empty_tensor_value_info(name) for name in nodes[-1].output]
+    graph = helper.make_graph(nodes, "some", described, outputs)
     return run(helper.make_model(graph, opset_imports=opsets, ir_version=10), feeds)
 
 
@@ -189,7 +189,7 @@ def simulated(model, plan, feed, names):
                 bias = np.rint(layer.bias / scale) * scale
                 feeds["its bias"] = np.broadcast_to(bias, layer.bias.shape).astype(np.float32)
             feeds = {name: feeds[name] for name in copy.input if name}
-        for name, array in zip(node.output, run_node(copy, feeds, opsets), strict=True):
+        for name, array in zip(node.output, run_nodes([copy], feeds, opsets), strict=True):
             store(name, array)
     return integers
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from nets import run_node
+from nets import run_nodes
 from onnx import helper
 from strategies import PROPERTY
 
@@ -36,7 +36,7 @@ def test_patches_times_weight_are_the_convolution(kernel, strides, padding, grou
     weight = RNG.normal(size=(8, 4 // group, *kernel)).astype(np.float32)
     attributes = padding | {"strides": strides, "group": group} | ({"kernel_shape": kernel} if explicit else {})
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    expected = run_node(node, {"x": X, "w": weight})[0]
+    expected = run_nodes([node], {"x": X, "w": weight})[0]
     geometry = Geometry.of(node, weight, X.shape)
     patches = im2col(X, geometry)
     count, channels, height, width = expected.shape
@@ -66,7 +66,7 @@ def test_patches_times_weight_are_the_matrix_product(operator, shape, attributes
     stored = weight.T.copy() if attributes.get("transB") else weight
     node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
     patches = im2col(x, Geometry.of(node, stored, x.shape))
-    expected = run_node(node, {"x": x, "w": stored})[0]
+    expected = run_nodes([node], {"x": x, "w": stored})[0]
     np.testing.assert_allclose((patches[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 

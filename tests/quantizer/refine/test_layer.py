@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from nets import run_node
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import run_nodes
 from onnx import helper
+from strategies import PROPERTY, TYPES
 
 from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.quantizer.plan import bias_codes
@@ -54,7 +57,7 @@ def outputs_of(case, plan, seed=0):
     """The layer's float output, and what the plan makes of the quantized input."""
     node, constants, floating, quantized = layer(case, seed)
     changed, values = node_of_plan(node, plan, constants)
-    return run_node(node, {"x": floating, **constants})[0], run_node(changed, {"x": quantized, **values})[0]
+    return run_nodes([node], {"x": floating, **constants})[0], run_nodes([changed], {"x": quantized, **values})[0]
 
 
 def error(case, plan, seed=0):
@@ -62,40 +65,36 @@ def error(case, plan, seed=0):
     return float(((floating.astype(float) - quantized) ** 2).mean())
 
 
-@pytest.mark.parametrize("case", LAYERS)
-@pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_codes_are_in_the_shape_of_the_weight(case, per_channel, kind):
-    node, shape, axis = LAYERS[case]
-    _, constants, _, _ = layer(case)
-    for bits, width in ((2, 2), (3, 4), (4, 4), (5, 8), (8, 8)):
-        quant = QuantConfig(weight_type=kind, per_channel=per_channel)
-        plan = plan_of(case, RefineConfig(), bits, quant)
-        weight = plan.weight
-        assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
-        assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
-        assert weight.codes.shape == shape
-        assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
-        assert weight.axis == (axis if per_channel else None)
-        assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
-        assert weight.scale.dtype == np.float32
-        span = np.ptp(constants["w"])
-        rest = np.abs(weight.dequantized() - constants["w"])
-        assert rest.max() <= 1.01 * span / (2 ** (bits - 1) - 1)
-        if "b" in node.input:
-            np.testing.assert_array_equal(plan.bias, constants["b"].astype(np.float64))
-        else:
-            assert plan.bias is None
-
-
-@pytest.mark.parametrize("symmetric", [None, False, True])
-@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_symmetry_is_that_of_the_type_unless_it_is_set(kind, symmetric):
-    quant = QuantConfig(weight_type=kind, per_channel=True, weight_symmetric=symmetric)
-    zero_points = plan_of("conv", RefineConfig(), 4, quant).weight.zero_point
-    middle = 0 if kind is DType.int8 else 8
-    expected = kind is DType.int8 if symmetric is None else symmetric
-    assert (zero_points == middle).all() == expected
+@PROPERTY
+@given(
+    st.sampled_from(list(LAYERS)),
+    st.sampled_from([(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)]),
+    TYPES,
+    st.booleans(),
+    st.sampled_from([None, False, True]),
+)
+def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, symmetric):
+    """And symmetric where the type is, unless the config says so."""
+    (node, shape, axis), (bits, width) = LAYERS[case], widths
+    constants = layer(case)[1]
+    quant = QuantConfig(weight_type=kind, per_channel=per_channel, weight_symmetric=symmetric)
+    plan = plan_of(case, RefineConfig(), bits, quant)
+    weight = plan.weight
+    assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
+    assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
+    assert weight.codes.shape == shape
+    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
+    assert weight.axis == (axis if per_channel else None)
+    assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
+    assert weight.scale.dtype == np.float32
+    rest = np.abs(weight.dequantized() - constants["w"])
+    assert rest.max() <= 1.01 * np.ptp(constants["w"]) / (2 ** (bits - 1) - 1)
+    np.testing.assert_array_equal(plan.bias, constants["b"].astype(float) if "b" in node.input else None)
+    middle = 0 if kind is DType.int8 else 2 ** (bits - 1)
+    if kind is DType.int8 if symmetric is None else symmetric:
+        assert (weight.zero_point == middle).all()
+    elif per_channel and bits >= 4:
+        assert (weight.zero_point != middle).any()
 
 
 @pytest.mark.parametrize("case", LAYERS)

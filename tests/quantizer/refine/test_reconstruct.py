@@ -273,22 +273,6 @@ def test_nodes_give_what_the_model_gives(monkeypatch, case):
         np.testing.assert_allclose(values[name], np.concatenate(expected), rtol=1e-4, atol=1e-3, err_msg=name)
 
 
-def test_single_nodes():
-    """New constants need no new session; no inputs at all; several outputs."""
-    model = helper.make_model(helper.make_graph([], "none", [], []), opset_imports=[helper.make_opsetid("", 21)])
-    runner = NodeRunner(model, 2, 1)
-    add = helper.make_node("Add", ["x", "y"], ["z"])
-    x = np.arange(20, dtype=np.float32).reshape(5, 4)
-    for addend in (1, 2):
-        np.testing.assert_array_equal(runner.run(add, {"x": x}, {"y": np.full(4, addend, np.float32)})[0], x + addend)
-    assert len(runner.sessions) == 2  # batches of 2 and of 1
-    np.testing.assert_array_equal(runner.run(add, {"x": x, "y": x}, {})[0], 2 * x)
-    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([1, 2])))
-    np.testing.assert_array_equal(runner.run(constant, {}, {})[0], [1, 2])
-    split = helper.make_node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2)
-    np.testing.assert_array_equal(np.hstack(runner.run(split, {"x": x}, {})), x)
-
-
 def with_shapes(batch=None):
     """A graph that computes with its own shapes, as an exported x.view(x.size(0), -1) does."""
     zero, rest = (
