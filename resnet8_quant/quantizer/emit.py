@@ -21,8 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import DType
-from resnet8_quant.graphs.graph import Graph, input_name
-from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.graph import Graph, at_least_opset, input_name
 from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_codes
 from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme, is_signed
 

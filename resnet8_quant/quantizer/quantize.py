@@ -25,8 +25,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.compact import compact
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN
-from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate

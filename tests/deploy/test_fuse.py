@@ -47,7 +47,7 @@ def test_names_that_look_like_marks_stay_apart():
 
 @pytest.mark.parametrize("name", ["rows move", "rows move, transposed", "no pool", "MatMul, no pool"])
 def test_rows_are_moved_instead_of_pixels(name):
-    """Where there is a QGemm, not a MatMul. That the integers stay the same is shown in test_exactness."""
+    """Where there is a QGemm, not a MatMul. That the integers stay the same is shown in test_deploy."""
     model = build(**NETS[name])
     deployed, _ = rewritten(plain(model, "int8"), "x86", model.input_spec)
     assert ("Transpose" in operators(deployed)) == ("MatMul" in name)

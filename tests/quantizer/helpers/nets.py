@@ -138,11 +138,7 @@ def quantized_names(emitted):
 
 
 def rounded(values, params):
-    """``values`` quantized with ``params`` and back, in float64; and their codes.
-
-    Symmetric int8 leaves -128 out of the range that its scale is made for, not out of the integers.
-    """
-    params = replace(params, qmin=-128) if params.qmin == -127 else params
+    """``values`` quantized with ``params`` and back, in float64; and their codes."""
     codes = np.rint(values.astype(np.float32) / np.float32(params.scale)) + params.zero_point
     codes = np.clip(codes, params.qmin, params.qmax)
     return (codes - params.zero_point) * np.float64(params.scale), codes
@@ -159,6 +155,11 @@ def run_nodes(nodes, feeds, opsets=OPSETS):
     return run(helper.make_model(graph, opset_imports=opsets, ir_version=10), feeds)
 
 
+def stored(params):
+    """Symmetric int8 leaves -128 out of the range that its scale is made for, not out of the integers."""
+    return replace(params, qmin=-128) if params.qmin == -127 else params
+
+
 def simulated(model, plan, feed, names):
     """{tensor in ``names``, or layer's private input "x_for_y": its integers} of a float model under ``plan``."""
     graph, opsets = model.proto().graph, model.proto().opset_import
@@ -168,7 +169,7 @@ def simulated(model, plan, feed, names):
     def store(name, array):
         values[name] = array
         if name in names:
-            exact, integers[name] = rounded(array, plan.tensors[name])
+            exact, integers[name] = rounded(array, stored(plan.tensors[name]))
             values[name] = exact.astype(np.float32)
 
     store(graph.input[0].name, feed)
@@ -178,7 +179,7 @@ def simulated(model, plan, feed, names):
         feeds = {name: values[name] for name in node.input if name}
         if node.output[0] in layers:
             layer = layers[node.output[0]]
-            exact, codes = rounded(feeds[layer.input], layer.input_params)
+            exact, codes = rounded(feeds[layer.input], stored(layer.input_params))
             feeds[layer.input] = exact.astype(np.float32)
             if layer.input_params != plan.tensors[layer.input]:
                 integers[f"{layer.input}_for_{layer.output}"] = codes

@@ -243,15 +243,15 @@ def test_layers_that_share_a_bias_get_one_each(refinement):
 
 def test_what_needs_images():
     assert not needs_images(RefineConfig(weight_scale=WeightScale.mse, equalize=True))
-    for changed in (
-        {"rounding": Rounding.gptq},
-        {"weight_scale": WeightScale.hessian},
-        {"weight_scale": WeightScale.rounded},
-        {"target": Target.outputs},
-        {"bias": True},
-        {"activation_ranges": True},
-    ):
-        assert needs_images(RefineConfig(**changed))
+    changes = {
+        "rounding": "gptq",
+        "weight_scale": "hessian",
+        "target": "outputs",
+        "bias": True,
+        "activation_ranges": True,
+    }
+    for name, value in (*changes.items(), ("weight_scale", "rounded")):
+        assert needs_images(RefineConfig(**{name: value})), name
 
 
 @pytest.mark.parametrize("case", NETS)
