@@ -179,7 +179,7 @@ def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None
     if config.allocate.budget_bytes is not None:
         allocation.check_budget(file_size({layer: widths[0] for layer, widths in allowed.items()}), config)
         choices = sensitivities(builder.model, builder.images, config, allowed)
-        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)[0]
+        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)
 
     assert accuracy_drop is not None
     assert config.allocate.max_accuracy_drop is not None
@@ -192,7 +192,7 @@ def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None
         lambda candidate: accuracy_drop(candidate.serialized),
         choices,
         config.allocate.max_accuracy_drop,
-    )[0]
+    )
 
 
 def _serialize(model: onnx.ModelProto) -> bytes:

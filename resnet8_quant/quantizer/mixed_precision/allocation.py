@@ -153,7 +153,7 @@ def allocate(choices: Choices, payload: int) -> BitWidths:
 
 def fit(
     make: Callable[[BitWidths], Model], file_size: Callable[[BitWidths], int], choices: Choices, budget: int
-) -> tuple[Model, BitWidths]:
+) -> Model:
     """The model with the smallest predicted error whose file has at most ``budget`` bytes.
 
     Args:
@@ -175,12 +175,10 @@ def fit(
     else:
         widths = narrowest
     _log(widths)
-    return make(widths), widths
+    return make(widths)
 
 
-def shrink(
-    make: Callable[[BitWidths], Model], drop: Callable[[Model], float], choices: Choices, limit: float
-) -> tuple[Model, BitWidths]:
+def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], choices: Choices, limit: float) -> Model:
     """The smallest model whose accuracy drop is at most ``limit``; that of the widest choices is taken to be.
 
     Bisects the bytes of the codes, taking the drop to fall as they grow; every narrower model that is returned was
@@ -208,7 +206,7 @@ def shrink(
         else:
             low = middle
     _log(widths)
-    return best, widths
+    return best
 
 
 def _log(widths: BitWidths) -> None:
