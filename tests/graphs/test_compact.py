@@ -66,14 +66,12 @@ def test_the_same_answers_and_kernels_in_fewer_bytes(model, images, what):
     assert {tensor.name for tensor in after.graph.initializer} <= names
 
 
-def one(nodes, tensors=()):
+def one(nodes, *tensors, **arrays):
     """A model from ``a`` [2, 3, 4, 4] to ``out``, from nodes as text."""
     model = parse_model(f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
         a_long_name_for_a_graph (float[2, 3, 4, 4] a) => (float[n, c, h, w] out) {{ {nodes} }}""")
-    model.graph.initializer.extend(
-        tensor if isinstance(tensor, TensorProto) else numpy_helper.from_array(np.asarray(tensor[1]), tensor[0])
-        for tensor in tensors
-    )
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    model.graph.initializer.extend([*tensors, *stored])
     return model
 
 
@@ -85,16 +83,11 @@ def assert_same_outputs(before, after, feed=A):
 
 def test_identical_tensors_are_shared_unless_their_type_or_shape_differs():
     ones = np.ones(1, np.float32)
-    tensors = [
-        ("nobody_reads_it", ones),
-        ("first", ones),
-        helper.make_tensor("second", TensorProto.FLOAT, [1], [1.0]),  # stored as a list of floats, not as raw bytes
-        ("shape", ones.reshape(1, 1)),
-        ("type", ones.view(np.int32)),
-    ]
+    arrays = {"nobody_reads_it": ones, "first": ones, "shape": ones.reshape(1, 1), "type": ones.view(np.int32)}
+    second = helper.make_tensor("second", TensorProto.FLOAT, [1], [1.0])  # stored as a list of floats, not as raw bytes
     nodes = """x = Add (a, first) y = Add (x, second) z = Add (y, shape) cast = Cast <to = 1> (type)
         out = Add (z, cast)"""
-    before = one(nodes, tensors)
+    before = one(nodes, second, **arrays)
     after = compact(before)
     assert len(after.graph.initializer) == 3
     assert_same_outputs(before, after)
@@ -119,7 +112,7 @@ PLAIN = "strides = [1, 1], dilations = [1, 1], pads = [0, 0, 0, 0], group = 1, k
 )
 def test_attributes_go_only_where_they_say_the_default(node, kept):
     weight = np.random.default_rng(2).normal(size=(3, 3, 3, 3)).astype(np.float32)
-    before = one(f"out = {node}", [("w", weight)])
+    before = one(f"out = {node}", w=weight)
     after = compact(before)
     assert {attribute.name for attribute in after.graph.node[0].attribute} == kept
     assert_same_outputs(before, after)
@@ -137,17 +130,12 @@ def test_the_defaults_of_onnxruntimes_operators_are_its_own():
 
 @pytest.mark.parametrize("computed", [False, True])
 def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_computed(computed):
-    tensors = [
-        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 3, 3)).astype(np.int8)),
-        ("wz", np.int8(0)),
-        ("z", np.uint8(9)),
-        ("s", np.float32(0.1)),
-    ]
+    w = np.random.default_rng(2).integers(0, 99, (3, 3, 3, 3)).astype(np.int8)
     weight = "v" if computed else "w"
     nodes = f"""q = QuantizeLinear (a, s, z) {"v = Concat <axis = 0> (w)" if computed else ""}
         c = com.microsoft.QLinearConv <{PLAIN}, auto_pad = "NOTSET", channels_last = 0> (q, s, z, {weight}, s, wz, s, z)
         out = DequantizeLinear (c, s, z)"""
-    before = one(nodes, tensors)
+    before = one(nodes, w=w, wz=np.int8(0), z=np.uint8(9), s=np.float32(0.1))
     after = compact(before)
     kept = {attribute.name for attribute in after.graph.node[-2].attribute}
     assert kept == ({"channels_last", "kernel_shape"} if computed else {"channels_last"})
@@ -157,16 +145,11 @@ def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_comput
 @pytest.mark.parametrize(("zero", "dropped"), [([0, 0, 0], True), ([0, 1, 0], False)])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_zero_points_of_weights_go_only_where_they_are_zero(zero, dropped, kind):
-    tensors = [
-        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)),
-        ("ws", np.float32([0.5, 0.25, 1])),
-        ("wz", np.array(zero, kind)),
-        ("z", kind(0)),
-        ("s", np.float32(0.1)),
-    ]
+    w = np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)
+    zeros = {"wz": np.array(zero, kind), "z": kind(0)}
     nodes = """q = QuantizeLinear (a, s, z) x = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, ws, wz)
         out = Conv (x, v)"""
-    before = one(nodes, tensors)
+    before = one(nodes, w=w, ws=np.float32([0.5, 0.25, 1]), s=np.float32(0.1), **zeros)
     after = compact(before)
     assert [len(node.input) for node in after.graph.node] == [3, 3, 2 if dropped else 3, 2]
     assert_same_outputs(before, after)
@@ -185,8 +168,6 @@ def test_text_and_unused_opsets_go():
 
 def test_a_subgraph_keeps_the_names_that_it_refers_to():
     branch = "b () => (float[2, 3, 4, 4] inner) { inner = Add (long, offset) }"
-    before = one(
-        f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>",
-        [("offset", np.float32(2)), ("condition", np.array(True))],
-    )
+    nodes = f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>"
+    before = one(nodes, offset=np.float32(2), condition=np.array(True))
     np.testing.assert_array_equal(outputs(compact(before))[0][0], np.maximum(A, 0) + 2)
