@@ -52,11 +52,9 @@ def params_of():
 @pytest.fixture(scope="module")
 def values():
     """Every tensor of the float model."""
-    feed = MODEL.input_spec.prepare(PICTURES)
-    names = list(NODES)
-    return dict(zip(names, run(with_outputs(MODEL.proto(), names[:-1]), {"image": feed}, OFF, names), strict=True)) | {
-        "image": feed
-    }
+    names, feed = list(NODES), MODEL.input_spec.prepare(PICTURES)
+    arrays = run(with_outputs(MODEL.proto(), names[:-1]), {"image": feed}, OFF, names)
+    return {"image": feed} | dict(zip(names, arrays, strict=True))
 
 
 def levels(params):
