@@ -34,16 +34,7 @@ from deployed import (
 )
 from onnx import TensorProto, numpy_helper
 
-from resnet8_quant.config import (
-    DeployConfig,
-    DeployInput,
-    DeployOutput,
-    DType,
-    RefineConfig,
-    Rounding,
-    Target,
-    WeightScale,
-)
+from resnet8_quant.config import DeployConfig, DeployInput, DeployOutput, DType, RefineConfig
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
@@ -52,9 +43,7 @@ from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.inputs.model import FloatModel, refuse_quantized
 
 LOW_BIT = {TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2}
-GPTQ = RefineConfig(
-    "gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True, images=30
-)
+GPTQ = RefineConfig("gptq", "hessian", "gptq", "outputs", bias=True, activation_ranges=True, images=30)
 WIDTHS = {"w4a8": {"weight_bits": 4}, "w4a4": {"weight_bits": 4, "activation_bits": 4}, "w2a8": {"weight_bits": 2}}
 MODEL, RESIDUAL = build(((16, 3, PAD), (16, 3, PAD))), build(**NETS["residual"])
 ROOT = Path(__file__).resolve().parents[2]
@@ -325,7 +314,7 @@ def renamed(serialized, old, new):
 @pytest.mark.parametrize("end", ["image", "probabilities"])
 def test_an_end_may_have_any_name(bits, end):
     model = build(**NETS["rows move"], mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 2.0))
-    refine = RefineConfig("nearest", WeightScale.mse, Rounding.nearest, images=24)
+    refine = RefineConfig("nearest", "mse", "nearest", images=24)
     serialized = plain(model, "u8s8") if bits == 8 else quantized(model, "u8s8", refine=refine, weight_bits=4)
     options = {"output": DeployOutput.logits, "input": DeployInput.uint8}
     deployed, input_spec = rewritten(serialized, "x86_amx", model.input_spec, **options)

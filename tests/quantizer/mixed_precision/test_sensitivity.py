@@ -8,7 +8,7 @@ import pytest
 from nets import NETS, PICTURES, arrays_of, head, net, pictures, run
 from onnx import helper, numpy_helper
 
-from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
+from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
 from resnet8_quant.quantizer.plan import layer_nodes
 
@@ -63,8 +63,8 @@ def test_the_error_is_that_of_one_rounded_weight(case):
 def test_a_search_is_left_out_but_gptq_is_not():
     """best is measured as gptq, which is better than rounding to the nearest."""
     model = NETS["two convolutions"]()
-    gptq = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True)
-    best = replace(gptq, weight_scale=WeightScale.rounded, rounding=Rounding.descent)
+    gptq = RefineConfig("gptq", "hessian", "gptq", "outputs", bias=True)
+    best = replace(gptq, weight_scale="rounded", rounding="descent")
     nearest, compensated, searched = (measured(model, 2, 4, refine=refine) for refine in (RefineConfig(), gptq, best))
     assert compensated == searched
     for layer, options in nearest.items():

@@ -26,16 +26,7 @@ from nets import (
 from onnx import helper, numpy_helper
 from strategies import PROPERTY
 
-from resnet8_quant.config import (
-    Config,
-    DType,
-    EvaluationConfig,
-    QuantConfig,
-    RefineConfig,
-    Rounding,
-    Target,
-    WeightScale,
-)
+from resnet8_quant.config import Config, DType, EvaluationConfig, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.quantization_summary import summarize
 from resnet8_quant.inputs.sample import load_sample
@@ -45,12 +36,12 @@ from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.refine import reconstruct as module
 from resnet8_quant.quantizer.refine.reconstruct import NodeRunner, needs_images, reconstruct, spread_images
 
-GPTQ = RefineConfig("gptq", WeightScale.hessian, Rounding.gptq, Target.outputs, bias=True, activation_ranges=True)
+GPTQ = RefineConfig("gptq", "hessian", "gptq", "outputs", bias=True, activation_ranges=True)
 REFINEMENTS = {
     "none": RefineConfig(),
     "bias": RefineConfig("bias", bias=True),
     "gptq": GPTQ,
-    "best": replace(GPTQ, weight_scale=WeightScale.rounded, rounding=Rounding.descent),
+    "best": replace(GPTQ, weight_scale="rounded", rounding="descent"),
 }
 W4A4 = QuantConfig(activation_type=DType.uint8, per_channel=True, weight_bits=4, activation_bits=4)
 TYPES = {"uint8": (DType.uint8, False), "int8": (DType.int8, False), "int8 symmetric": (DType.int8, True)}
@@ -242,7 +233,7 @@ def test_layers_that_share_a_bias_get_one_each(refinement):
 
 
 def test_what_needs_images():
-    assert not needs_images(RefineConfig(weight_scale=WeightScale.mse, equalize=True))
+    assert not needs_images(RefineConfig(weight_scale="mse", equalize=True))
     changes = {
         "rounding": "gptq",
         "weight_scale": "hessian",
