@@ -9,7 +9,7 @@ import hashlib
 import logging
 import mmap
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +78,9 @@ def replacing(path: Path) -> Iterator[Path]:
             raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        temporary.touch(exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -108,10 +106,7 @@ def unwritable(path: Path, error: OSError) -> ExperimentError:
 
 
 def forget_pages(array: np.ndarray) -> None:
-    """Take what was read of a memory-mapped array out of this process's memory; the file's cache still has it.
-
-    An array that is not mapped is left alone.
-    """
+    """Take what was read of a memory-mapped array out of this process's memory; leave any other array alone."""
     import numpy as np
 
     base: object = array
@@ -173,9 +168,3 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
         lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

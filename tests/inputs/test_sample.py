@@ -10,7 +10,7 @@ import pytest
 
 from resnet8_quant.config import DataConfig, DataKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.cifar10_sources import ARRAYS
+from resnet8_quant.inputs.cifar10 import ARRAYS
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.sample import SAMPLE, load_sample
 
