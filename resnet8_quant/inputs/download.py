@@ -116,10 +116,9 @@ def _watch(command: list[str], folder: Path, log_file: IO[bytes], size: int) -> 
     try:
         with progress("fetch with npm", size, "bytes") as advance:
             while True:
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=0.25)
-                except subprocess.TimeoutExpired:
-                    before, received = received, _bytes_below(folder)
+                before, received = received, _bytes_below(folder)
                 if received > 4 * size:  # npm keeps the archive in its cache, and a copy or two on the way
                     raise FetchError(f"npm receives more than the expected {size:,} bytes")
                 if received > before:
