@@ -117,11 +117,7 @@ class Layer:
 
 
 def read_layers(file: h5py.File) -> tuple[list[Layer], str, str]:
-    """The layers of a model in the order of its config, and the names of its only input and its only output layer.
-
-    Raises:
-        Refused: the file holds something else than a functional or sequential model.
-    """
+    """The layers of a model in the order of its config, and the names of its only input and its only output layer."""
     try:
         stored = _texts(file, "model_config")
         if len(stored) != 1:
