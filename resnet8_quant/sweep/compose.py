@@ -30,6 +30,7 @@ from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.validation import layer_override
 
 HELP = f"{COMMAND} --help"
+UNCOMPOSED = "uncomposed"  # in the config of a job that cannot be composed: the problem and the remedy
 _LAYERS = "quant.layers"
 
 
@@ -59,8 +60,11 @@ def to_config(
         folders: with option files, besides those that Hydra searches.
 
     Raises:
-        ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type.
+        ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type; or what kept
+            a job from being composed.
     """
+    if UNCOMPOSED in config:
+        raise ExperimentError(*config[UNCOMPOSED])
     seen: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")

@@ -114,6 +114,20 @@ def test_a_wrong_name_anywhere_in_the_grid_leaves_nothing(sweeps: Any, words: tu
     assert not done.folder.exists()
 
 
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=JOBLIB)])
+def test_values_that_do_not_go_together_are_a_row(sweeps: Any, launcher: str, tmp_path: Path) -> None:
+    for option in ("minmax_int8", "entropy_int8", "minmax_u8s8"):
+        path = tmp_path / "conf" / "refine" / f"{option}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("method: none\n")
+    grid = ("quant=int8,u8s8", "calibration=minmax,entropy", "refine=${calibration}_${quant}")
+    done = sweeps(f"--config-dir={path.parents[1]}", *grid, f"hydra/launcher={launcher}")
+    assert done.code == 1
+    assert [row["status"] for row in done.rows].count("ok") == 3
+    (error,) = _errors(done).values()
+    assert error.startswith("`refine` is entropy_u8s8; valid are ")
+
+
 def test_seeds_that_change_nothing_are_named(sweeps: Any) -> None:
     done = sweeps("seed=1,2", "calibration.samples_per_class=100")
     assert done.code == 0

@@ -14,7 +14,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict, read_write
+from omegaconf import open_dict, read_write
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
@@ -22,6 +22,7 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.compose import register
 from resnet8_quant.sweep.digest import digest_of
 from resnet8_quant.sweep.folders import find_or_make
+from resnet8_quant.sweep.grid import compose_job
 from resnet8_quant.sweep.plan import Plan
 from resnet8_quant.sweep.search import Search, check_search
 
@@ -63,7 +64,7 @@ class Launcher:
     def place(self, job: int, words: Sequence[str]) -> Path:
         """The job's folder, made as Hydra makes it."""
         assert self.search is not None
-        digest = digest_of(self.search.job_config(words))
+        digest = digest_of(compose_job(self.search.config, words, self.search.loader))
         return self.folder / find_or_make(self.folder, Plan((), None, 0), job, words, digest)
 
 
@@ -88,9 +89,8 @@ def sweep_config(folder: Path, words: Sequence[str], fields: dict[str, Any]) -> 
 def search(launcher: Launcher, *words: str, **fields: Any) -> None:
     """Run a search as Hydra would."""
     config, loader = sweep_config(launcher.folder, words, fields)
-    values = dict(OmegaConf.to_container(config.hydra.sweeper, resolve=True))
     launcher.search = Search(config, loader)
-    launcher.search.run(values, config.hydra.overrides.task, launcher)  # type: ignore[arg-type]
+    launcher.search.run(launcher)  # type: ignore[arg-type]
 
 
 def front(folder: Path) -> list[dict[str, str]]:
@@ -232,13 +232,11 @@ def test_the_preset_has_no_illegal_combination() -> None:
     from resnet8_quant.validation import validate
 
     config, loader = sweep_config(Path("unused"), ["experiment=search"], {})
-    search_of = Search(config, loader)
-    fields = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    _, space = search_of.read(fields, config.hydra.overrides.task)  # type: ignore[arg-type]
+    space = Search(config, loader).space
     chance = random.Random(0)
     for _ in range(20):
         words = space.overrides(space.draw({}, 1.0, chance))
-        composed = search_of.job_config(words)
+        composed = compose_job(config, words, loader)
         validate(composed)
         assert composed.quant.layers.keys() == {"conv", "stack1.*", "stack2.*", "stack3.*", "dense"}
 
