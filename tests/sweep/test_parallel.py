@@ -119,7 +119,7 @@ def test_values_that_do_not_go_together_are_a_row(sweeps: Any, launcher: str, tm
     for option in ("minmax_int8", "entropy_int8", "minmax_u8s8"):
         path = tmp_path / "conf" / "refine" / f"{option}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("method: none\n")
+        path.write_text("bias: true\n")
     grid = ("quant=int8,u8s8", "calibration=minmax,entropy", "refine=${calibration}_${quant}")
     done = sweeps(f"--config-dir={path.parents[1]}", *grid, f"hydra/launcher={launcher}")
     assert done.code == 1
