@@ -24,7 +24,7 @@ from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.sweep import folders, plan
-from resnet8_quant.sweep.compose import UNCOMPOSED, explain, to_config
+from resnet8_quant.sweep.compose import UNCOMPOSED, explain, to_config, without_hydra
 
 if TYPE_CHECKING:
     from resnet8_quant.experiment import Prepared
@@ -80,13 +80,6 @@ def typed_overrides(overrides: ListConfig | list[str]) -> list[str]:
     plain = OmegaConf.to_container(overrides, resolve=False) if isinstance(overrides, ListConfig) else overrides
     assert isinstance(plain, list)
     return plain
-
-
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """``composed``, changed as Hydra does it before it calls a job."""
-    with read_write(composed), open_dict(composed):
-        del composed["hydra"]
-    return composed
 
 
 def read_grid(config: DictConfig) -> list[list[str]] | None:
