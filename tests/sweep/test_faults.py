@@ -41,7 +41,7 @@ def test_interrupted_sweep_leaves_a_summary(launcher: str, sweeps: Any) -> None:
 def test_terminated_sweep_leaves_a_summary(sweeps: Any) -> None:
     with sweeps.start("seed=0,1,2,3,4,5,6,7") as process:
         deadline = time.monotonic() + 60
-        while not list(sweeps.folder.glob("*/results.csv")) and time.monotonic() < deadline:
+        while not sweeps.results() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,7 @@ import pytest
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import launchers
 from resnet8_quant.sweep.compose import explain
-from resnet8_quant.sweep.launchers import (
-    PLUGINS,
-    Share,
-    batch_size,
-    check_numbers,
-    missing_plugin,
-    parallel,
-    share,
-    steady_submitit,
-)
+from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, check_numbers, missing_plugin, parallel, share
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
@@ -48,8 +40,8 @@ def test_share_of_the_cores(
     monkeypatch.setattr(launchers, "usable_cores", lambda: 8)
     assert share(fields, jobs) == expected
     assert parallel(fields) == (fields is not BASIC)
-    limit = expected.at_once if fields["_target_"].endswith("LocalLauncher") else None
-    assert batch_size(fields, jobs) == limit
+    limited = fields["_target_"].endswith("LocalLauncher")
+    assert batch_size(fields, jobs) == (expected.at_once if limited else None)
 
 
 def test_share_in_plain_words() -> None:
@@ -96,18 +88,16 @@ def test_numbers_that_work_pass(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("complaint", "extra"),
+    ("complaint", "plugin"),
     [
-        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
-        ("Could not find 'hydra/launcher/joblib'", "joblib"),
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", PLUGINS["submitit_slurm"]),
+        ("Could not find 'hydra/launcher/joblib'", PLUGINS["joblib"]),
         ("Could not find 'hydra/launcher/nothing'", None),
         ("Could not find 'quant/ray'", None),
     ],
 )
-def test_missing_plugin_is_found_in_the_complaint(complaint: str, extra: str | None) -> None:
-    found = missing_plugin(complaint)
-    assert (found and found[1]) == extra
-    assert found is None or found in PLUGINS.values()
+def test_missing_plugin_is_found_in_the_complaint(complaint: str, plugin: tuple[str, str] | None) -> None:
+    assert missing_plugin(complaint) == plugin
 
 
 class FailedJobError(Exception):
@@ -117,18 +107,15 @@ class FailedJobError(Exception):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (
-            ConnectionError("Could not find any running Ray instance. Set RAY_ADDRESS."),
-            ("no Ray cluster", "RAY_ADDRESS"),
-        ),
-        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), ("Slurm takes no job", "srun")),
-        (FailedJobError("sbatch: error: first\nsbatch: fatal: no controller"), ("Slurm takes no job", "no controller")),
+        (ConnectionError("Could not find any running Ray instance. Set RAY_ADDRESS."), "no Ray cluster.*RAY_ADDRESS"),
+        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), "Slurm takes no job.*srun"),
+        (FailedJobError("sbatch: error: first\nsbatch: fatal: no controller"), "Slurm takes no job.*no controller"),
     ],
 )
-def test_a_cluster_that_does_not_answer_is_a_sentence(error: Exception, words: tuple[str, ...]) -> None:
+def test_a_cluster_that_does_not_answer_is_a_sentence(error: Exception, words: str) -> None:
     explained = explain(error)
     assert explained is not None
-    assert all(word in explained.problem for word in ("`hydra/launcher`", *words))
+    assert re.match(f"`hydra/launcher`: .*{words}", explained.problem)
     assert "first" not in explained.problem
     assert "hydra/launcher=" in explained.remedy
 
@@ -141,7 +128,7 @@ def test_other_errors_are_not_explained_away(error: Exception) -> None:
 def test_ctrl_c_reaches_local_jobs_of_submitit_by_us_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     submitit = pytest.importorskip("submitit", reason="needs the extra [slurm]")
     executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
-    with steady_submitit(_fields("LocalLauncher"), tmp_path) as cancel:
+    with launchers.steady_submitit(_fields("LocalLauncher"), tmp_path) as cancel:
         process = executor.map_array(time.sleep, [60])[0].job._process
         assert os.getsid(process.pid) == process.pid != os.getsid(0)  # a terminal's signals stay in its session
         while process.poll() is None and not list((tmp_path / "jobs").glob("*_log.err")):  # else it cannot say why
