@@ -79,26 +79,17 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            failed = finish()
-        except ExperimentError as error:
-            show_error(error)
-            sys.exit(1)
-        if failed:
+        if finish():
             sys.exit(1)
 
 
 def finish(*, interrupted: bool = False) -> int | None:
-    """End the sweep that this process runs: cancel what waits in a queue, and write the summary.
+    """End the sweep that this process runs: write the summary, or say why it cannot be written.
 
-    Args:
-        interrupted: jobs that did not start are then not listed as failed.
+    Where it was ``interrupted``, cancel what waits in a queue; jobs that did not start are not listed as failed.
 
     Returns:
-        How many jobs failed; None where there is no sweep.
-
-    Raises:
-        ExperimentError: the summary cannot be written.
+        How many jobs failed, a summary that cannot be written included; None where there is no sweep.
     """
     global _running
     if _running is None:
@@ -111,19 +102,22 @@ def finish(*, interrupted: bool = False) -> int | None:
         if interrupted:
             sweep.cancel()
         return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.plan.jobs, plots=sweep.plots)
+    except ExperimentError as error:
+        show_error(error)
+        return 1
     finally:
         sweep.resources.close()
 
 
-def release() -> Path | None:
-    """Let go of the sweep without a summary, to start it again in this process; its folder, None: there is no sweep."""
+def release() -> bool:
+    """Let go of the sweep without a summary, to start it again in this process; whether there is one."""
     global _running, _released
-    if _running is None:
-        return None
     _released, _running = _running, None
+    if _released is None:
+        return False
     _released.watch.stop()
     _released.resources.close()
-    return _released.folder
+    return True
 
 
 def running_folder() -> Path | None:
@@ -166,11 +160,7 @@ def _overrides(config: DictConfig) -> tuple[list[str], list[str]]:
 
 
 def _check(config: DictConfig) -> tuple[Plan, int | None]:
-    """What is to be started, and how many jobs there are at most, if known.
-
-    Raises:
-        ExperimentError: none of the jobs can run, or a name among them is unknown.
-    """
+    """What is to be started, and how many jobs there are at most, if known; refuse what no job can run with."""
     from resnet8_quant.sweep.search import check_search
 
     overrides, hydra_overrides = _overrides(config)
@@ -203,11 +193,7 @@ def _warn_of_seeds(varied: Sequence[str], config: Config, prepared: Prepared) ->
 
 
 def _choose_folder(config: DictConfig, started: Plan) -> Path:
-    """The folder of the sweep: a new one, or the one to resume.
-
-    Raises:
-        ExperimentError: it holds another sweep, or `resume` names none.
-    """
+    """The folder of the sweep: a new one, or the one to resume."""
     overrides, hydra_overrides = _overrides(config)
     resume = plan.asked_to_resume(overrides)
     explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_overrides)

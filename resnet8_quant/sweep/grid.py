@@ -181,11 +181,7 @@ class JobLoader(ConfigLoaderImpl):
 
 
 def _compose(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config of a job with the node `hydra`.
-
-    Raises:
-        ExperimentError: an option, a field or a value that there is not.
-    """
+    """The config of a job with the node `hydra`."""
     try:
         return loader.load_sweep_config(config, list(overrides))
     except Exception as error:

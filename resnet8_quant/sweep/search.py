@@ -36,9 +36,6 @@ def check_search(config: DictConfig) -> tuple[int | None, tuple[str, ...]]:
 
     Returns:
         How many jobs it has at most, None: not known, with another sweeper; and the keys whose values it chooses.
-
-    Raises:
-        ExperimentError: nothing can be searched, Optuna is missing, or what `Search.check_inputs` finds.
     """
     if not str(config.hydra.sweeper._target_).endswith(".OptunaSweeper"):
         return None, ()
@@ -51,11 +48,7 @@ class Search:
     """What is searched, and Hydra's config and loader, which compose each job."""
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
-        """Read the options and the space of a search.
-
-        Raises:
-            ExperimentError: nothing can be searched, or Optuna is missing.
-        """
+        """Read the options and the space of a search."""
         require_optuna()
         from resnet8_quant.sweep.search_space import read_options, read_space
 
@@ -66,11 +59,7 @@ class Search:
         self.space = read_space(self.options.params, typed_overrides(config.hydra.overrides.task), loader)
 
     def run(self, launcher: Launcher) -> None:
-        """Propose, launch and judge jobs until there are ``n_trials``.
-
-        Raises:
-            ExperimentError: search.db cannot be used.
-        """
+        """Propose, launch and judge jobs until there are ``n_trials``."""
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with readable(folder):
@@ -124,11 +113,7 @@ class Search:
         return batch
 
     def check_inputs(self) -> None:
-        """Stop before the first job what would fail in all.
-
-        Raises:
-            ExperimentError: no data, no model, no such layer, no latency to go by, or no tracker.
-        """
+        """Refuse what would fail in all jobs: no data, no model, no such layer, no latency to go by, no tracker."""
         from resnet8_quant.files import cache_folder
         from resnet8_quant.inputs.dataset import load_dataset
         from resnet8_quant.inputs.model import load_model

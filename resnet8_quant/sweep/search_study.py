@@ -67,11 +67,7 @@ class SearchStudy:
     """The trials of a search, and what their jobs left in the sweep's folder."""
 
     def __init__(self, folder: Path, space: Space, options: SearchOptions) -> None:
-        """Open the study of ``folder``, or make it; the one that is there must search the same thing.
-
-        Raises:
-            ExperimentError: the folder holds a search of another space, or with other objectives or overrides.
-        """
+        """Open the study of ``folder``, or make it; one with another space, objectives or overrides is refused."""
         import optuna
         from sqlalchemy import URL
 
