@@ -247,16 +247,18 @@ def test_what_no_job_can_do_stops_before_the_first(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_search_that_can_run_and_a_grid_pass_the_check(tmp_path: Path) -> None:
-    assert check_search(sweep_config(tmp_path / "new", ["experiment=search"], {})[0])[0] == 6
-    loader = GlobalHydra.instance().config_loader()
-    assert check_search(loader.load_configuration("config", ["data=arrays"], RunMode.MULTIRUN)) == (None, ())
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [(("experiment=search",), 100), (GRID, 24), (("refine.damping=interval(0.1,1)", "seed=1,2"), 100)],
+)
+def test_a_search_that_can_run_has_no_more_jobs_than_its_space(words: Sequence[str], most: int, tmp_path: Path) -> None:
+    assert check_search(sweep_config(tmp_path / "new", words, {"n_trials": 100})[0])[0] == most
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("words", "most"), [(GRID, 24), (("refine.damping=interval(0.1,1)", "seed=1,2"), 100)])
-def test_a_search_has_no_more_jobs_than_its_space_has_settings(words: Sequence[str], most: int) -> None:
-    assert check_search(sweep_config(Path("unused"), words, {"n_trials": 100})[0])[0] == most
+def test_a_grid_passes_the_check() -> None:
+    loader = GlobalHydra.instance().config_loader()
+    assert check_search(loader.load_configuration("config", ["data=arrays"], RunMode.MULTIRUN)) == (None, ())
 
 
 def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
