@@ -122,5 +122,5 @@ runpy.run_path("run.py", run_name="__main__")
 """
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-    assert "Groups (folders below conf/" in done.stdout, done.stderr
+    assert "samples_per_class" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
