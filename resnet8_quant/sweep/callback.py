@@ -58,20 +58,14 @@ class SweepCallback(Callback):
     """
 
     def __init__(self, columns: Sequence[str], plots: bool = False) -> None:
-        """Keep what the summary is to show.
-
-        Args:
-            columns: of the table, see sweep/summary.py.
-            plots: whether the report's plots are also drawn as PNG and SVG files.
-        """
-        self.columns = tuple(columns)
-        self.plots = plots
+        """Keep the columns of the summary's table, and whether the report's plots are also drawn as files."""
+        self.columns, self.plots = tuple(columns), plots
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             _start(config, self.columns, self.plots)
         except Exception as error:
-            known = error if isinstance(error, ExperimentError) else explain(error)
+            known = explain(error)
             if known is None:
                 log.exception("the sweep cannot start")
             else:

@@ -184,6 +184,8 @@ def explain(error: BaseException, overrides: Sequence[str] | None = None) -> Exp
 
     Where ``overrides`` is None, the arguments of this process are what was typed.
     """
+    if isinstance(error, ExperimentError):
+        return error
     overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
         return unwritable(Path(error.filename), error)

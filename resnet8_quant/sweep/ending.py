@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import callback
 from resnet8_quant.sweep.compose import explain
 from resnet8_quant.terminal import show, show_error, shown
@@ -50,7 +49,7 @@ def run_to_the_end(job: Callable[[], None]) -> int:
             return 1
         except Exception as error:
             callback.finish()
-            known = error if isinstance(error, ExperimentError) else explain(error)
+            known = explain(error)
             if known is None or asked_for_traceback:
                 raise
             show_error(known)

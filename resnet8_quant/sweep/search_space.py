@@ -204,13 +204,12 @@ def _choices(name: str, values: Iterable[str]) -> CategoricalDistribution:
 
 
 def _range(name: str, mapping: Mapping[str, Any]) -> IntDistribution | FloatDistribution:
-    low, high, step, log = (mapping.get(key) for key in ("low", "high", "step", "log"))
+    fields: list[Any] = [mapping.get(key) for key in ("low", "high", "step", "log")]
+    low, high, step, log = fields
     numbers = [low, high] if step is None else [low, high, step]
     for value in numbers:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
             raise _refused(name, f"goes from {low} to {high} in steps of {step}; {value!r} is not a number")
-    assert low is not None
-    assert high is not None
     if log not in (None, True, False):
         raise _refused(name, f"has log {log!r}; valid are true and false")
     try:
