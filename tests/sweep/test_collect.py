@@ -107,10 +107,8 @@ def test_smallest_possible_numbers_pass(tmp_path: Path) -> None:
 
 
 def test_all_runs_below_folders_once_each_in_order(tmp_path: Path) -> None:
-    _run(tmp_path / "sweeps" / "b" / "10_x")
-    _run(tmp_path / "sweeps" / "b" / "2_x")
-    _run(tmp_path / "sweeps" / "a" / "0_x")
-    _run(tmp_path / "runs" / "2026-01-01_00-00-00")
+    for name in ("sweeps/b/10_x", "sweeps/b/2_x", "sweeps/a/0_x", "runs/2026-01-01_00-00-00"):
+        _run(tmp_path / name)
     (tmp_path / "sweeps" / "a" / "1_x" / ".hydra").mkdir(parents=True)
     (tmp_path / "sweeps" / "a" / "plots").mkdir()
     (tmp_path / "sweeps" / "a" / ".cache" / "0_hidden").mkdir(parents=True)
@@ -124,8 +122,8 @@ def test_all_runs_below_folders_once_each_in_order(tmp_path: Path) -> None:
 
 
 def test_labels_name_the_sweep_where_there_are_several(tmp_path: Path) -> None:
-    _run(tmp_path / "here" / "s" / "0_x")
-    _run(tmp_path / "here" / "s" / "1_x")
+    _run(tmp_path / "here/s/0_x")
+    _run(tmp_path / "here/s/1_x")
     assert [job.label for job in collect_all([tmp_path])] == ["Job 0", "Job 1"]
     _run(tmp_path / "there" / "s" / "0_x")
     assert len({job.label for job in collect_all([tmp_path])}) == 3  # though the sweeps have one name
@@ -139,9 +137,8 @@ def test_a_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
 
 def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:
     _run(tmp_path / "out2" / "0_x")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out2" / "more").mkdir()
     _run(tmp_path / "out" / "1_y")
+    (tmp_path / "out2" / "more").mkdir()
     (tmp_path / "out2" / "more" / "link").symlink_to(tmp_path / "out")  # whose name begins like its own
     assert [job.number for job in collect_all([tmp_path / "out2"])] == [0, 1]
 

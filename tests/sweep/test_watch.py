@@ -81,8 +81,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 
 
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", pipe)
+    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
     watch = Watch(Tally(tmp_path), 1)
     _row(tmp_path, "0_a", 0.5)
     watch.stop()
@@ -95,8 +94,7 @@ class _Terminal(io.StringIO):
 
 
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = _Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
     watch = Watch(Tally(tmp_path), 2)
     assert watch._live is not None
     watch._live.draw("0/2 done")
