@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,8 +20,8 @@ import onnx
 from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
+from resnet8_quant.evaluator.kernels import check_runtime
 from resnet8_quant.evaluator.latency import BenchmarkModel
-from resnet8_quant.evaluator.runtime import check_runtime
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
 from resnet8_quant.files import cache_folder, claimed
@@ -39,7 +38,7 @@ from resnet8_quant.validation_split import accuracy_drop
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
-__all__ = ["Prepared", "class_names", "failed_row", "prepare", "run_experiment"]
+__all__ = ["Prepared", "failed_row", "prepare", "run_experiment"]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     """Run one experiment and write its results to ``folder``.
 
     Args:
-        config: of the run; validated here.
+        config: validated here.
         folder: for the outputs; two runs never share one.
         overrides: the command line's words, for the record.
         prepared: of the same config, by ``prepare``; None: it is prepared here.
@@ -99,7 +98,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         prepared = prepared or prepare(config)
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
-        evaluate_test = partial(evaluate, split=test, config=config.evaluation, class_names=class_names(data, model))
+        evaluate_test = partial(evaluate, split=test, config=config.evaluation, class_names=_class_names(data, model))
 
         # The float predictions are the same in all jobs of a sweep, so they come from the cache after the first.
         digest = None if overlap else f"test split of {data.digest}"
@@ -145,7 +144,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     return result
 
 
-def class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
+def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
     """CIFAR-10's names where the data has them, else the numbers of the classes."""
     if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
         return CIFAR10_CLASSES
@@ -179,15 +178,8 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         return None
     from resnet8_quant.quantizer.quantize import quantize
 
-    drop = _validation_drop(config, prepared, prepared.images)
+    drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
     return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
-
-
-def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
-    """Loss of accuracy on the validation split, for allocate=accuracy; None where nothing asks for it."""
-    if config.allocate.max_accuracy_drop is None:
-        return None
-    return accuracy_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
 
 
 def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None) -> FinalModel:
