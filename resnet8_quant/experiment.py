@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.kernels import check_runtime
-from resnet8_quant.evaluator.latency import BenchmarkModel
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
 from resnet8_quant.files import cache_folder, claimed
@@ -30,7 +28,7 @@ from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 from resnet8_quant.quantizer.plan import layer_bits
-from resnet8_quant.record import FinalModel, FinishedRun, failed_row, result_of, write_outputs
+from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
@@ -43,16 +41,6 @@ __all__ = ["Prepared", "failed_row", "prepare", "run_experiment"]
 log = logging.getLogger(__name__)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run starts from: dataset, float model, calibration images (None: no calibration), cache folder."""
-
-    data: Dataset
-    model: FloatModel
-    images: CalibrationImages | None
-    cache: Path
 
 
 def prepare(config: Config) -> Prepared:
@@ -111,33 +99,20 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         evaluation = dataclasses.replace(baseline, seconds=0.0)
         if not unchanged:
             evaluation = evaluate_test(final, description="evaluating quantized")
-        comparison = compare(evaluation, baseline)
-
-        runtime = check_runtime(final, test, evaluation, config.evaluation, config.latency.threads)
-        speed = measure_speed(
-            BenchmarkModel(model.serialized, model.input_spec),
-            None if unchanged else BenchmarkModel(final.serialized, final.input_spec),
-            test.images,
-            config.latency,
-            config.evaluation.providers,
-            config.seed,
-        )
 
         run = FinishedRun(
             config=config,
             overrides=overrides,
             started=started,
-            data=data,
-            model=model,
-            images=prepared.images,
+            prepared=prepared,
             overlap=overlap,
             quantized=quantized,
             final=final,
             baseline=baseline,
             evaluation=evaluation,
-            comparison=comparison,
-            runtime=runtime,
-            speed=speed,
+            comparison=compare(evaluation, baseline),
+            runtime=check_runtime(final, test, evaluation, config.evaluation, config.latency.threads),
+            speed=measure_speed(model, None if unchanged else final, test.images, config),
         )
         result = result_of(run)
         write_outputs(folder, run, result)

@@ -45,6 +45,16 @@ _SHARED = [column.name for column in dataclasses.fields(Comparison) if column.na
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What a run starts from: dataset, float model, calibration images (None: no calibration), cache folder."""
+
+    data: Dataset
+    model: FloatModel
+    images: CalibrationImages | None
+    cache: Path
+
+
+@dataclass(frozen=True)
 class FinalModel:
     """The model that a run evaluates and writes to model.onnx.
 
@@ -63,12 +73,11 @@ class FinalModel:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the stations of a run return; ``images``, ``overlap`` and ``quantized`` are None without calibration.
+    """What the stations of a run return; ``overlap`` and ``quantized`` are None without calibration.
 
     Attributes:
         overrides: of the command line.
         started: when it began, UTC.
-        images: that calibrated.
         overlap: number of test images that calibration used and the evaluation left out.
         final: the model that was evaluated; the float model itself where nothing was quantized or deployed.
         baseline: evaluation of the float model.
@@ -79,9 +88,7 @@ class FinishedRun:
     config: Config
     overrides: str
     started: datetime
-    data: Dataset
-    model: FloatModel
-    images: CalibrationImages | None
+    prepared: Prepared
     overlap: int | None
     quantized: QuantizedModel | None
     final: FinalModel
@@ -97,14 +104,14 @@ def result_of(run: FinishedRun) -> RunResult:
     kernels = run.runtime.kernels
     return RunResult(
         **_request_columns(run.config, run.overrides, run.started),
-        model=run.model.name,
-        data=run.data.name,
+        model=run.prepared.model.name,
+        data=run.prepared.data.name,
         calibration_overlap=run.overlap,
         eval_images=len(run.evaluation.labels),
-        classes=run.model.input_spec.classes,
-        float_model_bytes=len(run.model.serialized),
-        float_model_sha256=run.model.digest,
-        data_sha256=run.data.digest,
+        classes=run.prepared.model.input_spec.classes,
+        float_model_bytes=len(run.prepared.model.serialized),
+        float_model_sha256=run.prepared.model.digest,
+        data_sha256=run.prepared.data.digest,
         **_calibration_columns(run),
         **_model_columns(run.final),
         **{name: getattr(run.comparison, name) for name in _SHARED},
@@ -173,8 +180,8 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
         "saturating_layers": list(run.runtime.saturating_layers),
     }
-    if run.images is not None:
-        record["calibration_indices_sha256"] = sha256_bytes(run.images.chosen.astype("<i8").tobytes())
+    if run.prepared.images is not None:
+        record["calibration_indices_sha256"] = sha256_bytes(run.prepared.images.chosen.astype("<i8").tobytes())
     return record
 
 
@@ -198,7 +205,7 @@ def _request_columns(config: Config, overrides: str, started: datetime) -> dict[
 
 def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
     """How the model was calibrated and what that cost; empty where it was not."""
-    if run.quantized is None or run.images is None:
+    if run.quantized is None or run.prepared.images is None:
         return {}
     config, calibration = run.config.calibration, run.quantized.calibration
     listed = config.sampling is Sampling.mlperf_tiny
@@ -208,7 +215,7 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
         "calibration_method": config.method.name,
         "calibration_sampling": config.sampling.name,
         "samples_per_class": None if listed else config.samples_per_class,
-        "calibration_images": len(run.images),
+        "calibration_images": len(run.prepared.images),
         "calibration_seconds": round(calibration.seconds, 4),
         "calibration_cached": calibration.cached,
         "quantization_seconds": round(run.quantized.seconds, 4),

@@ -124,7 +124,13 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         try:
             # The trace has operators without their attributes, some of which decide about the kind of kernel.
             nodes = {node.name: node for node in onnx.load(graph).graph.node}
-            _refuse_long_trace(len(nodes), runs, warmup)
+            most = MOST_EVENTS // max(1, len(nodes))
+            if warmup + runs > most:
+                raise ExperimentError(
+                    f"`--warmup` {warmup} and `--runs` {runs} of {len(nodes)} operators are more than "
+                    f"{MOST_EVENTS:,} events",
+                    f"profile at most {most} calls in all: --warmup {most // 10} --runs {most - most // 10}",
+                )
             calls = _run_in_turns(plain, profiled, feed, runs, warmup)
         finally:
             trace = Path(profiled.end_profiling())  # closes the file, which lies in the folder
@@ -149,10 +155,6 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
 
 def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.ndarray]:
     """Random integers 0 to 255 in the type of each input (int8: -128 to 127; bool: both), from a fixed seed.
-
-    Args:
-        session: whose inputs are described.
-        batch: size of every free axis; None: 1.
 
     Raises:
         ExperimentError: an input is no tensor of numbers or too large, or ``batch`` is given and no axis is free.
@@ -179,15 +181,6 @@ def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.nd
     if batch is not None and not free:
         raise ExperimentError("`--batch` is set, but the model's inputs have no free axis", "leave out --batch")
     return feed
-
-
-def _refuse_long_trace(nodes: int, runs: int, warmup: int) -> None:
-    most = MOST_EVENTS // max(1, nodes)
-    if warmup + runs > most:
-        raise ExperimentError(
-            f"`--warmup` {warmup} and `--runs` {runs} of {nodes} operators are more than {MOST_EVENTS:,} events",
-            f"profile at most {most} calls in all: --warmup {most // 10} --runs {most - most // 10}",
-        )
 
 
 def _run_in_turns(
@@ -217,8 +210,7 @@ def _run_in_turns(
 def _executions(trace: Path) -> Iterator[list[_Event]]:
     """The operators of one call after the other, in the order in which they ran.
 
-    Args:
-        trace: a JSON array with one event per line. It is read line by line because it can be large.
+    The trace is a JSON array with one event per line. It is read line by line because it can be large.
     """
     events: list[_Event] = []
     with trace.open(encoding="utf-8", errors="replace") as lines:
@@ -238,13 +230,7 @@ def _executions(trace: Path) -> Iterator[list[_Event]]:
 
 
 def _node_time(event: _Event, durations: Sequence[int], node: NodeProto | None) -> NodeTime:
-    """Sum up the executions of one operator.
-
-    Args:
-        event: one of them.
-        durations: of all, microseconds, rounded down.
-        node: of the graph that ran; None if it has no name there.
-    """
+    """One operator from one of its executions, the durations of all, and its node in the graph that ran, if named."""
     import onnx
 
     operator = event.arguments["op_name"]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from resnet8_quant.config import LatencyConfig
+from resnet8_quant.config import Config
+from resnet8_quant.evaluator.accuracy import Classifier
 from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, measure, speedup
 from resnet8_quant.graphs.session import differs_by_default
 from resnet8_quant.machine import cpu_times, load_per_core, other_processes_share, usable_cores
@@ -28,22 +28,16 @@ FEWER_RUNS = 50  # throughput: that many times fewer calls, each of many images
 
 
 def measure_speed(
-    float_model: BenchmarkModel,
-    model: BenchmarkModel | None,
-    images: np.ndarray,
-    config: LatencyConfig,
-    providers: Sequence[str],
-    seed: int,
+    float_model: Classifier, model: Classifier | None, images: np.ndarray, config: Config
 ) -> dict[str, Any]:
-    """Measure both models side by side: single calls on ``config.threads`` and on all threads, and a large batch.
+    """Measure both models side by side: single calls on ``latency.threads`` and on all threads, and a large batch.
 
     Args:
         float_model: the original.
         model: quantized; None: there is only the original, which then has the columns of both.
         images: uint8 [N, H, W, C].
-        config: how often, how long; runs=0: nothing is measured; throughput_batch=0: no throughput.
-        providers: execution providers.
-        seed: of the bootstrap.
+        config: ``latency``, ``evaluation.providers`` and ``seed`` are read. With runs=0 nothing is measured, with
+            throughput_batch=0 no throughput.
 
     Returns:
         Columns of results.csv, floats rounded to four digits; empty where nothing is measured.
@@ -51,16 +45,19 @@ def measure_speed(
     Raises:
         ExperimentError: a model cannot be run.
     """
-    if config.runs == 0:
+    settings, seed = config.latency, config.seed
+    if settings.runs == 0:
         return {}
     clock, load, before = time.perf_counter(), load_per_core(), cpu_times()
-    models = {"float": float_model} | ({} if model is None else {"model": model})
+    models = {"float": BenchmarkModel(float_model.serialized, float_model.input_spec)}
+    if model is not None:
+        models["model"] = BenchmarkModel(model.serialized, model.input_spec)
     judged = "float" if model is None else "model"
-    if differs_by_default(models[judged].model):  # what an application opens is timed beside the exact session
+    if differs_by_default(models[judged].serialized):  # what an application opens is timed beside the exact session
         models["default"] = dataclasses.replace(models[judged], exact=False)
-    measure_all = partial(measure, models, images, providers=providers, seed=seed)
+    measure_all = partial(measure, models, images, providers=config.evaluation.providers, seed=seed)
 
-    single = measure_all(runs=config.runs, warmup=config.warmup, threads=config.threads)
+    single = measure_all(runs=settings.runs, warmup=settings.warmup, threads=settings.threads)
     latency, float_latency = single[judged], single["float"]
     columns: dict[str, Any] = {
         "latency_us_median": latency.median_us,
@@ -73,22 +70,22 @@ def measure_speed(
         "float_latency_iqr_ratio": float_latency.spread,
         "latency_runs": latency.runs,
         "latency_batch": latency.batch,
-        "latency_threads": config.threads,
+        "latency_threads": settings.threads,
         **_speedup_columns("speedup", single, seed),
     }
     if "default" in single:
         columns["default_session_latency_us_median"] = single["default"].median_us
 
-    all_threads = measure_all(runs=config.runs, warmup=config.warmup, threads=0)
+    all_threads = measure_all(runs=settings.runs, warmup=settings.warmup, threads=0)
     columns |= {
         "threads_available": usable_cores(),
         "all_threads_latency_us_median": all_threads[judged].median_us,
         **_speedup_columns("all_threads_speedup", all_threads, seed),
     }
 
-    if config.throughput_batch > 0:
-        runs = max(1, config.runs // FEWER_RUNS)
-        throughput = measure_all(runs=runs, warmup=1, threads=0, batch=config.throughput_batch)
+    if settings.throughput_batch > 0:
+        runs = max(1, settings.runs // FEWER_RUNS)
+        throughput = measure_all(runs=runs, warmup=1, threads=0, batch=settings.throughput_batch)
         columns |= {
             "throughput_batch": throughput[judged].batch,
             "images_per_second": throughput[judged].images_per_second,

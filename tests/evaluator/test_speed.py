@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet8_quant.config import LatencyConfig
+from resnet8_quant.config import Config, LatencyConfig
 from resnet8_quant.evaluator import speed
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.graphs.runtime import CPU
@@ -39,7 +39,7 @@ def quiet(monkeypatch):
 
 def measured(simulation, images, config, model="q", seed=7):
     models = simulation.models
-    return measure_speed(models["f"], models[model] if model else None, images, config, CPU, seed)
+    return measure_speed(models["f"], models[model] if model else None, images, Config(latency=config, seed=seed))
 
 
 @pytest.mark.parametrize(
