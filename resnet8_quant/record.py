@@ -101,17 +101,17 @@ class FinishedRun:
 
 def result_of(run: FinishedRun) -> RunResult:
     """Put the row of a finished run together."""
-    kernels = run.runtime.kernels
+    data, model, kernels = run.prepared.data, run.prepared.model, run.runtime.kernels
     return RunResult(
         **_request_columns(run.config, run.overrides, run.started),
-        model=run.prepared.model.name,
-        data=run.prepared.data.name,
+        model=model.name,
+        data=data.name,
         calibration_overlap=run.overlap,
         eval_images=len(run.evaluation.labels),
-        classes=run.prepared.model.input_spec.classes,
-        float_model_bytes=len(run.prepared.model.serialized),
-        float_model_sha256=run.prepared.model.digest,
-        data_sha256=run.prepared.data.digest,
+        classes=model.input_spec.classes,
+        float_model_bytes=len(model.serialized),
+        float_model_sha256=model.digest,
+        data_sha256=data.digest,
         **_calibration_columns(run),
         **_model_columns(run.final),
         **{name: getattr(run.comparison, name) for name in _SHARED},

@@ -39,6 +39,7 @@ FLOAT_PRODUCTS = {
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"),
     *("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulBnb4"),
 }
+PRODUCTS = {*INTEGER_PRODUCTS, *FLOAT_PRODUCTS, "MatMulNBits"}  # whose kind an attribute decides
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 # Operators whose name alone says what kind of kernel they are.
 OPERATORS: dict[KernelKind, set[str]] = {
@@ -119,11 +120,11 @@ def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) ->
         open_session(model, threads, optimized_model=path)
         nodes = list(onnx.load(path).graph.node)
     integer = sum(_is_integer(node) for node in nodes)
-    total = integer + sum(_is_float(node) for node in nodes)
-    if integer == 0:
-        kernels = "simulated" if _has_quantizers(onnx.load_from_string(model)) else "float"
-    else:
+    total = sum(node.op_type in PRODUCTS for node in nodes)
+    if integer:
         kernels = "integer" if integer == total else "mixed"
+    else:
+        kernels = "simulated" if _has_quantizers(onnx.load_from_string(model)) else "float"
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
     return KernelReport(kernels, integer, total, dict(ops.most_common()))
 
@@ -156,7 +157,7 @@ def check_runtime(
         split: what it was evaluated on.
         evaluation: by exact integer arithmetic.
         config: of the evaluation.
-        threads: of the latency measurement, whose graph is looked at.
+        threads: of the latency measurement, as in ``kernel_report``.
 
     Raises:
         ExperimentError: ONNX Runtime cannot load or run the model.
@@ -174,10 +175,6 @@ def _is_integer(node: NodeProto) -> bool:
     if node.op_type == "MatMulNBits":
         return any(attribute.name == "accuracy_level" and attribute.i == INT8_COMPUTE for attribute in node.attribute)
     return node.op_type in INTEGER_PRODUCTS
-
-
-def _is_float(node: NodeProto) -> bool:
-    return node.op_type in FLOAT_PRODUCTS or (node.op_type == "MatMulNBits" and not _is_integer(node))
 
 
 def _has_quantizers(model: ModelProto) -> bool:
