@@ -132,9 +132,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["MODEL", "--csv", "x" * 300], "File name too long"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(
-    words: list[str], message: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(words: list[str], message: str, model: Path, folder: Path, capsys) -> None:
     (folder / "text.onnx").write_text("this is no model")
     (folder / "empty.onnx").write_bytes(b"")
     before = model.read_bytes()

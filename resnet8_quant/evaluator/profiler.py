@@ -91,14 +91,7 @@ class Profile:
         return sum(node.median_us for node in self.nodes)
 
 
-@dataclass(frozen=True)
-class _Event:
-    """One execution of an operator: start and duration in microseconds, and what the profiler says about it."""
-
-    start: int
-    duration: int
-    name: str
-    arguments: dict[str, Any]
+Event = dict[str, Any]  # of the trace: name, "ts" and "dur" in microseconds, "args"
 
 
 def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = None, threads: int = 1) -> Profile:
@@ -134,10 +127,10 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
             calls = _run_in_turns(plain, profiled, feed, runs, warmup)
         finally:
             trace = Path(profiled.end_profiling())  # closes the file, which lies in the folder
-        events: list[_Event] = []
+        events: list[Event] = []
         durations = []
         for events in _executions(trace):
-            durations.append([event.duration for event in events])
+            durations.append([event["dur"] for event in events])
     if len(durations) != warmup + runs:
         raise ExperimentError(
             f"the profiler recorded {len(durations)} of {warmup + runs} calls", "profile fewer of them: --runs 20"
@@ -146,7 +139,7 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         raise ExperimentError("ONNX Runtime runs no operator of the model", "give a model whose output is computed")
     columns = zip(*durations[warmup:], strict=True)  # per operator, microseconds of each run
     return Profile(
-        tuple(_node_time(event, times, nodes.get(event.name)) for event, times in zip(events, columns, strict=True)),
+        tuple(_node_time(event, times, nodes) for event, times in zip(events, columns, strict=True)),
         statistics.median(calls) / 1000,
         runs,
         tuple(f"{name} {_shown({array.dtype.name: array.shape})}" for name, array in feed.items()),
@@ -207,39 +200,38 @@ def _run_in_turns(
     return nanoseconds[warmup:]
 
 
-def _executions(trace: Path) -> Iterator[list[_Event]]:
+def _executions(trace: Path) -> Iterator[list[Event]]:
     """The operators of one call after the other, in the order in which they ran.
 
     The trace is a JSON array with one event per line. It is read line by line because it can be large.
     """
-    events: list[_Event] = []
+    events: list[Event] = []
     with trace.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.startswith("{"):
                 continue
             event = json.loads(line.rstrip().removesuffix(","))
             if event["cat"] == "Node" and event["name"].endswith(KERNEL_TIME):
-                arguments = event["args"]
-                if arguments["op_name"] in OPERATORS["control"]:
-                    while events and events[-1].start >= event["ts"]:  # ran within, and is told before
+                if event["args"]["op_name"] in OPERATORS["control"]:
+                    while events and events[-1]["ts"] >= event["ts"]:  # ran within, and is told before
                         events.pop()
-                events.append(_Event(event["ts"], event["dur"], event["name"].removesuffix(KERNEL_TIME), arguments))
+                events.append(event)
             elif event["name"] == "model_run":
                 yield events
                 events = []
 
 
-def _node_time(event: _Event, durations: Sequence[int], node: NodeProto | None) -> NodeTime:
-    """One operator from one of its executions, the durations of all, and its node in the graph that ran, if named."""
+def _node_time(event: Event, durations: Sequence[int], nodes: Mapping[str, NodeProto]) -> NodeTime:
+    """One operator from one of its executions, the durations of all, and the graph that ran, where it has its node."""
     import onnx
 
-    operator = event.arguments["op_name"]
-    inputs, outputs = event.arguments["input_type_shape"], event.arguments["output_type_shape"]
-    types = [name for tensors in (inputs, outputs) for name in (tensors[0] if tensors else ())]
+    name, arguments = event["name"].removesuffix(KERNEL_TIME), event["args"]
+    operator, inputs, outputs = (arguments[key] for key in ("op_name", "input_type_shape", "output_type_shape"))
+    types = [kind for tensors in (inputs, outputs) for kind in (tensors[0] if tensors else ())]
     return NodeTime(
-        event.name,
+        name,
         operator,
-        kernel_kind(onnx.NodeProto(op_type=operator) if node is None else node, types),
+        kernel_kind(nodes.get(name) or onnx.NodeProto(op_type=operator), types),
         statistics.median_grouped([duration + 0.5 for duration in durations]),  # 3 stands for 3 to 4 us
         *(tuple(_shown(tensor) for tensor in tensors) for tensors in (inputs, outputs)),
     )
