@@ -69,7 +69,7 @@ class Evaluation:
         predictions: int64 [N], the predicted class of each image.
         labels: int64 [N], the true one, 0..classes-1.
         class_names: one for each class.
-        ties: number of images whose largest output is shared by several classes; None where only the class is output.
+        ties: as in `Predictions`.
         seconds: that the predictions took; 0.0 where they came from the cache.
     """
 

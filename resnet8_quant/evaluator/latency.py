@@ -39,13 +39,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model to be measured, and how it is fed.
-
-    Attributes:
-        serialized: ModelProto.
-        input_spec: its input.
-        exact: as `open_session` takes it.
-    """
+    """A model to be measured, and how it is fed; ``exact`` as `open_session` takes it."""
 
     serialized: bytes
     input_spec: InputSpec
