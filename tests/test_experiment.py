@@ -174,7 +174,7 @@ def test_where_kernels_saturate_the_default_session_stands_beside(config: Config
         assert rows[True].default_session_changed > 0
 
 
-def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(session, "kernels_saturate", lambda: True)
     u8s7 = QuantConfig("u8s7", DType.uint8, DType.int8, True, weight_bits=7)
     row = run_experiment(replace(config, quant=u8s7), tmp_path)

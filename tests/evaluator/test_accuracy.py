@@ -144,30 +144,26 @@ def test_what_changes_a_prediction_has_its_own_entry(classifier, images, weights
     assert len(list((tmp_path / "predictions").glob("*.npz"))) == 8
 
 
-def write(path, **changed):
-    """Another content under the right key and digest."""
-    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array(0)} | changed
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    np.savez(path, key=np.array(path.stem), digest=np.array(npz_cache.digest(arrays)), **arrays)
-
-
 DAMAGE = {
-    "no labels": lambda path: write(path, labels=None),
-    "too short": lambda path: write(path, labels=np.zeros(22, np.int64)),
-    "a table": lambda path: write(path, labels=np.zeros((23, 1), np.int64)),
-    "floats": lambda path: write(path, labels=np.zeros(23)),
-    "class too large": lambda path: write(path, labels=np.full(23, 4, np.int64)),
-    "class negative": lambda path: write(path, labels=np.full(23, -1, np.int64)),
-    "ties negative": lambda path: write(path, ties=np.array(-1)),
-    "too many ties": lambda path: write(path, ties=np.array(24)),
+    "no labels": {"labels": None},
+    "too short": {"labels": np.zeros(22, np.int64)},
+    "a table": {"labels": np.zeros((23, 1), np.int64)},
+    "floats": {"labels": np.zeros(23)},
+    "class too large": {"labels": np.full(23, 4, np.int64)},
+    "class negative": {"labels": np.full(23, -1, np.int64)},
+    "ties negative": {"ties": np.array(-1)},
+    "too many ties": {"ties": np.array(24)},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_an_unusable_entry_is_computed_anew_and_replaced(classifier, images, weights, computed, tmp_path, damage):
+    """Another content under the right key and digest."""
     expected = judge(classifier(weights), images, cache=tmp_path)
     (entry,) = (tmp_path / "predictions").glob("*.npz")
-    DAMAGE[damage](entry)
+    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array(0)} | DAMAGE[damage]
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(entry, key=np.array(entry.stem), digest=np.array(npz_cache.digest(arrays)), **arrays)
     for _ in range(2):
         evaluation = judge(classifier(weights), images, cache=tmp_path)
         np.testing.assert_array_equal(evaluation.predictions, expected.predictions)
