@@ -142,6 +142,9 @@ def setting(default: Any, description: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
+_PRESET = "the preset that the settings started from; the results name the settings that differ from it"
+
+
 @cache
 def enum_fields(group: Hashable) -> dict[str, type[Enum]]:
     """The fields of a dataclass that hold a member of an enumeration, also where None is allowed."""
@@ -171,9 +174,7 @@ class Group:
 class QuantConfig(Group):
     """Data types and bit widths of weights and activations, and how they are written to the graph."""
 
-    name: str = setting(
-        "int8", "the preset that the settings started from; the results name the settings that differ from it"
-    )
+    name: str = setting("int8", _PRESET)
     activation_type: DType = setting(DType.int8, "data type of activations; with weight_type float32: not quantized")
     weight_type: DType = setting(DType.int8, "data type of weights; docs/methods.md lists the legal pairs")
     per_channel: bool = setting(False, "one scale per output channel of a weight, instead of one per tensor")
@@ -237,9 +238,7 @@ class CalibrationConfig(Group):
 class RefineConfig(Group):
     """Layer-wise reconstruction after calibration: better scales, rounding, biases and ranges; needs no labels."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
+    name: str = setting("none", _PRESET)
     weight_scale: WeightScale = setting(
         WeightScale.max,
         "objective of weight scales. max: none, scale from the largest weight; mse: error of the weights; hessian: "
@@ -266,9 +265,7 @@ class RefineConfig(Group):
 class AllocateConfig(Group):
     """Mixed precision: the bit width of each layer's weights, chosen within a budget."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
+    name: str = setting("none", _PRESET)
     budget_bytes: Optional[int] = setting(None, "largest size of model.onnx in bytes")
     max_accuracy_drop: Optional[float] = setting(
         None, "largest loss of top-1 accuracy, a ratio, against the float model on the same validation images"
@@ -285,9 +282,7 @@ class AllocateConfig(Group):
 class DeployConfig(Group):
     """Rewriting of the quantized model for a target."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
+    name: str = setting("none", _PRESET)
     activation_type: Optional[DType] = setting(
         None, "data type of activations on the target: uint8 for x86, int8 for Arm; null: nothing is rewritten"
     )
