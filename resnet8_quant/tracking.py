@@ -68,13 +68,7 @@ def connect(tracking: TrackingConfig) -> None:
 
 
 def track(config: Config, folder: Path, result: RunResult) -> None:
-    """Log a finished or failed run; a failure to do so is a warning.
-
-    Args:
-        config: of the run; tracking=none logs nothing.
-        folder: of the run; its files are the artifacts.
-        result: of the run; ``status`` failed makes a FAILED run.
-    """
+    """Log a finished or failed run, whose folder's files are the artifacts; a failure to do so is a warning."""
     if config.tracking.kind is TrackingKind.none:
         return
     try:
