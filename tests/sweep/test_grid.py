@@ -26,5 +26,5 @@ sys.argv = ["run.py", "--help"]
 runpy.run_path("run.py", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert "Groups (folders below conf/" in done.stdout, done.stderr
+    assert "samples_per_class" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
