@@ -30,10 +30,9 @@ from resnet8_quant.config import (
     Target,
     TrackingKind,
     WeightScale,
-    enum_fields,
     word,
 )
-from resnet8_quant.errors import COMMAND, ExperimentError, invalid_choice
+from resnet8_quant.errors import COMMAND, ExperimentError
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
@@ -123,7 +122,8 @@ def is_refined(refine: RefineConfig) -> bool:
     return any(getattr(refine, name) != plain for name, plain in _UNREFINED.items())
 
 
-def _allocates(config: Config) -> bool:
+def allocates(config: Config) -> bool:
+    """Whether bit widths are chosen within a budget."""
     return config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
 
 
@@ -270,9 +270,9 @@ RULES: tuple[Rule, ...] = (
          "; valid are above 0 to 1", "refine.damping=0.01"),
     _limits("refine.images", 1, None, 1000, _reconstructs),
 
-    Rule("allocate", lambda c: c.allocate.name != "none" and not _allocates(c),
+    Rule("allocate", lambda c: c.allocate.name != "none" and not allocates(c),
          ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set", "allocate.budget_bytes=48000"),
-    Rule("quant.reduce_range", lambda c: _allocates(c) and c.quant.reduce_range,
+    Rule("quant.reduce_range", lambda c: allocates(c) and c.quant.reduce_range,
          ", but allocate chooses the bit widths of weights", "quant.reduce_range=false"),
     Rule("allocate.budget_bytes", lambda c: None not in (c.allocate.budget_bytes, c.allocate.max_accuracy_drop),
          " and `allocate.max_accuracy_drop` {c.allocate.max_accuracy_drop}; a model has one of these limits",
@@ -280,15 +280,15 @@ RULES: tuple[Rule, ...] = (
     Rule("allocate.max_accuracy_drop",
          lambda c: c.allocate.max_accuracy_drop is not None and not 0.0 <= c.allocate.max_accuracy_drop < 1.0,
          "; valid are 0 to 1, a ratio", "allocate.max_accuracy_drop=0.01"),
-    _limits("allocate.validation_images", 1, None, 5000, _allocates),
-    Rule("allocate", lambda c: _allocates(c) and is_float(c),
+    _limits("allocate.validation_images", 1, None, 5000, allocates),
+    Rule("allocate", lambda c: allocates(c) and is_float(c),
          ", but quant=float has no weights whose bits could be chosen",
          "allocate=none allocate.budget_bytes=null allocate.max_accuracy_drop=null"),
-    Rule("quant.format", lambda c: _allocates(c) and c.quant.format is not Format.QDQ,
+    Rule("quant.format", lambda c: allocates(c) and c.quant.format is not Format.QDQ,
          "; allocate={c.allocate.name} needs Q/DQ pairs", "quant.format=QDQ"),
     _limits("allocate.budget_bytes", 1, None, 48000),
     Rule("allocate.choices",
-         lambda c: _allocates(c) and (not c.allocate.choices or any(
+         lambda c: allocates(c) and (not c.allocate.choices or any(
              _outside(bits, 2, _widest(c.quant.weight_type)) for bits in c.allocate.choices)),
          "; valid are one or more of 2 to {widest} with {c.quant.weight_type.name}", "allocate.choices=[2,{widest}]"),
 
@@ -423,20 +423,17 @@ def _check_credentials(config: Config) -> None:
 
 def _check_value_types(config: Config) -> None:
     """Refuse values of wrong types, which only Python code can set: the command line has refused them already."""
-    for group, part in {"": config, **vars(config)}.items():
-        if not dataclasses.is_dataclass(part):
-            continue
-        kind: Any = type(part)
-        hints, enums = _hints(kind), enum_fields(kind)
-        for each in dataclasses.fields(part):
-            value, field = getattr(part, each.name), f"{group}.{each.name}".lstrip(".")
-            if each.name in enums and isinstance(value, str):  # assigned after the dataclass was created
-                if value not in enums[each.name].__members__:
-                    raise invalid_choice(field, value, list(enums[each.name].__members__))
-                setattr(part, each.name, enums[each.name][value])
-            elif not _has_type(value, hints[each.name]):
+    groups = {name: part for name, part in vars(config).items() if isinstance(part, Group)}
+    for part in groups.values():
+        part.__post_init__()  # takes the names of members that were assigned later
+    for group, settings in {"": config, **groups}.items():
+        kind: Any = type(settings)
+        for name, hint in _hints(kind).items():
+            value = getattr(settings, name)
+            if not _has_type(value, hint):
+                field = f"{group}.{name}".lstrip(".")
                 raise ExperimentError(
-                    f"`{field}` is {value!r}, of type {type(value).__name__}; valid is {_type_name(hints[each.name])}",
+                    f"`{field}` is {value!r}, of type {type(value).__name__}; valid is {_type_name(hint)}",
                     f"{COMMAND} --help",
                 )
 
