@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.report.figures import Plot, heat_map, lines, scatter, vega_script, write_files
+from resnet8_quant.sweep.report.figures import Axes, Plot, heat_map, lines, scatter, vega_script, write_files
 from resnet8_quant.sweep.report.page import sections
 
 pytest.importorskip("vl_convert")
@@ -19,15 +19,15 @@ HOSTILE = "$\\frac{$ _x </text><script>alert(1)</script> datum['y'] {signal: 1} 
 
 def _hostile() -> list[Plot]:
     points = [{"x": x, "y": 10.0 * x, "series": HOSTILE, "hover": HOSTILE, "low": 1.0, "high": 99.0} for x in (1, 2)]
-    titles = {"x_title": HOSTILE, "y_title": HOSTILE}
-    level, y_range = (HOSTILE, 15.0), (5.0, 20.0)
+    axes, words = Axes(HOSTILE, HOSTILE, (HOSTILE, 15.0), (5.0, 20.0)), [{**point, "x": HOSTILE} for point in points]
+    titles = (HOSTILE, HOSTILE, HOSTILE)
     cell = {"x": HOSTILE, "y": HOSTILE, "z": 1.0, "text": HOSTILE, "hover": HOSTILE}
     specs = [
-        scatter(points, [HOSTILE], points, points[:1], level=level, y_range=y_range, **titles),
-        lines(points, [HOSTILE], level=level, y_range=y_range, **titles),
-        lines([{**point, "x": HOSTILE} for point in points], [HOSTILE], **titles),
-        heat_map([cell], [HOSTILE], [HOSTILE], unit=HOSTILE, **titles),
-        heat_map([], [], [], unit="", diverging=True, **titles),
+        scatter(points, [HOSTILE], points, points[:1], axes),
+        lines(points, [HOSTILE], axes),
+        lines(words, [HOSTILE], Axes(HOSTILE, HOSTILE)),
+        heat_map([cell], [HOSTILE], [HOSTILE], titles),
+        heat_map([], [], [], titles, diverging=True),
     ]
     return [Plot(f"hostile{place}", HOSTILE, HOSTILE, spec) for place, spec in enumerate(specs)]
 
