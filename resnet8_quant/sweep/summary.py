@@ -65,16 +65,13 @@ def check_columns(columns: Sequence[str]) -> None:
 
 
 def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plots: bool = False) -> int:
-    """Write summary.csv, summary.md and report.html into ``folder`` and show the table.
+    """Write summary.csv, summary.md and report.html into a sweep's folder, show the table, and return how many failed.
 
     Args:
         folder: of the sweep; its jobs are in folders named NUMBER_CHOICES.
         columns: of the table.
         expected: number of jobs; those that left no row are listed as failed. None: not known.
         plots: whether the report's plots are also drawn as files, in the folder plots/.
-
-    Returns:
-        How many jobs failed.
 
     Raises:
         ExperimentError: one of the files could not be written; the others were, and the table was shown. Or the table
@@ -187,7 +184,7 @@ def select(
     """The jobs that an expression is true for, in order.
 
     Args:
-        jobs: any.
+        jobs: to choose from.
         where: expression of pandas' DataFrame.query over the columns of `frame`; None: all. It runs in the user's own
             process, as a line of Python would.
         sort: columns separated by commas, a leading - for descending, empty cells last; None: float, best, failed.
@@ -224,11 +221,7 @@ def select(
 
 
 def column_named(name: str, columns: Collection[str], option: str) -> str:
-    """The one of ``columns`` that ``name`` is, whether in small or in capital letters.
-
-    Raises:
-        ExperimentError: it is none; the remedy is the name that is most like it.
-    """
+    """The one of ``columns`` that ``name`` is, whatever its capitals; if it is none, the remedy is the most alike."""
     for column in (name, *columns):
         if column in columns and column.casefold() == name.casefold():
             return column

@@ -65,13 +65,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Axes:
-    """What a plot is drawn on.
-
-    Attributes:
-        x_title, y_title: of the axes.
-        level: name and height of a dashed line.
-        y_range: where the y axis ends at first, points outside are drawn on request; None: all are.
-    """
+    """Titles, name and height of a dashed line, and where y ends at first: points outside are drawn on request."""
 
     x_title: str
     y_title: str
@@ -254,17 +248,12 @@ def vega_script() -> str | None:
         return vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
-def write_files(plots: Iterable[Plot], folder: Path) -> list[Path]:
-    """Write each plot as KEY.png and KEY.svg into ``folder``, on white; every file is whole or absent.
-
-    Raises:
-        ExperimentError: vl-convert-python is not installed, or the folder cannot be written to.
-    """
+def write_files(plots: Iterable[Plot], folder: Path) -> None:
+    """Write each plot as KEY.png and KEY.svg into ``folder``, on white; every file is whole or absent."""
     try:
         import vl_convert
     except ModuleNotFoundError as error:
         raise missing_extra("vl-convert-python", "report") from error
-    written = []
     config = themes()["light"]
     for plot in plots:
         spec = {**plot.spec, "width": FILE_WIDTH, "title": plot.title, "padding": 12}
@@ -273,8 +262,5 @@ def write_files(plots: Iterable[Plot], folder: Path) -> list[Path]:
             "svg": vl_convert.vegalite_to_svg(spec, config=config).encode(),
         }
         for kind, content in rendered.items():
-            path = folder / f"{plot.key}.{kind}"
-            with replacing(path) as temporary:
+            with replacing(folder / f"{plot.key}.{kind}") as temporary:
                 temporary.write_bytes(content)
-            written.append(path)
-    return written

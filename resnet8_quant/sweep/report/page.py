@@ -61,12 +61,7 @@ class Section:
 
 
 def write_report(jobs: Sequence[Job], path: Path, *, plot_folder: Path | None = None) -> None:
-    """Write the page.
-
-    Args:
-        jobs: with their choices named, in the order of the table.
-        path: of the page.
-        plot_folder: for a PNG and an SVG of each plot; None: none are drawn.
+    """Write the page of ``jobs``, which have their choices named, and a PNG and an SVG of each plot if asked for.
 
     Raises:
         ExperimentError: a file cannot be written; ``plot_folder`` without vl-convert-python.
@@ -175,11 +170,8 @@ def _loss(row: RunResult) -> str:
 def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, datatables: tuple[str, str] | None) -> str:
     """The HTML of the whole page.
 
-    Args:
-        jobs: of the page.
-        parts: its sections.
-        vega: the script that draws; None: the page says what its plots need.
-        datatables: module and style of the table widget; None: the table is plain.
+    Without ``vega``, the script that draws, it says what its plots need; without ``datatables``, module and style of
+    the widget, its table is plain.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

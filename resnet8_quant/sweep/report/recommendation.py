@@ -72,10 +72,8 @@ class PairedTest:
     """A model against the most accurate one.
 
     Attributes:
-        to_wrong: images that only the most accurate model gets right.
-        to_right: images that only this model gets right.
-        p: exact McNemar test, two-sided.
-        holm: the same, corrected for the number of models compared.
+        to_wrong, to_right: images that only the most accurate model, and that only this model gets right.
+        p, holm: exact McNemar test, two-sided; the same, corrected for the number of models compared.
     """
 
     model: Model
