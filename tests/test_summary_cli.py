@@ -84,7 +84,6 @@ def test_mark_survives_a_pipe(sweeps: Path) -> None:
     ("words", "said"),
     [
         (["--where", "acuracy > 1"], "acuracy"),
-        (["--where", "accuracy = 1"], "--where"),
         (["--sort", "nothing"], "nothing"),
         (["--columns", "Jobs"], "Job"),
         (["--top", "0"], "--top"),

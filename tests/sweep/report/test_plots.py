@@ -160,12 +160,10 @@ def test_per_class_and_layers_of_a_grid(grid: list[Job]) -> None:
 
 def test_focus_is_a_quantized_run(grid: list[Job]) -> None:
     evidence = gather(grid)
-    close = focus(evidence, grid[0])
     assert grid[0].row.quant_type == "float"
-    assert close is not None
-    assert close.row.accuracy == max(job.row.accuracy or 0 for job in grid[1:])
+    assert focus(evidence, grid[0]) is grid[1]  # the most accurate
     assert focus(evidence, grid[3]) is grid[3]
-    assert close in selection(evidence, close, 1)
+    assert selection(evidence, grid[1], 1) == [grid[1]]
 
 
 @pytest.mark.parametrize(("name", "key"), [("per_class.csv", "classes"), ("ranges.csv", "layers")])
