@@ -101,17 +101,12 @@ def _comparisons(evidence: Evidence, recommendation: Recommendation) -> list[Sec
         Section("grid", "Two settings at a time", maps, missing="" if maps else plots.NO_MAPS, one_at_a_time=True),
         _plotted("calibration", "Calibration images", plots.calibration_size(jobs)),
     ]
-    if close is None:
-        titles = {"classes": "Classes", "confusion": "Confusion", "layers": "Layers", "flips": "Flipped images"}
-        parts += [Section(key, title, missing="no quantized run has finished") for key, title in titles.items()]
-    else:
-        flips, about = flipped(evidence, close)
-        parts += [
-            _plotted("classes", "Classes", plots.per_class(evidence, close)),
-            _plotted("confusion", "Confusion", plots.confusion(evidence, close)),
-            _plotted("layers", "Layers", plots.layer_snr(evidence, close)),
-            Section("flips", "Flipped images", content=flips, note=about, missing="" if flips else about),
-        ]
+    of_a_run = {"Classes": plots.per_class, "Confusion": plots.confusion, "Layers": plots.layer_snr}
+    none = "no quantized run has finished"
+    for title, plot in of_a_run.items():
+        parts.append(_plotted(title.lower(), title, none if close is None else plot(evidence, close)))
+    flips, about = ([], none) if close is None else flipped(evidence, close)
+    parts.append(Section("flips", "Flipped images", content=flips, note=about, missing="" if flips else about))
     return [*parts, _significance(evidence, recommendation)]
 
 

@@ -8,17 +8,9 @@ import pytest
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report import recommendation
 from resnet8_quant.sweep.report.evidence import Evidence
-from resnet8_quant.sweep.report.recommendation import (
-    PAIRED,
-    PORTABLE,
-    UNPAIRED,
-    Model,
-    Recommendation,
-    choose,
-    holm,
-    recommend,
-)
+from resnet8_quant.sweep.report.recommendation import PAIRED, PORTABLE, UNPAIRED, Model, choose, holm, recommend
 
 
 def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidence:
@@ -35,7 +27,7 @@ def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidenc
     return Evidence(jobs, list(predictions), labels)
 
 
-def _answer(evidence: Evidence) -> Recommendation:
+def _answer(evidence: Evidence) -> recommendation.Recommendation:
     answer = recommend(evidence)
     assert answer is not None
     return answer
