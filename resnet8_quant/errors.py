@@ -29,20 +29,14 @@ class ExperimentError(Exception):
 
 def missing_extra(package: str, extra: str) -> ExperimentError:
     """The error for an optional dependency that is not installed."""
-    return ExperimentError(
-        f"the package `{package}` is not installed",
-        f"pip install -c constraints.txt -e '.[{extra}]'",
-    )
+    remedy = f"pip install -c constraints.txt -e '.[{extra}]'"
+    return ExperimentError(f"the package `{package}` is not installed", remedy)
 
 
 def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
     """The error for a value that is not among ``choices``; the remedy types the most similar one, if one is similar.
 
-    Args:
-        field: name of the config field or group.
-        value: what was typed.
-        choices: valid values.
-        flags: typed before the field, as ``-m``.
+    ``flags``, as ``-m``, are typed before the field.
     """
     similar = similar_word(value, choices)
     words = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
