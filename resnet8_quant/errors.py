@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
@@ -57,3 +60,14 @@ def similar_word(word: str, choices: Sequence[str]) -> str | None:
 def shown_command() -> str:
     """How this program was started: the console command, or run.py."""
     return "resnet8-quant" if Path(sys.argv[0]).stem == "resnet8-quant" else COMMAND
+
+
+def as_typed_here(text: str) -> str:
+    """``text`` with its commands as this program was started, with the user's own folder of option files."""
+    command = shown_command()
+    if command != COMMAND:
+        text = re.sub(r"python -m resnet8_quant\.(summary|report|profile)", rf"{command} \1", text)
+    if "--config-dir" not in text:
+        own = [shlex.join(pair) for pair in pairwise(sys.argv) if pair[0] in ("--config-dir", "-cd")]
+        command = " ".join([command, *own])
+    return text.replace(COMMAND, command)

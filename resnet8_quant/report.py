@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet8_quant import terminal
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.summary import WHERE, Parser, check_output, write_output
 from resnet8_quant.sweep.collect import collect_all, name_choices
 from resnet8_quant.sweep.report.page import write_report
@@ -20,7 +20,8 @@ from resnet8_quant.sweep.summary import select
 
 def run(words: Sequence[str]) -> None:
     """What the command line ``words`` asks for."""
-    options = Parser(prog="python -m resnet8_quant.report", description="The report of any runs as one HTML page.")
+    prog = as_typed_here("python -m resnet8_quant.report")
+    options = Parser(prog=prog, description="The report of any runs as one HTML page.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the first folder; with --where selection.html"

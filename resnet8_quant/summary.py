@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from resnet8_quant import results, terminal
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.sweep import plan, summary
 from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name_choices
 
@@ -41,12 +41,13 @@ class Parser(argparse.ArgumentParser):
     """A wrong command line is an error like any other."""
 
     def error(self, message: str) -> NoReturn:
-        raise ExperimentError(message, f"python -m resnet8_quant.{self.prog.rpartition('.')[2]} --help")
+        raise ExperimentError(message, f"{self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; --help shows them."""
-    options = Parser(prog="python -m resnet8_quant.summary", description="The table of any runs, filtered and sorted.")
+    prog = as_typed_here("python -m resnet8_quant.summary")
+    options = Parser(prog=prog, description="The table of any runs, filtered and sorted.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument("--where", metavar="EXPR", help=f'rows to keep: "accuracy > 0.87 and seed == 1"; {WHERE}')
     options.add_argument("--sort", metavar="COLUMN,...", help="e.g. model_bytes,-accuracy; a leading - for descending")

@@ -162,6 +162,7 @@ FAULTS = {
         "python run.py -m quant=int8,uint8 seed=7",
     ),
     "not YAML": (["quant=mine"], ("quant", "weight_bits: [4"), "mine.yaml line 1 is not YAML", "correct it"),
+    "a list": (["quant=mine"], ("quant", "[4]"), "quant/mine.yaml holds no settings", "write SETTING: VALUE lines"),
     "an unknown key": (
         ["quant=mine"],
         ("quant", "weight_bit: 4"),
@@ -177,6 +178,12 @@ FAULTS = {
     "an experiment without its package": (
         ["experiment=mine"],
         ("experiment", "# Mine.\nseed: 7"),
+        "experiment/mine.yaml lacks the line `# @package _global_`",
+        "write it as the first line",
+    ),
+    "an experiment without its package, of other options": (
+        ["experiment=mine"],
+        ("experiment", "defaults:\n  - override /quant: u8s8"),
         "experiment/mine.yaml lacks the line `# @package _global_`",
         "write it as the first line",
     ),
@@ -198,4 +205,5 @@ def test_a_likely_fault_is_a_sentence_that_names_the_file(fault: str, tmp_path: 
     with pytest.raises(ExperimentError) as caught:
         compose_config(overrides, tmp_path)
     assert problem in caught.value.problem
+    assert file is None or str(tmp_path / file[0] / "mine.yaml") in caught.value.problem
     assert remedy in caught.value.remedy
