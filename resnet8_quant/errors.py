@@ -48,8 +48,8 @@ def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = 
         flags: typed before the field, as ``-m``.
     """
     similar = similar_word(value, choices)
-    words = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
-    return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", words)
+    remedy = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
+    return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", remedy)
 
 
 def similar_word(word: str, choices: Sequence[str]) -> str | None:

@@ -88,7 +88,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     Args:
         config: of the run; validated here.
         folder: for the outputs; two runs never share one.
-        overrides: the command line's words, for the record.
+        overrides: of the command line, for the record.
         prepared: of the same config, by ``prepare``; None: it is prepared here.
 
     Raises:

@@ -93,9 +93,9 @@ def write_output(option: str, path: Path, write: Callable[[Path], None]) -> None
         raise ExperimentError(f"`{option}`: {error.problem}", remedy) from error
 
 
-def run(words: Sequence[str]) -> None:
-    """What the command line ``words`` asks for."""
-    options = parser().parse_args(_joined(words))
+def run(arguments: Sequence[str]) -> None:
+    """What the command line ``arguments`` asks for."""
+    options = parser().parse_args(_joined(arguments))
     check_output("--csv", options.csv)
     check_output("--report", options.report)
     if options.csv is not None and options.csv == options.report:
@@ -119,15 +119,15 @@ def run(words: Sequence[str]) -> None:
         terminal.show(f"Written to {terminal.shown(options.report)}")
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    return terminal.exit_code(lambda: run(sys.argv[1:] if words is None else words))
+    return terminal.exit_code(lambda: run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _joined(words: Sequence[str]) -> list[str]:
+def _joined(arguments: Sequence[str]) -> list[str]:
     """``--sort -accuracy`` as ``--sort=-accuracy``: argparse takes a word that begins with - for an option."""
     result: list[str] = []
-    for word in words:
+    for word in arguments:
         if result and result[-1] == "--sort":
             result[-1] = f"--sort={word}"
         else:

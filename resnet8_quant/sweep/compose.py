@@ -98,13 +98,13 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     Raises:
         ExperimentError: a group, option, field or value that does not exist.
     """
-    words = list(overrides)
+    searched = list(overrides)
     if config_dir is not None:
-        words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
+        searched.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            composed = compose("config", words, return_hydra_config=True)
+            composed = compose("config", searched, return_hydra_config=True)
         except Exception as error:
             raise explain(error, overrides, config_dir) or error from error
         choices = dict(composed.hydra.runtime.choices)
