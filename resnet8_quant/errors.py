@@ -32,10 +32,9 @@ class ExperimentError(Exception):
 
 def missing_extra(package: str, extra: str) -> ExperimentError:
     """The error for an optional dependency that is not installed."""
-    return ExperimentError(
-        f"the package `{package}` is not installed",
-        f"pip install -c constraints.txt -e '.[{extra}]'",
-    )
+    checkout = (Path(__file__).parents[1] / "constraints.txt").is_file()
+    requirement = f"-c constraints.txt -e '.[{extra}]'" if checkout else f"'resnet8-quant[{extra}]'"
+    return ExperimentError(f"the package `{package}` is not installed", f"pip install {requirement}")
 
 
 def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
