@@ -1,4 +1,4 @@
-"""What all tests need of their process: one BLAS thread, and a Ctrl-C that its children can receive.
+"""What all tests need of their process: one BLAS thread, and a Ctrl-C that its children can receive; shared fixtures.
 
 Two BLAS threads on a busy machine wait for each other, ten times as long. A shell starts what runs in its background
 with SIGINT ignored, which children would inherit.
@@ -6,6 +6,29 @@ with SIGINT ignored, which children would inherit.
 
 import os
 import signal
+import sys
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports NumPy
 signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The bundled ResNet8."""
+    from resnet8_quant.config import ModelConfig
+    from resnet8_quant.inputs.model import load_model
+
+    return load_model(ModelConfig(), (32, 32, 3), 10, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def images():
+    """24 training images: no power of two, so that batches do not divide them."""
+    from resnet8_quant.inputs.sample import load_sample
+    from resnet8_quant.quantizer.calibration.images import CalibrationImages
+
+    return CalibrationImages.of(load_sample().train.images[:24])

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import DType
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.graph import Graph, attributes, input_name
+from resnet8_quant.graphs.graph import Graph, attributes, input_name, type_name
 
 INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")  # how they begin
 NUMPY_TYPES: dict[int, type[np.int8] | type[np.uint8]] = {TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8}
@@ -68,7 +68,7 @@ def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
     dtype = graph.quantized_dtype(quantize)
     if dtype not in NUMPY_TYPES:
         raise ExperimentError(
-            f"`deploy`: the activation {quantize.input[0]!r} is {_type_name(dtype)}; the integer kernels of ONNX "
+            f"`deploy`: the activation {quantize.input[0]!r} is {type_name(dtype)}; the integer kernels of ONNX "
             "Runtime take 8-bit activations, others it computes in float",
             "python run.py quant=u8s8 deploy=x86, or deploy=none",
         )
@@ -213,8 +213,4 @@ def _shift_zero_point(graph: Graph, node: NodeProto, dtype: int, target: int, sh
 
 def _add_integers(graph: Graph, name: str, values: np.ndarray, dtype: int) -> str:
     """A new initializer named after ``name``; nodes that share the old one share the new one."""
-    return graph.add_initializer(f"{name}_{_type_name(dtype)}", values.astype(NUMPY_TYPES[dtype]))
-
-
-def _type_name(dtype: int) -> str:
-    return str(TensorProto.DataType.Name(dtype)).lower()
+    return graph.add_initializer(f"{name}_{type_name(dtype)}", values.astype(NUMPY_TYPES[dtype]))

@@ -65,7 +65,6 @@ def pack(graph: Graph, low_bit: dict[str, int]) -> None:
     """Store weights in fewer bits again, with a Cast that is folded when the model is loaded.
 
     Args:
-        graph: changed.
         low_bit: as ``fuse`` returns it; of what was made of such weights in between, what still fits.
     """
     casts = []
@@ -89,7 +88,6 @@ def drop_layout(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> None:
     """Flatten in NHWC order what is transposed to NCHW only to be flattened; the rows of the next matrix move along.
 
     Args:
-        graph: changed.
         shapes: of the tensors that are transposed.
     """
     for transpose in [node for node in graph.nodes if node.op_type == "Transpose"]:

@@ -5,6 +5,8 @@ In: a fused `Graph`. Out: the same graph with another input or output; every int
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
@@ -112,8 +114,7 @@ def _float_logits(graph: Graph, last: NodeProto) -> str:
     """The name of the float32 tensor that holds what ``last`` computes."""
     result = str(last.output[0])
     if last.op_type == "QGemm":
-        gemm = NodeProto()
-        gemm.CopyFrom(last)
+        gemm = deepcopy(last)
         del gemm.input[OUTPUT_SCALE:]
         gemm.name = gemm.output[0] = graph.unique_name(f"{result}_sums")
         graph.nodes.append(gemm)

@@ -15,6 +15,7 @@ too narrow for the kernels of ONNX Runtime:
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,10 +132,7 @@ def block_pixels(
     """Let ``node`` yield ``pixels`` columns at once.
 
     Args:
-        graph: changed.
-        node: of ``convolutions``.
         height: rows of its input.
-        window: where it looks.
         pixels: columns of output at once; divides ``window.outputs``.
         group: input channels, of neighbouring columns, that are read as one column's; divides what ``pixels`` columns
             of output advance by.
@@ -163,8 +161,7 @@ def block_pixels(
     blocked, arranging = _blocked_weight(graph, node, flat, zero_point, filler, starts, (end - first, group))
 
     # Scales, zero points and biases of the output channels repeat for each pixel.
-    new = NodeProto()
-    new.CopyFrom(node)
+    new = deepcopy(node)
     new.input[WEIGHT] = blocked
     new.input[WEIGHT_SCALE] = _repeated(graph, node.input[WEIGHT_SCALE], pixels)
     if zero_point:
@@ -219,7 +216,6 @@ def _blocked_weight(
     The nodes are run when the model is loaded; the file holds the old weights once.
 
     Args:
-        graph: gets the constants.
         node: the convolution, another name for each that shares its weights.
         flat: int8 or uint8 [outputs, rows, kernel x channels], the old weights.
         zero_point: is added to them, when the file is loaded if they fit into 4 bits as they are.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import count, product
 
 import numpy as np
@@ -54,8 +55,7 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _without_text(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without who made it, what it is about, node names, and shapes that can be inferred."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string", "metadata_props"):
         copy.ClearField(field)
     graph = copy.graph

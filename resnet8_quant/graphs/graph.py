@@ -6,15 +6,17 @@ In: a ModelProto, which is not changed. Out: another one, without nodes and init
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 PRODUCER = "resnet8-quant"
+REDEFINED = ("RoiAlign", "Split")  # at opsets 16 and 18, under the attributes that they had
 
 
 class Graph:
@@ -29,13 +31,10 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        self.nodes = list(copy.graph.node)
-        self.initializers = {tensor.name: tensor for tensor in copy.graph.initializer}
+        self.model, copied = deepcopy(model), deepcopy(model)
+        self.nodes = list(copied.graph.node)
+        self.initializers = {tensor.name: tensor for tensor in copied.graph.initializer}
         self._original = frozenset(self.initializers)  # old models list them as inputs too
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
         for field in ("node", "initializer", "value_info"):
             self.model.graph.ClearField(field)
         self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
@@ -153,8 +152,7 @@ class Graph:
     def finish(self) -> onnx.ModelProto:
         """The edited model, without nodes, initializers and opsets that nothing needs; the graph may be edited on."""
         nodes, tensors = self._live()
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = deepcopy(self.model)
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(tensors)
 
@@ -189,9 +187,51 @@ class Graph:
         return next(i for i, other in enumerate(self.nodes) if other is node)
 
 
+def at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return a copy of ``model`` at ``opset`` or its own, whichever is higher, without its value_info.
+
+    Where no operator of the graph changed in between but for types and optional additions, that is a new number;
+    otherwise onnx.version_converter rewrites the graph.
+    """
+    copy = deepcopy(model)
+    del copy.graph.value_info[:]
+    default = next(entry for entry in copy.opset_import if entry.domain in DEFAULT_DOMAIN)
+    if default.version < opset:
+        op_types = {node.op_type for node in copy.graph.node if node.domain in DEFAULT_DOMAIN}
+        if not all(_only_extended(op_type, default.version, opset) for op_type in op_types):
+            return at_least_opset(version_converter.convert_version(copy, opset), opset)
+        default.version = opset
+    needed = helper.find_min_ir_version_for(copy.opset_import, ignore_unknown=True)
+    copy.ir_version = max(copy.ir_version, needed)
+    return copy
+
+
+def _only_extended(op_type: str, old: int, new: int) -> bool:
+    """Whether a node that is legal at opset ``old`` means the same at ``new``, as far as the two schemas tell."""
+    before, after = onnx.defs.get_schema(op_type, old), onnx.defs.get_schema(op_type, new)
+    required = onnx.defs.OpSchema.FormalParameterOption.Single
+    known, added = before.attributes, after.attributes.keys() - before.attributes.keys()
+    inputs = [value.name for value in before.inputs]
+    return before.since_version == after.since_version or (
+        not (after.deprecated or op_type in REDEFINED)
+        and known.keys() <= after.attributes.keys()
+        and all(after.attributes[name].default_value == known[name].default_value for name in known)
+        and not any(after.attributes[name].required for name in added)
+        and [value.name for value in after.inputs][: len(inputs)] == inputs
+        and all(value.option != required for value in after.inputs[len(inputs) :])
+        and len(before.outputs) == len(after.outputs)
+    )
+
+
 def attributes(node: NodeProto) -> dict[str, Any]:
     """{name: value} of a node's attributes."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def type_name(data_type: int) -> str:
+    """Name of an ONNX type as the config has it, for example "int8"."""
+    name = str(TensorProto.DataType.Name(data_type)).lower()
+    return "float32" if name == "float" else name
 
 
 def input_name(node: NodeProto, position: int) -> str:

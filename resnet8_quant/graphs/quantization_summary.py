@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from resnet8_quant.graphs.graph import Graph, input_name
+from resnet8_quant.graphs.graph import Graph, input_name, type_name
 
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 INTEGER_WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3}
@@ -91,7 +91,7 @@ def summarize(model: onnx.ModelProto) -> QuantizationSummary:
         if op_type in QUANTIZERS:
             weight = reader.stored(inputs[0])
             if op_type == "QuantizeLinear":
-                activation_types.add(_type_name(reader.graph.quantized_dtype(node)))
+                activation_types.add(type_name(reader.graph.quantized_dtype(node)))
             elif weight and reader.tensors[weight].data_type != TensorProto.INT32:  # int32 is a bias
                 weight_types.add(reader.type_of(weight))
                 per_channel |= reader.is_per_channel(inputs[1])
@@ -143,7 +143,7 @@ class _Reader:
 
     def type_of(self, name: str) -> str:
         """Of an initializer, for example "int8"."""
-        return _type_name(self.tensors[name].data_type)
+        return type_name(self.tensors[name].data_type)
 
     def is_per_channel(self, scale: str) -> bool:
         """Whether a scale has more than one element."""
@@ -208,7 +208,7 @@ class _Reader:
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return unquantized
-        dtype = _type_name(self.graph.quantized_dtype(node))
+        dtype = type_name(self.graph.quantized_dtype(node))
         return dtype, _bits(dtype) if levels is None else (levels - 1).bit_length()
 
     def _levels(self, clip: NodeProto) -> int | None:
@@ -217,11 +217,6 @@ class _Reader:
             return None
         low, high = (int(numpy_helper.to_array(self.tensors[name])) for name in clip.input[1:])
         return high - low + 1
-
-
-def _type_name(data_type: int) -> str:
-    name = str(TensorProto.DataType.Name(data_type)).lower()
-    return "float32" if name == "float" else name
 
 
 def _bits(type_name: str) -> int:
@@ -240,7 +235,7 @@ def _bits_needed(type_name: str, *tensors: TensorProto) -> int:
 def payload_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's values as stored; those of less than a byte are packed."""
     count = int(prod(tensor.dims))
-    name = _type_name(tensor.data_type)
+    name = type_name(tensor.data_type)
     if name.removeprefix("u") in ("int4", "int2"):
         return (count * _bits(name) + 7) // 8
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -34,9 +34,7 @@ def new_session(
     """Open a session as it is asked for; exceptions are ONNX Runtime's own.
 
     Args:
-        model: serialized ModelProto.
         threads: within an operator; 0: as many as there are cores.
-        level: graph optimizations.
         providers: execution providers, first choice first.
         entries: further settings, by ONNX Runtime's names.
         arena: keep freed memory for the next call.
@@ -48,11 +46,8 @@ def new_session(
 
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = {
-        "all": levels.ORT_ENABLE_ALL,
-        "basic": levels.ORT_ENABLE_BASIC,
-        "none": levels.ORT_DISABLE_ALL,
-    }[level]
+    by_name = {"all": levels.ORT_ENABLE_ALL, "basic": levels.ORT_ENABLE_BASIC, "none": levels.ORT_DISABLE_ALL}
+    options.graph_optimization_level = by_name[level]
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL

@@ -243,9 +243,7 @@ def rows_of(node: NodeProto, position: int, weight: np.ndarray) -> np.ndarray | 
     """A weight as [outputs, K] in the order of summation; None for a depthwise convolution, whose kernel is exact.
 
     Args:
-        node: that reads it.
         position: among the inputs of ``node``; 0: a matrix from the left.
-        weight: as stored.
     """
     if node.op_type in CONVOLUTIONS:
         group = attributes(node).get("group", 1)

@@ -54,10 +54,8 @@ def open_session(
     """Open a model with all graph optimizations.
 
     Args:
-        model: serialized ModelProto.
         threads: within an operator; 0: as many as there are cores.
         exact: let no kernel saturate; False: ONNX Runtime's default options, as an application opens a model.
-        providers: execution providers, first choice first; ``check_providers`` says whether they are there.
         optimized_model: where ONNX Runtime is to write the graph that it runs; None: nowhere.
         trace: how the names of the profiler's files begin, which ``end_profiling`` writes; None: nothing is profiled.
 
@@ -136,11 +134,6 @@ def kernels_saturate() -> bool:
 
 def run_batch(session: InferenceSession, name: str, batch: np.ndarray) -> np.ndarray:
     """The first output of the model for one batch.
-
-    Args:
-        session: from ``open_session``.
-        name: of the graph's input.
-        batch: float32, as the model wants it.
 
     Raises:
         ExperimentError: ONNX Runtime cannot run the model on this batch.

@@ -6,6 +6,7 @@ In: a ModelProto with one input, names of its tensors. Out: a function from a ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -28,8 +29,7 @@ def tap(model: onnx.ModelProto, tensors: Sequence[str], level: Level = "all", th
         A function from a batch for the model's input to the values of ``tensors``, in their order. It may be called
         from several threads at once.
     """
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
+    tapped = deepcopy(model)
     initializers = {tensor.name for tensor in model.graph.initializer}
     source = next(value.name for value in model.graph.input if value.name not in initializers)
     outputs = {value.name for value in model.graph.output}

@@ -21,10 +21,9 @@ from onnx import NodeProto, TensorProto, helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import DType
-from resnet8_quant.graphs.graph import Graph, input_name
-from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.graph import Graph, at_least_opset, input_name
 from resnet8_quant.quantizer.plan import LayerPlan, Plan, bias_codes
-from resnet8_quant.quantizer.quant_params import QuantParams
+from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme, is_signed
 
 BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -122,14 +121,12 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
 
 def _find_activations(graph: Graph, params: dict[str, QuantParams]) -> list[tuple[str, list[NodeProto]]]:
     """(float tensor, its QuantizeLinear and all DequantizeLinears of that) for the tensors in ``params``."""
-    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and _float_name(node) in params]
-    return [
-        (
-            _float_name(quantize),
-            [quantize, *(node for node in graph.consumers(quantize.output[0]) if node.op_type == "DequantizeLinear")],
-        )
-        for quantize in quantizers
-    ]
+    activations = []
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear" and _float_name(node) in params:
+            readers = [reader for reader in graph.consumers(node.output[0]) if reader.op_type == "DequantizeLinear"]
+            activations.append((_float_name(node), [node, *readers]))
+    return activations
 
 
 def _set_params(graph: Graph, name: str, params: QuantParams, dtype: DType, pair: list[NodeProto]) -> list[NodeProto]:
@@ -179,7 +176,7 @@ def _set_weight(graph: Graph, site: _Site) -> None:
     values = _cast(weight.name, weight.codes, container)
     integers = graph.add_initializer(weight.name + TENSOR_NAME_QUANT_SUFFIX, values)
     if container.bits < 8:
-        container = DType["uint8" if container.name.startswith("u") else "int8"]
+        container = DType.int8 if is_signed(container) else DType.uint8
         wide = graph.unique_name(f"{weight.name}_Cast_Output")
         cast = helper.make_node("Cast", [integers], [wide], f"{weight.name}_Cast", to=_onnx_type(container))
         graph.insert_before(site.node, cast)
@@ -222,9 +219,8 @@ def _float_name(quantize: NodeProto) -> str:
 
 def _cast(name: str, values: np.ndarray, dtype: DType) -> np.ndarray:
     """``values`` in the dtype that onnx packs as ``dtype``."""
-    lowest = 0 if dtype.name.startswith("u") else -(2 ** (dtype.bits - 1))
-    highest = lowest + 2**dtype.bits - 1
-    if values.size and not lowest <= int(values.min()) <= int(values.max()) <= highest:
+    limits = QuantScheme.of_activation(dtype, symmetric=False)
+    if values.size and not limits.qmin <= int(values.min()) <= int(values.max()) <= limits.qmax:
         raise ValueError(f"{name!r} needs integers from {values.min()} to {values.max()}, which {dtype.name} has not")
     return values.astype(helper.tensor_dtype_to_np_dtype(_onnx_type(dtype)))
 

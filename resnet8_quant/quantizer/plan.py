@@ -15,6 +15,7 @@ import onnx
 
 from resnet8_quant.config import DType, QuantConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.quantizer.quant_params import QuantParams
 from resnet8_quant.validation import layer_override
 
@@ -112,7 +113,7 @@ def layer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         and node.input[1] in weights
         and uses[node.input[1]] == 1
         and len(weights[node.input[1]].dims) == (4 if node.op_type == "Conv" else 2)
-        and _is_plain(node)
+        and all(attributes(node).get(name, plain) == plain for name, plain in PLAIN_GEMM.items())
     ]
 
 
@@ -140,9 +141,3 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
         for name in matching:
             bits[name] |= override
     return {name: LayerBits(layer["weight_bits"], layer["activation_bits"]) for name, layer in bits.items()}
-
-
-def _is_plain(node: onnx.NodeProto) -> bool:
-    """Whether a Gemm multiplies by 1 and does not transpose its input."""
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return all(attributes.get(name, default) == default for name, default in PLAIN_GEMM.items())

@@ -18,8 +18,25 @@ def is_signed(dtype: DType) -> bool:
     return not dtype.name.startswith("u")
 
 
+class _Levels:
+    """What schemes and parameters know of the integers from ``qmin`` to ``qmax``."""
+
+    qmin: int
+    qmax: int
+
+    @property
+    def levels(self) -> int:
+        """Number of integers."""
+        return self.qmax - self.qmin + 1
+
+    @property
+    def bit_width(self) -> int:
+        """Bits that so many integers need."""
+        return (self.levels - 1).bit_length()
+
+
 @dataclass(frozen=True)
-class QuantScheme:
+class QuantScheme(_Levels):
     """The integers that a quantized tensor may take, before its scale and zero point are chosen.
 
     Attributes:
@@ -32,16 +49,6 @@ class QuantScheme:
     qmin: int
     qmax: int
     symmetric: bool
-
-    @property
-    def levels(self) -> int:
-        """Number of integers."""
-        return self.qmax - self.qmin + 1
-
-    @property
-    def bit_width(self) -> int:
-        """Bits that so many integers need."""
-        return (self.levels - 1).bit_length()
 
     @classmethod
     def of_activation(cls, dtype: DType, symmetric: bool, bit_width: int | None = None) -> QuantScheme:
@@ -73,7 +80,7 @@ class QuantScheme:
 
 
 @dataclass(frozen=True)
-class QuantParams:
+class QuantParams(_Levels):
     """Parameters of an activation's quantization: ``x = scale * (q - zero_point)`` for qmin <= q <= qmax.
 
     Attributes:
@@ -97,16 +104,6 @@ class QuantParams:
         limits = np.array(scheme.qmin, np.int64), np.array(scheme.qmax, np.int64)
         zero_point, scale = compute_scale_zp(np.float32(low), np.float32(high), *limits, scheme.symmetric)
         return cls(np.float32(scale), int(zero_point), scheme.dtype, scheme.qmin, scheme.qmax)
-
-    @property
-    def levels(self) -> int:
-        """Number of integers."""
-        return self.qmax - self.qmin + 1
-
-    @property
-    def bit_width(self) -> int:
-        """Bits that so many integers need."""
-        return (self.levels - 1).bit_length()
 
     @property
     def low(self) -> float:
@@ -133,7 +130,6 @@ def params_of_ranges(lows: np.ndarray, highs: np.ndarray, scheme: QuantScheme) -
 
     Args:
         lows, highs: float64 [n].
-        scheme: of the integers.
 
     Returns:
         Scales and zero points, float64 [n].

@@ -25,7 +25,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.compact import compact
-from resnet8_quant.graphs.opset import at_least_opset
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
@@ -42,9 +42,7 @@ from resnet8_quant.validation import is_low_bit, is_refined
 log = logging.getLogger(__name__)
 
 QUANT_TYPES: dict[DType, QuantType] = {
-    dtype: QuantType[f"Q{dtype.name.replace('u', 'U').replace('i', 'I')}"]
-    for dtype in DType
-    if f"Q{dtype.name.replace('u', 'U').replace('i', 'I')}" in QuantType.__members__
+    DType[name]: kind for kind in QuantType if (name := kind.name.removeprefix("Q").lower()) in DType.__members__
 }
 
 
@@ -181,7 +179,7 @@ def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None
     if config.allocate.budget_bytes is not None:
         allocation.check_budget(file_size({layer: widths[0] for layer, widths in allowed.items()}), config)
         choices = sensitivities(builder.model, builder.images, config, allowed)
-        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)[0]
+        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)
 
     assert accuracy_drop is not None
     assert config.allocate.max_accuracy_drop is not None
@@ -194,7 +192,7 @@ def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None
         lambda candidate: accuracy_drop(candidate.serialized),
         choices,
         config.allocate.max_accuracy_drop,
-    )[0]
+    )
 
 
 def _serialize(model: onnx.ModelProto) -> bytes:
@@ -204,7 +202,8 @@ def _serialize(model: onnx.ModelProto) -> bytes:
 def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
     """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
     proto = model.proto()
-    if quant.per_channel and _opset(proto) < OLDEST_OPSET:  # a scale for each channel
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAIN)
+    if quant.per_channel and opset < OLDEST_OPSET:  # a scale for each channel
         proto = at_least_opset(proto, OLDEST_OPSET)
     add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
@@ -238,10 +237,6 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         log.debug("onnxruntime: %s", printed.getvalue())
     onnx.checker.check_model(serialized, full_check=False)
     return serialized
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 @contextlib.contextmanager

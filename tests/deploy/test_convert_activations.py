@@ -3,30 +3,16 @@
 import numpy as np
 import onnx
 import pytest
-from deployed import (
-    PAD,
-    TARGETS,
-    TWO,
-    answers,
-    build,
-    cut_at_logits,
-    integers,
-    pictures,
-    plain,
-    quant_config,
-    rewritten,
-)
+from deployed import PAD, TARGETS, TWO, answers, assert_same_integers, build, pictures, plain, rewritten
 from onnx import TensorProto, helper
 
-from resnet8_quant.config import CalibrationConfig, Config, DType, Format, QuantConfig
+from resnet8_quant.config import DType, Format
 from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.graph import Graph
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.quantize import quantize
 
-NET = {"convolutions": ((16, 3, PAD), (16, 3, PAD))}
+MODEL = build(((16, 3, PAD), (16, 3, PAD)))
 
 
 def types_of(proto):
@@ -41,7 +27,7 @@ def types_of(proto):
 @pytest.mark.parametrize("types", ["int8", "uint8", "u8s8"])
 def test_types_are_those_of_the_target_there_and_back_again(types):
     """int8 -> uint8 -> int8 activations: the numbers are the first ones, and all operators and scales stay."""
-    proto = onnx.load_from_string(plain(build(**NET), types))
+    proto = onnx.load_from_string(plain(MODEL, types))
     signed = convert_activations(proto, DType.int8)
     unsigned = convert_activations(signed, DType.uint8)
     for moved, activation in ((signed, TensorProto.INT8), (unsigned, TensorProto.UINT8)):
@@ -76,86 +62,60 @@ def without_zero_points(serialized):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_zero_point_that_is_not_written_is_0(target):
-    model = build(**NET)
-    images = pictures(model)
-    expected = answers(plain(model, "u8s8"), model.input_spec, images)
-    deployed, _ = rewritten(without_zero_points(plain(model, "u8s8")), target, model.input_spec)
-    np.testing.assert_array_equal(answers(deployed, model.input_spec, images), expected)
+    serialized = without_zero_points(plain(MODEL, "u8s8"))
+    deployed, _ = rewritten(serialized, target, MODEL.input_spec)
+    assert_same_answers(deployed, plain(MODEL, "u8s8"), MODEL)
     assert kernel_report(deployed, 1).kernels == "integer"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def assert_same_answers(one, other, model):
+    images = pictures(model)
+    np.testing.assert_array_equal(*(answers(serialized, model.input_spec, images) for serialized in (one, other)))
+
+
 @pytest.mark.parametrize("types", ["uint8", "u8s8"])
-def test_a_weight_that_two_layers_share(types, target):
+def test_a_weight_that_two_layers_share(types):
     """Two DequantizeLinear read the same integers."""
-    model = build(**NET, channels=16)
-    cut, *grid = cut_at_logits(plain(model, types))
-    graph = Graph(onnx.load_from_string(cut))
+    model = build(((16, 3, PAD), (16, 3, PAD)), channels=16)
+    graph = Graph(onnx.load_from_string(plain(model, types)))
     first, second = (graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv")
     second.input[0] = first.input[0]
-    images = pictures(model)
-    serialized = graph.finish().SerializeToString()
-    deployed, _ = rewritten(serialized, target, model.input_spec)
-    found, expected = (integers(answers(m, model.input_spec, images), *grid) for m in (deployed, serialized))
-    np.testing.assert_array_equal(found, expected)
+    assert_same_integers(graph.finish().SerializeToString(), model.input_spec, pictures(model))
 
 
-def float_model():
-    return build(**NET).serialized
-
-
-def deployed_already():
-    model = build(**NET)
-    return rewritten(plain(model, "int8"), "x86", model.input_spec)[0]
-
-
-def integer_operators():
-    model = build(**NET)
-    quant, images = quant_config("int8", format=Format.QOperator), CalibrationImages.of(pictures(model))
-    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
-
-
-def wide_activations():
-    model = build(**NET)
-    quant = QuantConfig("a16w8", DType.uint16, DType.int8)
-    images = CalibrationImages.of(pictures(model))
-    return quantize(model, images, Config(quant, CalibrationConfig(bins=None))).serialized
-
-
-def int4_activations():
-    """The first pair quantizes to INT4."""
-    graph = Graph(onnx.load_from_string(plain(build(**NET), "int8")))
-    quantizer = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
-    zero_point = helper.make_tensor("zero_int4", TensorProto.INT4, [], [0])
-    graph.initializers[zero_point.name] = zero_point
-    for node in (quantizer, *graph.consumers(quantizer.output[0])):
-        node.input[2] = zero_point.name
+def checked(graph):
     model = graph.finish()
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
 
-def scales_along_the_inputs():
-    graph = Graph(onnx.load_from_string(plain(build(**NET, channels=16), "u8s8", True)))
-    conv = next(node for node in graph.nodes if node.op_type == "Conv")
-    weight = graph.producer(conv.input[1])
-    next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 1
-    return graph.finish().SerializeToString()
+def deployed_already():
+    return rewritten(plain(MODEL, "int8"), "x86", MODEL.input_spec)[0]
 
 
-def scales_along_the_rows():
-    """Of a Gemm with 5 classes and 5 values in."""
-    model = build(((5, 3, PAD),))
+def int4_activations():
+    """The first pair quantizes to INT4."""
+    graph = Graph(onnx.load_from_string(plain(MODEL, "int8")))
+    quantizer = next(node for node in graph.nodes if node.op_type == "QuantizeLinear")
+    zero_point = helper.make_tensor("zero_int4", TensorProto.INT4, [], [0])
+    graph.initializers[zero_point.name] = zero_point
+    for node in (quantizer, *graph.consumers(quantizer.output[0])):
+        node.input[2] = zero_point.name
+    return checked(graph)
+
+
+def scales_along(operator, axis, model):
+    """The weight of the first ``operator`` has its scales along another axis than that of its output channels."""
     graph = Graph(onnx.load_from_string(plain(model, "u8s8", True)))
-    gemm = next(node for node in graph.nodes if node.op_type == "Gemm")
-    weight = graph.producer(gemm.input[1])
-    next(attribute for attribute in weight.attribute if attribute.name == "axis").i = 0
+    node = next(node for node in graph.nodes if node.op_type == operator)
+    weight = graph.producer(node.input[1])
+    next(attribute for attribute in weight.attribute if attribute.name == "axis").i = axis
     return graph.finish().SerializeToString()
 
 
 def between(operator, types="int8", **attributes):
     """``operator`` reads the integers of the first Relu, before they are floats again."""
-    graph = Graph(onnx.load_from_string(plain(build(**NET), types)))
+    graph = Graph(onnx.load_from_string(plain(MODEL, types)))
     conv = next(node for node in graph.nodes if node.op_type == "Conv")
     quantizer = graph.consumers(conv.output[0])[0]
     if quantizer.op_type == "Relu":
@@ -163,57 +123,41 @@ def between(operator, types="int8", **attributes):
     (dequantizer,) = graph.consumers(quantizer.output[0])
     node = helper.make_node(operator, [quantizer.output[0]], ["between"], name="between", **attributes)
     dequantizer.input[0] = "between"
-    place = next(i for i, other in enumerate(graph.nodes) if other is dequantizer)
-    graph.nodes.insert(place, node)
-    model = graph.finish()
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    graph.insert_before(dequantizer, node)
+    return checked(graph)
 
 
-REFUSED = {
-    "no Q/DQ": (float_model, ["no QuantizeLinear"], "quant=int8 deploy=x86"),
-    "deployed": (deployed_already, ["integer operators already", "QLinearConv", "QGemm"], "deploy=none"),
-    "QOperator": (integer_operators, ["integer operators already", "QLinearConv"], "quant.format=QDQ"),
-    "16 bits": (wide_activations, ["'nchw'", "uint16", "8-bit activations"], "quant=u8s8 deploy=x86"),
-    "4 bits": (int4_activations, ["'nchw'", "int4", "8-bit activations"], "quant=u8s8 deploy=x86"),
-    "axis of Conv": (
-        scales_along_the_inputs,
-        ["of Conv ", "[16] scales", "axis 1", "axis 0"],
-        "quant.per_channel=false",
-    ),
-    "axis of Gemm": (scales_along_the_rows, ["of Gemm ", "[5] scales", "axis 0", "axis 1"], "quant.per_channel=false"),
-    "integers are read": (lambda: between("Identity"), ["Identity reads the integers", "only a Clip"], "deploy=none"),
+SQUARE, GEMM = build(((16, 3, PAD), (16, 3, PAD)), channels=16), build(((5, 3, PAD),))  # 5 classes and 5 values in
+EIGHT, PER_TENSOR = "8-bit activations|'nchw'", "quant.per_channel=false"
+REFUSED = {  # the model, words of the problem, the remedy
+    "no Q/DQ": (lambda: MODEL.serialized, "no QuantizeLinear", "quant=int8 deploy=x86"),
+    "deployed": (deployed_already, "integer operators already|QLinearConv|QGemm", "deploy=none"),
+    "QOperator": (lambda: plain(MODEL, "int8", format=Format.QOperator), "already|QLinearConv", "quant.format=QDQ"),
+    "16 bits": (lambda: plain(MODEL, (DType.uint16, DType.int8)), f"uint16|{EIGHT}", "quant=u8s8 deploy=x86"),
+    "4 bits": (int4_activations, f"int4|{EIGHT}", "quant=u8s8 deploy=x86"),
+    "axis of Conv": (lambda: scales_along("Conv", 1, SQUARE), "of Conv |[16] scales|axis 1|axis 0", PER_TENSOR),
+    "axis of Gemm": (lambda: scales_along("Gemm", 0, GEMM), "of Gemm |[5] scales|axis 0|axis 1", PER_TENSOR),
+    "integers are read": (lambda: between("Identity"), "Identity reads the integers|only a Clip", "deploy=none"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     make, words, remedy = REFUSED[case]
-    serialized = make()
     with pytest.raises(ExperimentError) as caught:
-        rewritten(serialized, "x86", build(**NET).input_spec)
+        rewritten(make(), "x86", MODEL.input_spec)
     assert caught.value.problem.startswith("`deploy`: ")
-    for word in words:
-        assert word in caught.value.problem
+    assert all(word in caught.value.problem for word in words.split("|"))
     assert remedy in caught.value.remedy
 
 
 def test_one_scale_fits_any_axis():
     """Scales of one element are not along an axis."""
     model = build(((16, 3, PAD), (1, 3, (*PAD, TWO))), classes=1)
-    images = pictures(model)
     serialized = plain(model, "u8s8", True)
-    deployed, _ = rewritten(serialized, "x86", model.input_spec)
-    np.testing.assert_array_equal(
-        answers(deployed, model.input_spec, images), answers(serialized, model.input_spec, images)
-    )
+    assert_same_answers(rewritten(serialized, "x86", model.input_spec)[0], serialized, model)
 
 
 def test_integers_that_do_not_move_may_be_read():
-    model = build(**NET)
     serialized = between("MaxPool", "u8s8", kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1])
-    images = pictures(model)
-    deployed, _ = rewritten(serialized, "x86", model.input_spec)
-    np.testing.assert_array_equal(
-        answers(deployed, model.input_spec, images), answers(serialized, model.input_spec, images)
-    )
+    assert_same_answers(rewritten(serialized, "x86", MODEL.input_spec)[0], serialized, MODEL)

@@ -4,9 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
-from onnx import numpy_helper
 
-from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.graphs.graph import Graph, attributes
 
 CONVOLUTIONS = {
@@ -88,6 +86,13 @@ def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
         np.testing.assert_array_equal(answers(deployed, model.input_spec, images), expected, target)
 
 
+def running_weights(serialized, target, input_spec):
+    """Weights, scales and zero points of the QLinearConv nodes that ONNX Runtime runs."""
+    graph = Graph(running(rewritten(serialized, target, input_spec)[0]))
+    nodes = [node for node in graph.nodes if node.op_type == "QLinearConv"]
+    return ([graph.array(node.input[position]) for node in nodes] for position in (3, 4, 5))
+
+
 @pytest.mark.parametrize(
     ("options", "target", "shapes"),
     [
@@ -106,12 +111,9 @@ def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
 def test_widened_where_it_pays(options, target, shapes):
     options = dict(options)
     model = build(((16, 3, PAD), (options.pop("second", 8), 3, PAD)), **options)
-    deployed = running(rewritten(plain(model, "u8s8", True), target, model.input_spec)[0])
-    arrays = {tensor.name: tensor for tensor in deployed.graph.initializer}
-    found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
-    assert [tuple(arrays[node.input[3]].dims) for node in found] == shapes
-    for node, shape in zip(found, shapes, strict=True):
-        assert numpy_helper.to_array(arrays[node.input[4]]).shape == (shape[0],)  # a scale for each output channel
+    weights, scales, _ = running_weights(plain(model, "u8s8", True), target, model.input_spec)
+    assert [array.shape for array in weights] == shapes
+    assert [scale.shape for scale in scales] == [shape[:1] for shape in shapes]  # one for each output channel
 
 
 @pytest.mark.parametrize(("target", "second"), [("x86_vnni", (16, 16, 3, 3)), ("x86_amx", (64, 16, 3, 6))])
@@ -120,24 +122,8 @@ def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     serialized = plain(model, "uint8")
     graph = Graph(onnx.load_from_string(serialized))
     layers = [graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
-    deployed = running(rewritten(serialized, target, model.input_spec)[0])
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in deployed.graph.initializer}
-    found = [node for node in deployed.graph.node if node.op_type == "QLinearConv"]
-    assert [arrays[node.input[3]].shape for node in found] == [(64, 12, 3, 3), second, (64, 16, 3, 3)]
-    before, after = [graph.array(layer.input[2]) for layer in layers], [arrays[node.input[5]] for node in found]
-    assert [int(zero_point.ravel()[0]) + 128 for zero_point in after] == [int(zero_point) for zero_point in before]
+    weights, _, after = running_weights(serialized, target, model.input_spec)
+    assert [array.shape for array in weights] == [(64, 12, 3, 3), second, (64, 16, 3, 3)]
+    before = [int(graph.array(layer.input[2])) for layer in layers]
+    assert [int(zero_point.ravel()[0]) + 128 for zero_point in after] == before
     assert 128 not in before  # else they would be int8's
-
-
-def test_the_weights_that_are_read_are_shifted_not_the_model():
-    model = build(((16, 3, PAD),))
-    proto = onnx.load_from_string(plain(model, "uint8"))
-    before = proto.SerializeToString(deterministic=True)
-    moved = convert_activations(proto, TARGETS["x86"].activation_type)
-    assert proto.SerializeToString(deterministic=True) == before
-    old, new = ({t.name: numpy_helper.to_array(t) for t in p.graph.initializer} for p in (proto, moved))
-    weights = [name for name, array in old.items() if array.dtype == np.uint8 and array.ndim > 1]
-    assert len(weights) == 2
-    for name in weights:
-        np.testing.assert_array_equal(old[name].astype(int) - 128, new[name])
-        assert new[name].dtype == np.int8

@@ -16,113 +16,78 @@ from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.quantize import quantize
 
+A = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+UNSIGNED = {"activation_type": DType.uint8, "per_channel": True}
+BUNDLED = {  # the bundled ResNet8 so quantized, and the bytes of its compact file at most
+    "int8": ({}, 85_100),
+    "int8 symmetric": ({"activation_symmetric": True}, 82_700),
+    "QOperator": (UNSIGNED | {"format": Format.QOperator}, 84_000),
+    "w4": (UNSIGNED | {"weight_bits": 4}, 46_700),
+    "w2": (UNSIGNED | {"weight_bits": 2}, 27_400),
+    "w4a4": (UNSIGNED | {"weight_bits": 4, "activation_bits": 4}, 47_200),
+}
 
-def outputs(model, feed):
+
+def outputs(model, feed=A):
     """Every output at both ends of optimization."""
-    return [new_session(model.SerializeToString(), level=level).run(None, feed) for level in ("none", "all")]
+    sessions = [new_session(model.SerializeToString(), level=level) for level in ("none", "all")]
+    return [session.run(None, {model.graph.input[0].name: feed}) for session in sessions]
 
 
-@pytest.fixture(scope="module")
-def bundled(model, images):
-    """{what: the bundled ResNet8 so quantized}."""
-    unsigned = {"activation_type": DType.uint8, "per_channel": True}
-    options = {
-        "int8": {},
-        "int8 symmetric": {"activation_symmetric": True},
-        "QOperator": unsigned | {"format": Format.QOperator},
-        "w4": unsigned | {"weight_bits": 4},
-        "w2": unsigned | {"weight_bits": 2},
-        "w4a4": unsigned | {"weight_bits": 4, "activation_bits": 4},
-    }
-
-    def make(options):
-        serialized = quantize(model, images, Config(QuantConfig(**options))).serialized
-        return onnx.load_from_string(serialized)
-
-    return {"float": model.proto()} | {name: make(fields) for name, fields in options.items()}
-
-
-@pytest.fixture(scope="module")
-def feed(model):
-    return {model.input_spec.name: model.input_spec.prepare(load_sample().test.images[:50])}
-
-
-@pytest.mark.parametrize(
-    ("what", "at_most"),
-    [
-        ("float", 312_000),
-        ("int8", 85_100),
-        ("int8 symmetric", 82_700),
-        ("QOperator", 84_000),
-        ("w4", 46_700),
-        ("w2", 27_400),
-        ("w4a4", 47_200),
-    ],
-)
-def test_the_same_answers_and_kernels_in_fewer_bytes(bundled, feed, what, at_most):
-    before = bundled[what]
+@pytest.mark.parametrize("what", ["float", *BUNDLED])
+def test_the_same_answers_and_kernels_in_fewer_bytes(model, images, what):
+    options, at_most = BUNDLED.get(what, (None, 312_000))
+    before = model.proto()
+    if options is not None:
+        before = onnx.load_from_string(quantize(model, images, Config(QuantConfig(**options))).serialized)
     untouched = before.SerializeToString(deterministic=True)
     after = compact(before)
     assert before.SerializeToString(deterministic=True) == untouched
-    for old, new in zip(outputs(before, feed), outputs(after, feed), strict=True):
-        for a, b in zip(old, new, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_same_outputs(before, after, model.input_spec.prepare(load_sample().test.images[:50]))
     assert kernel_report(after.SerializeToString(), 1) == kernel_report(untouched, 1)
     assert after.ByteSize() <= at_most
     assert compact(after).SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+    onnx.shape_inference.infer_shapes(after, strict_mode=True)
+
+    # What is quantized stays; fewer bytes are shared tensors and zero points of biases.
     summary, expected = (
         dataclasses.replace(one, layers=tuple(dataclasses.replace(layer, output="") for layer in one.layers))
         for one in (summarize(after), summarize(before))
     )
-    shared = summary.weight_payload_bytes  # equal tensors, and zero points of biases
-    assert shared <= expected.weight_payload_bytes
-    assert summary == dataclasses.replace(expected, weight_payload_bytes=shared)
-    onnx.shape_inference.infer_shapes(after, strict_mode=True)
+    assert summary.weight_payload_bytes <= expected.weight_payload_bytes
+    assert summary == dataclasses.replace(expected, weight_payload_bytes=summary.weight_payload_bytes)
 
-
-def test_inputs_and_outputs_keep_their_names_and_all_else_is_short(bundled):
-    before, after = bundled["w4"].graph, compact(bundled["w4"]).graph
-    for old, new in ((before.input, after.input), (before.output, after.output)):
-        assert [value.name for value in old] == [value.name for value in new]
-        assert [value.type for value in old] == [value.type for value in new]
-    ends = {value.name for value in (*after.input, *after.output)}
-    names = {name for node in after.node for name in (*node.input, *node.output)} - ends
+    # Inputs and outputs keep their names, and all else is short.
+    ends = [[(value.name, value.type) for value in (*m.graph.input, *m.graph.output)] for m in (before, after)]
+    assert ends[0] == ends[1]
+    names = {name for node in after.graph.node for name in (*node.input, *node.output)} - {name for name, _ in ends[1]}
     assert max(map(len, names)) <= 2
-    assert not any(node.name or node.doc_string for node in after.node)
-    assert {tensor.name for tensor in after.initializer} <= names
+    assert not any(node.name or node.doc_string for node in after.graph.node)
+    assert {tensor.name for tensor in after.graph.initializer} <= names
 
 
-def one(nodes, tensors=()):
+def one(nodes, *tensors, **arrays):
     """A model from ``a`` [2, 3, 4, 4] to ``out``, from nodes as text."""
     model = parse_model(f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
         a_long_name_for_a_graph (float[2, 3, 4, 4] a) => (float[n, c, h, w] out) {{ {nodes} }}""")
-    model.graph.initializer.extend(
-        tensor if isinstance(tensor, TensorProto) else numpy_helper.from_array(np.asarray(tensor[1]), tensor[0])
-        for tensor in tensors
-    )
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    model.graph.initializer.extend([*tensors, *stored])
     return model
 
 
-A = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
-
-
-def assert_same_outputs(before, after):
-    for old, new in zip(outputs(before, {"a": A}), outputs(after, {"a": A}), strict=True):
-        np.testing.assert_array_equal(old[0], new[0])
+def assert_same_outputs(before, after, feed=A):
+    for old, new in zip(outputs(before, feed), outputs(after, feed), strict=True):
+        for a, b in zip(old, new, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_identical_tensors_are_shared_unless_their_type_or_shape_differs():
     ones = np.ones(1, np.float32)
-    tensors = [
-        ("nobody_reads_it", ones),
-        ("first", ones),
-        helper.make_tensor("second", TensorProto.FLOAT, [1], [1.0]),  # stored as a list of floats, not as raw bytes
-        ("shape", ones.reshape(1, 1)),
-        ("type", ones.view(np.int32)),
-    ]
+    arrays = {"nobody_reads_it": ones, "first": ones, "shape": ones.reshape(1, 1), "type": ones.view(np.int32)}
+    second = helper.make_tensor("second", TensorProto.FLOAT, [1], [1.0])  # stored as a list of floats, not as raw bytes
     nodes = """x = Add (a, first) y = Add (x, second) z = Add (y, shape) cast = Cast <to = 1> (type)
         out = Add (z, cast)"""
-    before = one(nodes, tensors)
+    before = one(nodes, second, **arrays)
     after = compact(before)
     assert len(after.graph.initializer) == 3
     assert_same_outputs(before, after)
@@ -147,7 +112,7 @@ PLAIN = "strides = [1, 1], dilations = [1, 1], pads = [0, 0, 0, 0], group = 1, k
 )
 def test_attributes_go_only_where_they_say_the_default(node, kept):
     weight = np.random.default_rng(2).normal(size=(3, 3, 3, 3)).astype(np.float32)
-    before = one(f"out = {node}", [("w", weight)])
+    before = one(f"out = {node}", w=weight)
     after = compact(before)
     assert {attribute.name for attribute in after.graph.node[0].attribute} == kept
     assert_same_outputs(before, after)
@@ -165,17 +130,12 @@ def test_the_defaults_of_onnxruntimes_operators_are_its_own():
 
 @pytest.mark.parametrize("computed", [False, True])
 def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_computed(computed):
-    tensors = [
-        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 3, 3)).astype(np.int8)),
-        ("wz", np.int8(0)),
-        ("z", np.uint8(9)),
-        ("s", np.float32(0.1)),
-    ]
+    w = np.random.default_rng(2).integers(0, 99, (3, 3, 3, 3)).astype(np.int8)
     weight = "v" if computed else "w"
     nodes = f"""q = QuantizeLinear (a, s, z) {"v = Concat <axis = 0> (w)" if computed else ""}
         c = com.microsoft.QLinearConv <{PLAIN}, auto_pad = "NOTSET", channels_last = 0> (q, s, z, {weight}, s, wz, s, z)
         out = DequantizeLinear (c, s, z)"""
-    before = one(nodes, tensors)
+    before = one(nodes, w=w, wz=np.int8(0), z=np.uint8(9), s=np.float32(0.1))
     after = compact(before)
     kept = {attribute.name for attribute in after.graph.node[-2].attribute}
     assert kept == ({"channels_last", "kernel_shape"} if computed else {"channels_last"})
@@ -185,16 +145,11 @@ def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_comput
 @pytest.mark.parametrize(("zero", "dropped"), [([0, 0, 0], True), ([0, 1, 0], False)])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_zero_points_of_weights_go_only_where_they_are_zero(zero, dropped, kind):
-    tensors = [
-        ("w", np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)),
-        ("ws", np.float32([0.5, 0.25, 1])),
-        ("wz", np.array(zero, kind)),
-        ("z", kind(0)),
-        ("s", np.float32(0.1)),
-    ]
+    w = np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)
+    zeros = {"wz": np.array(zero, kind), "z": kind(0)}
     nodes = """q = QuantizeLinear (a, s, z) x = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, ws, wz)
         out = Conv (x, v)"""
-    before = one(nodes, tensors)
+    before = one(nodes, w=w, ws=np.float32([0.5, 0.25, 1]), s=np.float32(0.1), **zeros)
     after = compact(before)
     assert [len(node.input) for node in after.graph.node] == [3, 3, 2 if dropped else 3, 2]
     assert_same_outputs(before, after)
@@ -213,8 +168,6 @@ def test_text_and_unused_opsets_go():
 
 def test_a_subgraph_keeps_the_names_that_it_refers_to():
     branch = "b () => (float[2, 3, 4, 4] inner) { inner = Add (long, offset) }"
-    before = one(
-        f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>",
-        [("offset", np.float32(2)), ("condition", np.array(True))],
-    )
-    np.testing.assert_array_equal(outputs(compact(before), {"a": A})[0][0], np.maximum(A, 0) + 2)
+    nodes = f"long = Relu (a) out = If (condition) <then_branch = {branch}, else_branch = {branch}>"
+    before = one(nodes, offset=np.float32(2), condition=np.array(True))
+    np.testing.assert_array_equal(outputs(compact(before))[0][0], np.maximum(A, 0) + 2)

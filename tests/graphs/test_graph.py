@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_graph, parse_model
 
-from resnet8_quant.graphs.graph import Graph, attributes
+from resnet8_quant.graphs.graph import Graph, at_least_opset, attributes
+from resnet8_quant.graphs.runtime import new_session
 
 
 @pytest.fixture
@@ -119,3 +120,22 @@ def test_what_a_subgraph_reads_from_around_it_stays(model):
     choice = helper.make_node("If", ["condition"], ["scores"], then_branch=inner, else_branch=inner)
     graph.replace(graph.producer("scores"), choice)
     assert [node.op_type for node in graph.finish().graph.node] == ["Relu", "Neg", "If"]
+
+
+def test_the_model_means_the_same_at_a_later_opset():
+    """Softmax changed its meaning with opset 13: the graph is rewritten; MatMul did not: only the number is raised."""
+
+    def one(node, opset):
+        return parse_model(f"""<ir_version: 7, opset_import: ["": {opset}]>
+            one (float[2, 2] x, float[2, 2] y) => (float[2, 2] z) {{ z = {node} }}""")
+
+    feed = {"x": np.arange(4, dtype=np.float32).reshape(2, 2), "y": np.eye(2, dtype=np.float32)}
+    for node in ("Softmax <axis = 0> (x)", "Softmax (x)", "MatMul (x, y)", "ReduceMean <axes = [1]> (x)"):
+        old = one(node, 12)
+        new = at_least_opset(old, 25)
+        assert (new.opset_import[0].version, new.ir_version) == (25, 13)
+        assert old.opset_import[0].version == 12
+        np.testing.assert_allclose(
+            *(new_session(m.SerializeToString()).run(None, feed)[0] for m in (new, old)), rtol=1e-6
+        )
+    assert at_least_opset(one("MatMul (x, y)", 25), 21).opset_import[0].version == 25

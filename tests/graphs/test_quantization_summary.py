@@ -10,8 +10,6 @@ from onnx.parser import parse_model
 
 from resnet8_quant.graphs.quantization_summary import LayerSummary, payload_bytes, summarize
 
-FLOAT = TensorProto.FLOAT
-
 
 def tensor(name, kind, values):
     dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
@@ -20,50 +18,34 @@ def tensor(name, kind, values):
 
 def layer_model(kind, values, zero_point=None, *, cast="", clip=None, activation="UINT8", scales=1.0, zeros=True):
     """image - Q - [Clip] - DQ - Conv with a 1x1 weight of ``values`` through [Cast] and DQ - Q - DQ - scores."""
-    values = np.asarray(values)[:, None, None, None]
-    inner = cast or kind
     tensors = [
-        tensor("w", kind, values),
+        tensor("w", kind, np.asarray(values)[:, None, None, None]),
         tensor("w_scale", "FLOAT", scales),
         tensor("s", "FLOAT", 0.5),
         tensor("z", activation, 0),
     ]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["image", "s", *(["z"] if zeros else [])], ["q"]),
-        helper.make_node("DequantizeLinear", ["c" if clip else "q", "s", *(["z"] if zeros else [])], ["x"]),
-        helper.make_node("DequantizeLinear", ["wide" if cast else "w", "w_scale"], ["v"], axis=0),
-        helper.make_node("Conv", ["x", "v"], ["scores_QuantizeLinear_Input"]),
-        helper.make_node("QuantizeLinear", ["scores_QuantizeLinear_Input", "s", "z"], ["p"]),
-        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["scores"]),
-    ]
     if zero_point is not None:
-        tensors.append(tensor("w_zero", inner, zero_point))
-        nodes[2].input.append("w_zero")
-    if cast:
-        nodes.insert(2, helper.make_node("Cast", ["w"], ["wide"], to=getattr(TensorProto, cast)))
+        tensors.append(tensor("w_zero", cast or kind, zero_point))
     if clip:
         tensors += [tensor("low", activation, clip[0]), tensor("high", activation, clip[1])]
-        nodes.insert(1, helper.make_node("Clip", ["q", "low", "high"], ["c"]))
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info("image", FLOAT, [1, 1, 4, 4])],
-        [helper.make_tensor_value_info("scores", FLOAT, [1, len(values), 4, 4])],
-        tensors,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    zero, weight_zero = ", z" if zeros else "", "" if zero_point is None else ", w_zero"
+    model = parse_model(f"""<ir_version: 13, opset_import: ["": 25]>
+        layer (float[1, 1, 4, 4] image) => (float[1, {len(values)}, 4, 4] scores) {{
+            q = QuantizeLinear (image, s{zero})
+            {"c = Clip (q, low, high)" if clip else ""}
+            x = DequantizeLinear ({"c" if clip else "q"}, s{zero})
+            {f"wide = Cast <to = {getattr(TensorProto, cast)}> (w)" if cast else ""}
+            v = DequantizeLinear <axis = 0> ({"wide" if cast else "w"}, w_scale{weight_zero})
+            scores_QuantizeLinear_Input = Conv (x, v)
+            p = QuantizeLinear (scores_QuantizeLinear_Input, s, z)
+            scores = DequantizeLinear (p, s, z)
+        }}""")
+    model.graph.initializer.extend(tensors)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-RANGES = {
-    "INT8": (-128, 127),
-    "UINT8": (0, 255),
-    "INT4": (-8, 7),
-    "UINT4": (0, 15),
-    "INT2": (-2, 1),
-    "UINT2": (0, 3),
-}
+RANGES = {"INT8": (-128, 127), "UINT8": (0, 255), "INT4": (-8, 7), "UINT4": (0, 15), "INT2": (-2, 1), "UINT2": (0, 3)}
 
 
 @st.composite

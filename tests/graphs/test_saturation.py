@@ -7,7 +7,8 @@ import onnx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.graphs import session
 from resnet8_quant.graphs.runtime import new_session
@@ -25,16 +26,14 @@ def multiply_add_saturating(codes, weights):
     return np.clip(products[:, ::2] + products[:, 1::2], -(2**15), 2**15 - 1).sum(axis=1)
 
 
-def model_of(nodes, shape, constants, kind=TensorProto.UINT8, output=TensorProto.UINT8):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", output, None)],
-        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
+def model_of(nodes, shape, constants, kind="uint8", output="uint8"):
+    """A model from ``x`` to ``y``, from nodes as text."""
+    model = parse_model(f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g ({kind}[{",".join(map(str, shape))}] x) => ({output}[] y) {{ {nodes} }}""")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return model.SerializeToString()
 
 
 def scalars(activation=np.uint8, weight=np.int8):
@@ -45,43 +44,31 @@ def scalars(activation=np.uint8, weight=np.int8):
 def convolution(weight, domain="", group=1, activation=np.uint8):
     """QLinearConv of [n, C, 3, 3] images, or NHWC ones in the domain of Microsoft, with a kernel of up to 3 x 3."""
     channels = weight.shape[1] * group
-    options = {"channels_last": 1} if domain else {}
-    inputs = ["x", "s", "z", "w", "ws", "wz", "ys", "z"]
-    node = helper.make_node(
-        "QLinearConv", inputs, ["y"], domain=domain, kernel_shape=weight.shape[2:], group=group, **options
-    )
-    shape = ["n", 3, 3, channels] if domain else ["n", channels, 3, 3]
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(activation))
-    return model_of([node], shape, scalars(activation, weight.dtype.type) | {"w": weight}, kind, kind)
+    operator, last = ("com.microsoft.QLinearConv", ", channels_last = 1") if domain else ("QLinearConv", "")
+    attributes = f"kernel_shape = {list(weight.shape[2:])}, group = {group}{last}"
+    shape, kind = ["n", 3, 3, channels] if domain else ["n", channels, 3, 3], np.dtype(activation).name
+    constants = scalars(activation, weight.dtype.type) | {"w": weight}
+    return model_of(f"y = {operator} <{attributes}> (x, s, z, w, ws, wz, ys, z)", shape, constants, kind, kind)
 
 
 def matrix(operator, weight):
     """QGemm or QLinearMatMul with int8 [K, N]."""
-    inputs = {
-        "QGemm": ["x", "s", "z", "w", "ws", "wz", "", "ys", "z"],
-        "QLinearMatMul": ["x", "s", "z", "w", "ws", "wz", "ys", "z"],
+    node = {
+        "QGemm": "y = com.microsoft.QGemm <alpha = 1.0> (x, s, z, w, ws, wz, , ys, z)",
+        "QLinearMatMul": "y = QLinearMatMul (x, s, z, w, ws, wz, ys, z)",
     }[operator]
-    options = {"alpha": 1.0} if operator == "QGemm" else {}
-    node = helper.make_node(operator, inputs, ["y"], domain="com.microsoft" if operator == "QGemm" else "", **options)
-    return model_of([node], ["n", weight.shape[0]], scalars() | {"w": weight})
+    return model_of(node, ["n", weight.shape[0]], scalars() | {"w": weight})
 
 
 def quantize_dequantize(weight, kind=np.uint8, limit=None):
     """A Conv between Q/DQ pairs; ``limit``: of a Clip of the integers."""
     zero = kind(0) if kind is np.uint8 else kind(-128)
-    constants = {"s": np.float32(1), "z": zero, "ws": np.float32(1), "wz": np.int8(0), "w": weight}
-    constants |= {"ys": np.float32(SCALE), "low": zero, "high": kind(limit or 0)}
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])]
-    if limit is not None:
-        nodes.append(helper.make_node("Clip", ["q", "low", "high"], ["c"]))
-    nodes += [
-        helper.make_node("DequantizeLinear", ["c" if limit is not None else "q", "s", "z"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"]),
-        helper.make_node("Conv", ["d", "wd"], ["f"], kernel_shape=weight.shape[2:]),
-        helper.make_node("QuantizeLinear", ["f", "ys", "z"], ["fq"]),
-        helper.make_node("DequantizeLinear", ["fq", "ys", "z"], ["y"]),
-    ]
-    return model_of(nodes, ["n", weight.shape[1], 3, 3], constants, TensorProto.FLOAT, TensorProto.FLOAT)
+    constants = scalars() | {"z": zero, "w": weight, "low": zero, "high": kind(limit or 0)}
+    nodes = f"""q = QuantizeLinear (x, s, z) c = Clip (q, low, high)
+        d = DequantizeLinear ({"q" if limit is None else "c"}, s, z) wd = DequantizeLinear (w, ws, wz)
+        f = Conv <kernel_shape = {list(weight.shape[2:])}> (d, wd)
+        fq = QuantizeLinear (f, ys, z) y = DequantizeLinear (fq, ys, z)"""
+    return model_of(nodes, ["n", weight.shape[1], 3, 3], constants, "float", "float")
 
 
 def pair(first, second, values=(127, 127), shape=(8, 4, 3, 3)):
@@ -123,49 +110,53 @@ def test_neighbours_are_found_in_either_alignment(domain, first, second):
 
 
 def test_weights_that_are_no_neighbours_do_not_saturate():
-    assert saturating_layers(convolution(pair(0, 2))) == ()
-    assert saturating_layers(convolution(pair(0, 9))) == ()
+    for second in (2, 9):
+        assert saturating_layers(convolution(pair(0, second))) == ()
+
+
+FULL = np.full((8, 4, 3, 3), 127, np.int8)
 
 
 def test_types_and_shapes_without_a_saturating_kernel():
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert saturating_layers(convolution(full)) == ("y",)
-    assert saturating_layers(convolution(full.astype(np.uint8))) == ()
-    assert saturating_layers(convolution(full, activation=np.int8)) == ()
-    assert saturating_layers(convolution(full[:, :1], group=8)) == ()  # depthwise
+    assert saturating_layers(convolution(FULL)) == ("y",)
+    assert saturating_layers(convolution(FULL.astype(np.uint8))) == ()
+    assert saturating_layers(convolution(FULL, activation=np.int8)) == ()
+    assert saturating_layers(convolution(FULL[:, :1], group=8)) == ()  # depthwise
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "saturates"),
+    ("kind", "limit", "layers"),
     [
-        (np.uint8, None, True),
-        (np.uint8, 130, True),
-        (np.uint8, 129, False),
-        (np.int8, None, True),  # becomes uint8 on x86
-        (np.int8, 0, False),  # codes up to 128
+        (np.uint8, None, ("f",)),
+        (np.uint8, 130, ("f",)),
+        (np.uint8, 129, ()),
+        (np.int8, None, ("f",)),  # becomes uint8 on x86
+        (np.int8, 0, ()),  # codes up to 128
     ],
 )
-def test_a_clip_lowers_the_largest_code(kind, limit, saturates):
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    assert saturating_layers(quantize_dequantize(full, kind, limit)) == (("f",) if saturates else ())
+def test_a_clip_lowers_the_largest_code(kind, limit, layers):
+    assert saturating_layers(quantize_dequantize(FULL, kind, limit)) == layers
 
 
 @pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
-def test_matrices_are_read_along_what_they_sum(operator):
-    column = np.zeros((8, 4), np.int8)
-    column[2:4, 1] = 127
-    row = np.zeros((8, 4), np.int8)
-    row[1, 2:4] = 127
-    assert saturating_layers(matrix(operator, column)) == ("y",)
-    assert saturating_layers(matrix(operator, row)) == ()
+def test_matrices_are_read_along_what_they_sum_and_products_exact(operator):
+    weight = np.zeros((8, 4), np.int8)
+    weight[2:4, 1] = 127
+    assert saturating_layers(matrix(operator, weight)) == ("y",)
+    assert saturating_layers(matrix(operator, np.ascontiguousarray(weight.T))) == ()
+    rng = np.random.default_rng(2)
+    weight = rng.integers(-20, 128, (37, 16)).astype(np.int8)
+    model = matrix(operator, weight)
+    assert saturating_layers(model) == ("y",)
+    for images in (1, 5):
+        codes = rng.integers(0, 256, (images, 37)).astype(np.uint8)
+        np.testing.assert_array_equal(open_session(model, 1).run(None, {"x": codes})[0], exact(codes, weight.T))
 
 
 def test_weights_that_nodes_make_are_read_too():
-    full = np.full((8, 4, 3, 3), 127, np.int8)
-    proto = onnx.load_from_string(convolution(full))
-    proto.graph.initializer[-1].name = "flat"
-    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(full.ravel(), "flat"))
-    proto.graph.initializer.append(numpy_helper.from_array(np.array(full.shape), "shape"))
+    proto = onnx.load_from_string(convolution(FULL))
+    proto.graph.initializer[-1].CopyFrom(numpy_helper.from_array(FULL.ravel(), "flat"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(FULL.shape), "shape"))
     proto.graph.node.insert(0, helper.make_node("Reshape", ["flat", "shape"], ["w"]))
     model = proto.SerializeToString()
     assert saturating_layers(model) == ("y",)
@@ -192,38 +183,27 @@ def worst_convolutions():
 
 
 def test_exact_sessions_are_exact_and_what_differs_was_foretold():
+    """Unsigned weights cannot saturate and compute the same."""
     for model, images, expected in worst_convolutions():
-        output = open_session(model, 1).run(None, {"x": images})[0]
-        np.testing.assert_array_equal(output.reshape(1, -1), expected)
-        default = new_session(model).run(None, {"x": images})[0].reshape(1, -1)
-        assert (default == expected).all() or (saturating_layers(model) and kernels_saturate())
+        default, unsigned = new_session(model), unsigned_weights(model)
+        assert saturating_layers(unsigned) == ()
+        for opened in (open_session(model, 1), new_session(unsigned)):
+            np.testing.assert_array_equal(opened.run(None, {"x": images})[0].reshape(1, -1), expected)
+        same = default.run(None, {"x": images})[0].reshape(1, -1) == expected
+        assert same.all() or (saturating_layers(model) and kernels_saturate())
 
 
-@pytest.mark.parametrize("operator", ["QGemm", "QLinearMatMul"])
-@pytest.mark.parametrize("images", [1, 5])
-def test_matrix_products_are_exact_too(operator, images):
-    rng = np.random.default_rng(2)
-    weight = rng.integers(-20, 128, (37, 16)).astype(np.int8)
-    codes = rng.integers(0, 256, (images, 37)).astype(np.uint8)
-    model = matrix(operator, weight)
-    assert saturating_layers(model) == ("y",)
-    output = open_session(model, 1).run(None, {"x": codes})[0]
-    np.testing.assert_array_equal(output, exact(codes, weight.T))
+WIDE = np.full((16, 4, 3, 3), 127, np.int8)
+
+
+def computed_for_ones(opened):
+    """The bytes that a session of ``quantize_dequantize(WIDE)`` makes of an image of ones."""
+    return opened.run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0].ravel() / SCALE
 
 
 def test_pairs_around_a_float_convolution_are_exact_in_integers():
-    weight = np.full((16, 4, 3, 3), 127, np.int8)
-    model, codes = quantize_dequantize(weight), np.full((1, 36), 1, np.uint8)
-    output = open_session(model, 1).run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
-    np.testing.assert_array_equal(output.ravel() / SCALE, exact(codes, weight.reshape(16, -1)).ravel())
-
-
-def test_unsigned_weights_cannot_saturate_and_compute_the_same():
-    for model, images, expected in worst_convolutions():
-        unsigned = unsigned_weights(model)
-        assert saturating_layers(unsigned) == ()
-        output = new_session(unsigned).run(None, {"x": images})[0]
-        np.testing.assert_array_equal(output.reshape(1, -1), expected)
+    expected = exact(np.ones((1, 36)), WIDE.reshape(16, -1)).ravel()
+    np.testing.assert_array_equal(computed_for_ones(open_session(quantize_dequantize(WIDE), 1)), expected)
 
 
 def test_a_model_that_cannot_saturate_stays_as_it_is():
@@ -242,18 +222,16 @@ def test_on_a_saturating_cpu_the_default_session_differs():
 
 def test_pairs_that_do_not_load_precisely_are_computed_in_float(monkeypatch):
     """As ONNX Runtime does with an int8 QLinearMatMul on a CPU without VNNI."""
-    entries = []
+    tried = []
 
-    def refusing(model, *, entries_of=entries, entries=None, **options):
-        entries_of.append(entries)
+    def refusing(model, *, entries=None, **options):
+        tried.append(entries)
         if entries == session.PRECISE:
             raise RuntimeError("types no longer match")
         return new_session(model, entries=entries, **options)
 
     monkeypatch.setattr(session, "new_session", refusing)
     monkeypatch.setattr(session, "differs_by_default", lambda model: True)
-    weight = np.full((16, 4, 3, 3), 127, np.int8)
-    opened = open_session(quantize_dequantize(weight), 1)
-    output = opened.run(None, {"x": np.full((1, 4, 3, 3), 1, np.float32)})[0]
-    assert entries == [session.PRECISE, session.SIMULATED]
-    np.testing.assert_array_equal(output.ravel() / SCALE, exact(np.ones((1, 36)), weight.reshape(16, -1)).ravel())
+    opened = open_session(quantize_dequantize(WIDE), 1)
+    assert tried == [session.PRECISE, session.SIMULATED]
+    np.testing.assert_array_equal(computed_for_ones(opened), exact(np.ones((1, 36)), WIDE.reshape(16, -1)).ravel())

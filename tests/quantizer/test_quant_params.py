@@ -5,9 +5,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import run_nodes
 from onnx import helper
 from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
-from small_net import run
 from strategies import ACTIVATION_SCHEMES, PROPERTY, SEEDS
 
 from resnet8_quant.config import DType
@@ -83,25 +83,14 @@ def test_values_land_where_onnxruntime_puts_them(scheme):
     kept = x.copy()
     values = fake_quantize(x, params)
     np.testing.assert_array_equal(x, kept)
-    dtype = np.dtype(scheme.dtype.name)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("Clip", ["q", "low", "high"], ["clipped"]),
         helper.make_node("DequantizeLinear", ["clipped", "scale", "zero"], ["y"]),
     ]
-    feeds = {
-        "x": x,
-        "scale": np.asarray(params.scale, np.float32),
-        "zero": np.asarray(params.zero_point, dtype),
-        "low": np.asarray(params.qmin, dtype),
-        "high": np.asarray(params.qmax, dtype),
-    }
-    infos = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in feeds.items()
-    ]
-    graph = helper.make_graph(nodes, "bridge", infos, [helper.make_tensor_value_info("y", 1, x.shape)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    np.testing.assert_array_equal(values, run(model, feeds)[0])
+    numbers = {"zero": params.zero_point, "low": params.qmin, "high": params.qmax}
+    codes = {name: np.asarray(number, scheme.dtype.name) for name, number in numbers.items()}
+    feeds = {"x": x, "scale": np.asarray(params.scale), **codes}
+    np.testing.assert_array_equal(values, run_nodes(nodes, feeds)[0])
     assert values.dtype == np.float32
     assert len(np.unique(values)) <= params.levels

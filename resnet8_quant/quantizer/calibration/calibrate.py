@@ -82,8 +82,6 @@ def calibrate(
     """Choose a range and quantization parameters for each float tensor that onnxruntime quantizes.
 
     Args:
-        model: float, BatchNorm folded.
-        images: calibration images from the training set.
         config: of the run; ``quant``, ``calibration`` and ``evaluation.threads`` are read.
         cache: folder for statistics; None: no cache.
 

@@ -39,9 +39,7 @@ def collect_stats(
     """Collect the statistics of ``tensors`` on all ``images``.
 
     Args:
-        model: float, BatchNorm folded.
         tensors: names of float32 tensors; a first axis of another length than the batch is not taken for images.
-        images: at least one.
         bins: of the histograms, from zero to the largest magnitude at least; None: no histograms.
         threads: that run the model; 0: one for each core.
 

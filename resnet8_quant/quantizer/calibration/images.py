@@ -60,9 +60,7 @@ def choose_images(config: CalibrationConfig, train_labels: np.ndarray, test_coun
     """Choose the calibration images that ``config`` asks for.
 
     Args:
-        config: sampling strategy, number of images or list.
         train_labels: int64 [N].
-        test_count: number of test images.
         seed: of a local Generator; nothing else is random.
 
     Returns:

@@ -17,19 +17,10 @@ from resnet8_quant.quantizer.calibration.error import clipped_fraction, signal_t
 COLUMNS = ("tensor", "min", "max", "low", "high", "scale", "zero_point", "decided_by", "clipped_fraction", "snr_db")
 
 # Position of the output's scale among an integer operator's inputs; its zero point comes next.
-OUTPUT_SCALE = {
-    "QLinearConv": 6,
-    "QLinearMatMul": 6,
-    "QGemm": 7,
-    "QLinearAdd": 6,
-    "QLinearMul": 6,
-    "QLinearAveragePool": 3,
-    "QLinearGlobalAveragePool": 3,
-    "QLinearLeakyRelu": 3,
-    "QLinearSigmoid": 3,
-    "QLinearSoftmax": 3,
-    "QLinearConcat": 0,
-}
+OUTPUT_SCALE = {"QGemm": 7, "QLinearConcat": 0}
+OUTPUT_SCALE |= dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul"), 6)
+OUTPUT_SCALE |= dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool"), 3)
+OUTPUT_SCALE |= dict.fromkeys(("QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax"), 3)
 
 
 def write_ranges(calibration: Calibration, model: onnx.ModelProto, path: Path) -> None:
@@ -51,14 +42,8 @@ def write_ranges(calibration: Calibration, model: onnx.ModelProto, path: Path) -
             decided_by = "onnxruntime"
         else:
             decided_by = "refinement" if name in calibration.refined else "calibration"
-        row: dict[str, object] = {
-            "tensor": name,
-            "low": low,
-            "high": high,
-            "scale": scale,
-            "zero_point": zero_point,
-            "decided_by": decided_by,
-        }
+        row: dict[str, object] = {"tensor": name, "low": low, "high": high}
+        row |= {"scale": scale, "zero_point": zero_point, "decided_by": decided_by}
         stats = calibration.stats.get(name)
         if stats is not None:
             row |= {"min": stats.low, "max": stats.high}

@@ -44,10 +44,6 @@ def allowed_widths(config: Config, bits: dict[str, LayerBits]) -> dict[str, list
 
     A layer that quant.layers names keeps its width; the first and the last have at least quant.keep_first_last.
 
-    Args:
-        config: of the run.
-        bits: of each layer, in the order of the graph.
-
     Raises:
         ExperimentError: some layers have none; the remedy has all that are missing.
     """
@@ -127,7 +123,6 @@ def allocate(choices: Choices, payload: int) -> BitWidths:
     """The bit widths with the smallest sum of errors whose codes take at most ``payload`` bytes.
 
     Args:
-        choices: {layer: its options}.
         payload: bytes for the codes of all layers, at least `smallest_payload`.
 
     Raises:
@@ -158,13 +153,12 @@ def allocate(choices: Choices, payload: int) -> BitWidths:
 
 def fit(
     make: Callable[[BitWidths], Model], file_size: Callable[[BitWidths], int], choices: Choices, budget: int
-) -> tuple[Model, BitWidths]:
+) -> Model:
     """The model with the smallest predicted error whose file has at most ``budget`` bytes.
 
     Args:
         make: from bit widths to a model; takes long.
         file_size: bytes of the file with these bit widths, in no time.
-        choices: {layer: bit widths with their errors and bytes}.
         budget: of the whole file; at least that of the narrowest choices.
     """
     # The rest of the file, beside the codes, grows a little with the bit widths in use (types, Casts). So the budget
@@ -181,22 +175,17 @@ def fit(
     else:
         widths = narrowest
     _log(widths)
-    return make(widths), widths
+    return make(widths)
 
 
-def shrink(
-    make: Callable[[BitWidths], Model], drop: Callable[[Model], float], choices: Choices, limit: float
-) -> tuple[Model, BitWidths]:
+def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], choices: Choices, limit: float) -> Model:
     """The smallest model whose accuracy drop is at most ``limit``; that of the widest choices is taken to be.
 
     Bisects the bytes of the codes, taking the drop to fall as they grow; every narrower model that is returned was
     measured.
 
     Args:
-        make: from bit widths to a model.
         drop: a model's accuracy drop on validation images, a ratio.
-        choices: {layer: bit widths with their errors and bytes}.
-        limit: the largest drop that is accepted.
     """
     low = smallest_payload(choices)
     high = sum(max(choice.payload for choice in options) for options in choices.values())
@@ -217,7 +206,7 @@ def shrink(
         else:
             low = middle
     _log(widths)
-    return best, widths
+    return best
 
 
 def _log(widths: BitWidths) -> None:

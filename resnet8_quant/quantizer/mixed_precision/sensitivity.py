@@ -7,6 +7,7 @@ added up.
 from __future__ import annotations
 
 import dataclasses
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -34,10 +35,8 @@ def sensitivities(
     """Measure the error of each layer's weight alone at each of its bit widths.
 
     Args:
-        model: float, BatchNorm folded.
         images: calibration images; 256 of them are used.
         config: of the run; ``quant`` and ``refine`` are read.
-        widths: {layer: bit widths to measure}.
     """
     # A search for scales with the rounding in its loop is left out: it would take long and change little.
     refinement = config.refine
@@ -65,15 +64,11 @@ def sensitivities(
                 plan = quantize_layer(node, constants, FLOAT_INPUT, width, config.quant, refinement, (x, x))
                 outputs = _run(_with(proto, node, plan, constants), [logits], feed, batch)
                 error = float(np.mean((outputs[logits].astype(np.float64) - values[logits]) ** 2))
-                options.append(Choice(width, error, payload_of(plan)))
+                payload = -(-plan.weight.codes.size * plan.weight.dtype.bits // 8)  # packed
+                options.append(Choice(width, error, payload))
             choices[node.output[0]] = options
             advance(1)
     return choices
-
-
-def payload_of(plan: LayerPlan) -> int:
-    """Bytes of a layer's packed codes."""
-    return -(-plan.weight.codes.size * plan.weight.dtype.bits // 8)
 
 
 def _logits(graph: onnx.GraphProto) -> str:
@@ -87,8 +82,7 @@ def _with(
     proto: onnx.ModelProto, node: onnx.NodeProto, plan: LayerPlan, constants: dict[str, np.ndarray]
 ) -> onnx.ModelProto:
     """The float model with one layer's weight and bias changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = deepcopy(proto)
     changed, values = node_of_plan(node, plan, constants)
     next(other for other in copy.graph.node if other.output[0] == node.output[0]).CopyFrom(changed)
     kept = [tensor for tensor in copy.graph.initializer if tensor.name not in values]

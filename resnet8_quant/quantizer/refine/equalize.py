@@ -12,9 +12,10 @@ from collections import Counter
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from resnet8_quant.files import sha256_bytes
+from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.plan import layer_nodes
 
@@ -41,7 +42,7 @@ def equalize(model: FloatModel) -> FloatModel:
 
 def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Layers whose output nothing but one other layer reads, through a Relu or directly."""
-    layers = {node.output[0]: node for node in layer_nodes(graph) if _is_ungrouped(node)}
+    layers = {node.output[0]: node for node in layer_nodes(graph) if attributes(node).get("group", 1) == 1}
     uses = Counter(name for node in graph.node for name in node.input)
     weights = {tensor.name for tensor in graph.initializer if uses[tensor.name] == 1}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -83,7 +84,3 @@ def _equalize_pair(first: onnx.NodeProto, second: onnx.NodeProto, arrays: dict[s
         arrays[first.input[2]] = (arrays[first.input[2]] / s).astype(W1.dtype)
     arrays[second.input[1]] = (W2 * s[None, :, None, None]).astype(W2.dtype)
     return float(np.abs(s - 1).max())
-
-
-def _is_ungrouped(node: onnx.NodeProto) -> bool:
-    return all(a.name != "group" or helper.get_attribute_value(a) == 1 for a in node.attribute)

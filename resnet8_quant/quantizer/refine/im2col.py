@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from resnet8_quant.graphs.graph import attributes
+
 CHUNK = 32  # images
 MOST_PATCHES = 1 << 18  # of a layer; more of them no longer move the moments, but cost time
 
@@ -40,18 +42,15 @@ class Geometry:
         """The geometry of a 2-D Conv node; of any other node that of a single pixel.
 
         Args:
-            node: Conv, Gemm or MatMul.
-            weight: its initializer.
             input_shape: of its input, for auto_pad.
         """
         if node.op_type != "Conv":
             return cls(spatial=False)
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        kernel = weight.shape[2:]
-        strides = tuple(attributes.get("strides", (1, 1)))
-        dilations = tuple(attributes.get("dilations", (1, 1)))
-        pads = tuple(attributes.get("pads", (0, 0, 0, 0)))
-        auto = attributes.get("auto_pad", b"NOTSET").decode()
+        values, kernel = attributes(node), weight.shape[2:]
+        strides = tuple(values.get("strides", (1, 1)))
+        dilations = tuple(values.get("dilations", (1, 1)))
+        pads = tuple(values.get("pads", (0, 0, 0, 0)))
+        auto = values.get("auto_pad", b"NOTSET").decode()
         if auto.startswith("SAME"):
             # ceil(size / stride) outputs; an odd number of padded lines puts the extra one at the end or the start.
             totals = [
@@ -60,7 +59,7 @@ class Geometry:
             ]
             small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
             pads = (*small, *large) if auto == "SAME_UPPER" else (*large, *small)
-        return cls(kernel, strides, dilations, pads, int(attributes.get("group", 1)))
+        return cls(kernel, strides, dilations, pads, int(values.get("group", 1)))
 
 
 def im2col(x: np.ndarray, geometry: Geometry, step: int = 1, offset: int = 0) -> np.ndarray:

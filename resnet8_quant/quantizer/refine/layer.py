@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import onnx
-from onnx import helper
 
 from resnet8_quant.config import QuantConfig, RefineConfig, Target
+from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.quantizer.plan import LayerPlan, QuantizedWeight
 from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme, is_signed
 from resnet8_quant.quantizer.refine.im2col import Geometry, Moments, moments
@@ -30,7 +32,6 @@ def quantize_layer(
         input_params: how the layer reads its input.
         bit_width: of the weight.
         quant: type, symmetry and channels of the weight.
-        refinement: how scales are chosen and weights rounded.
         inputs: float32, the layer's input in the quantized and in the float model; None where only the weights decide.
     """
     # The weight as a matrix W, a row for each output channel; the bias as a vector.
@@ -124,8 +125,7 @@ def node_of_plan(
     node: onnx.NodeProto, plan: LayerPlan, constants: dict[str, np.ndarray]
 ) -> tuple[onnx.NodeProto, dict[str, np.ndarray]]:
     """The float node with its dequantized weight and the plan's bias: a copy of ``node``, and {input: value}."""
-    changed = onnx.NodeProto()
-    changed.CopyFrom(node)
+    changed = deepcopy(node)
     values = {plan.weight.name: plan.weight.dequantized()}
     if plan.bias is not None:
         if len(changed.input) < 3:
@@ -142,5 +142,4 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     """The axis of a layer's weight that belongs to the output channels."""
     if node.op_type == "Conv":
         return 0
-    transposed = any(a.name == "transB" and helper.get_attribute_value(a) for a in node.attribute)
-    return 0 if node.op_type == "Gemm" and transposed else 1
+    return 0 if attributes(node).get("transB") else 1

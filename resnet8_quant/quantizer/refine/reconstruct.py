@@ -56,10 +56,8 @@ def reconstruct(
     """Choose the codes of every layer and the parameters of every activation.
 
     Args:
-        model: float, BatchNorm folded.
         images: calibration images; ``config.refine.images`` of them are used, evenly spread.
         config: of the run; ``quant``, ``calibration``, ``refine`` and ``evaluation.threads`` are read.
-        calibration: of the same model.
         bits: of each layer; None: those of ``config.quant``.
 
     Raises:
@@ -102,9 +100,6 @@ def _side_by_side(
     """Run float and quantized model node by node and quantize each layer when its input is known.
 
     Args:
-        model, proto: the float model and its graph.
-        images: calibration images.
-        params: of the activations; decided on the way.
         constants: {name: value} of the initializers; computed constants are added.
     """
     config, calibration, bits = params.config, params.calibration, params.bits
@@ -133,42 +128,28 @@ def _side_by_side(
                 read_params = params.read(node, quantized[name])
                 stored = read_params == params.stored(name, None)
                 read = quantized[name] if stored else fake_quantize(quantized[name], read_params)
-                plan = quantize_layer(
-                    node,
-                    constants,
-                    read_params,
-                    bits[output].weight,
-                    config.quant,
-                    config.refine,
-                    (read, floating[name]),
-                )
+                options = (bits[output].weight, config.quant, config.refine)
+                plan = quantize_layer(node, constants, read_params, *options, (read, floating[name]))
                 plans.append(plan)
-                outputs = runner.run(*_as_stored(node, plan, constants, {name: read}))
+                changed, values = node_of_plan(node, plan, constants)
+                if plan.bias is not None:  # as the emitted graph will hold it
+                    scale = np.float32(read_params.scale) * plan.weight.scale
+                    stored_bias = bias_codes(plan.bias, scale) * scale
+                    values[changed.input[2]] = np.broadcast_to(stored_bias, plan.bias.shape).astype(np.float32)
+                outputs = runner.run(changed, {name: read}, values)
                 advance(1)
             else:
                 outputs = runner.run(node, {name: quantized[name] for name in names}, known)
 
             # Activations are quantized as the emitted graph does it.
-            for name, float_values, values in zip(filter(None, node.output), float_outputs, outputs, strict=True):
-                floating[name] = float_values
+            for name, float_value, value in zip(filter(None, node.output), float_outputs, outputs, strict=True):
+                floating[name] = float_value
                 stays = name in folded or name not in calibration.params
-                quantized[name] = values if stays else fake_quantize(values, params.stored(name, values))
+                quantized[name] = value if stays else fake_quantize(value, params.stored(name, value))
             for name in names:  # let go of what no later node reads
                 if last_use[name] == i:
                     del floating[name], quantized[name]
     return plans
-
-
-def _as_stored(
-    node: onnx.NodeProto, plan: LayerPlan, constants: dict[str, np.ndarray], inputs: dict[str, np.ndarray]
-) -> tuple[onnx.NodeProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arguments for `NodeRunner.run`: the node with the weight and bias that the emitted graph will hold."""
-    changed, values = node_of_plan(node, plan, constants)
-    if plan.bias is not None:
-        scale = np.float32(plan.input_params.scale) * plan.weight.scale
-        stored = bias_codes(plan.bias, scale) * scale
-        values[changed.input[2]] = np.broadcast_to(stored, plan.bias.shape).astype(np.float32)
-    return changed, inputs, values
 
 
 def _batch(model: FloatModel, graph: onnx.GraphProto, count: int) -> int | None:
@@ -193,13 +174,7 @@ class NodeRunner:
     """Runs single nodes of a graph on all images; a node is compiled once for each shape of its inputs."""
 
     def __init__(self, model: onnx.ModelProto, batch: int | None, threads: int) -> None:
-        """Prepare for nodes of ``model``.
-
-        Args:
-            model: for opset and IR version.
-            batch: images in a call; None: ``CHUNK``.
-            threads: within an operator; 0: all cores.
-        """
+        """Prepare for nodes of ``model``, ``batch`` images in a call (None: ``CHUNK``); ``threads`` 0: all cores."""
         self.opset, self.ir = list(model.opset_import), model.ir_version
         self.batch = batch or CHUNK
         self.threads = threads
@@ -237,10 +212,6 @@ class NodeRunner:
             graph = helper.make_graph([node], "node", described, outputs)
             model = helper.make_model(graph, opset_imports=self.opset, ir_version=self.ir)
             # idle threads would spin and take the cores from NumPy, which works between the calls
-            self.sessions[key] = new_session(
-                model.SerializeToString(),
-                self.threads,
-                entries={"session.intra_op.allow_spinning": "0"},
-                arena=False,
-            )
+            entries = {"session.intra_op.allow_spinning": "0"}
+            self.sessions[key] = new_session(model.SerializeToString(), self.threads, entries=entries, arena=False)
         return [np.asarray(output) for output in self.sessions[key].run(None, values)]

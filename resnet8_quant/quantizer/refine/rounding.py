@@ -84,12 +84,7 @@ def gptq(
 
 
 def descend(
-    weights: np.ndarray,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    qmin: np.ndarray,
-    qmax: np.ndarray,
-    H: np.ndarray,
+    weights: np.ndarray, codes: np.ndarray, scale: np.ndarray, qmin: np.ndarray, qmax: np.ndarray, H: np.ndarray
 ) -> np.ndarray:
     """Coordinate descent: move one code of each row at a time to its best value, until none moves.
 

@@ -102,11 +102,7 @@ def _round(
 
 
 def _candidates(
-    weights: np.ndarray,
-    shares: np.ndarray,
-    scheme: QuantScheme,
-    per_channel: bool,
-    smallest_scale: np.ndarray | None,
+    weights: np.ndarray, shares: np.ndarray, scheme: QuantScheme, per_channel: bool, smallest_scale: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scales and zero points, float64 [candidates, R], for each share of the widest range; float32 holds the scales."""
     # The widest range: the extremes of each row, or of all rows, and zero.

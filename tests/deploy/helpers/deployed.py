@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from float_models import float_model
+from onnx import TensorProto, helper
 
 from resnet8_quant.config import (
     CalibrationConfig,
@@ -28,12 +29,10 @@ from resnet8_quant.config import (
     QuantConfig,
 )
 from resnet8_quant.deploy.deploy import deploy
-from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.graph import Graph
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import kernels_saturate, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.quantize import quantize
 
@@ -46,19 +45,9 @@ VNNI = {
     "x86_amx": DeployConfig("x86_amx", DType.uint8, pixel_blocking=True, gemm_convolutions=True),
 }
 TARGETS = EXACT if kernels_saturate() else EXACT | VNNI  # what this CPU computes exactly
-TYPES = {
-    "int8": (DType.int8, DType.int8),
-    "uint8": (DType.uint8, DType.uint8),
-    "u8s8": (DType.uint8, DType.int8),
-}
+TYPES = {"int8": (DType.int8, DType.int8), "uint8": (DType.uint8, DType.uint8), "u8s8": (DType.uint8, DType.int8)}
 LAYERS = ("Conv", "Gemm", "MatMul")
 FLOAT_OPERATORS = {"Conv", "FusedConv", "Add", "AveragePool", "GlobalAveragePool", "Gemm", "FusedGemm", "MatMul"}
-
-
-def quant_config(types, per_channel=False, **options):
-    """The `quant` part of a config."""
-    activation, weight = TYPES[types]
-    return QuantConfig(types, activation, weight, per_channel, **options)
 
 
 def session(model, allow_int8=True, level="all"):
@@ -86,13 +75,13 @@ def answers(model, input_spec, images, **options):
 
 
 def cut_at_logits(serialized):
-    """The Q/DQ model up to the integers of its last layer, as floats: scale * (q - zero point); and that scale."""
+    """The Q/DQ model up to the integers of its last layer, as floats, scale * (q - zero point); scale, zero point."""
     graph = Graph(onnx.load_from_string(serialized))
     last = [node for node in graph.nodes if node.op_type in LAYERS][-1]
-    quantize = next(node for node in graph.consumers(last.output[0]) if node.op_type == "QuantizeLinear")
-    pair = next(node for node in graph.consumers(quantize.output[0]) if node.op_type == "DequantizeLinear")
+    quantizer = next(node for node in graph.consumers(last.output[0]) if node.op_type == "QuantizeLinear")
+    pair = next(node for node in graph.consumers(quantizer.output[0]) if node.op_type == "DequantizeLinear")
     graph.output.name = pair.output[0]
-    scale, zero_point = (graph.array(name).item() for name in quantize.input[1:3])
+    scale, zero_point = (graph.array(name).item() for name in quantizer.input[1:3])
     return graph.finish().SerializeToString(), scale, zero_point
 
 
@@ -135,12 +124,11 @@ def build(
         residual: the second convolution's output plus the first's.
     """
     rng = np.random.default_rng(5)
-    height, width = size
-    weights, nodes, read = {}, [], "image"
+    weights, nodes, read, ins = {}, [], "image", channels
+    spec = InputSpec("image", layout, (*size, channels), batch, classes, **input_spec)
     if layout is Layout.NHWC:
         nodes.append(layer("Transpose", ["image"], "nchw", perm=[0, 3, 1, 2]))
         read = "nchw"
-    ins = channels
     for number, (outs, kernel, pairs) in enumerate(convolutions, 1):
         attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
         group = attributes.get("group", 1)
@@ -163,14 +151,11 @@ def build(
         nodes.append(layer(operator, [read], "pool", **attributes))
         read = "pool"
     nodes.append(layer("Flatten", [read], "flat"))
-    feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, height, width])]
-    if layout is Layout.NHWC:
-        feeds = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, height, width, channels])]
-    start = helper.make_graph(nodes, "start", feeds, [helper.make_empty_tensor_value_info("flat")], _tensors(weights))
-    shape = tuple(dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim)
-    opsets = [helper.make_opsetid("", opset)]
-    proto = helper.make_model(start, opset_imports=opsets, ir_version=10)
-    flat = session(proto).run(None, {"image": np.zeros(shape, np.float32)})[0].shape[1]
+
+    # The last layer has as many inputs as Flatten makes outputs.
+    start = float_model(nodes, weights, replace(spec, batch=None, mean=None, std=None), {"flat": (None,)}, opset)
+    shape = (1, *size, channels) if layout is Layout.NHWC else (1, channels, *size)
+    flat = session(start.serialized).run(None, {"image": np.zeros(shape, np.float32)})[0].shape[1]
     weights["w"] = rng.normal(size=(flat, classes)) / np.sqrt(flat)
     weights["b"] = rng.normal(size=classes)
     if last == "MatMul":
@@ -181,32 +166,13 @@ def build(
         nodes.append(layer("Gemm", ["flat", "w", "b"], "logits", transB=1))
     else:
         nodes.append(layer("Gemm", ["flat", "w", "b"], "logits"))
-    output = "logits"
-    for operator in ends:
-        nodes.append(layer(operator, [output], "probabilities", **({"axis": -1} if "Softmax" in operator else {})))
-        output = "probabilities"
-    if len(ends) > 1:
-        nodes[-2].name = nodes[-2].output[0] = nodes[-1].input[0] = "inner"
-    if not names:
-        for node in nodes:
-            node.name = ""
-    first = batch or "batch"
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [first, *shape[1:]])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [first, classes])],
-        _tensors(weights),
-    )
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(proto, full_check=True)
-    serialized = proto.SerializeToString()
-    described = InputSpec("image", layout, (height, width, channels), batch, classes, **input_spec)
-    return FloatModel("net", serialized, described, sha256_bytes(serialized), "")
-
-
-def _tensors(weights):
-    return [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
+    for number, operator in enumerate(ends, 1):
+        output = "probabilities" if number == len(ends) else "inner"
+        attributes = {"axis": -1} if "Softmax" in operator else {}
+        nodes.append(layer(operator, [nodes[-1].output[0]], output, **attributes))
+    for node in nodes if not names else ():
+        node.name = ""
+    return float_model(nodes, weights, spec, {nodes[-1].output[0]: (classes,)}, opset)
 
 
 def pictures(model, count=24):
@@ -214,14 +180,16 @@ def pictures(model, count=24):
     return np.random.default_rng(3).integers(0, 256, (count, *model.input_spec.shape), dtype=np.uint8)
 
 
-@functools.cache
-def plain(model, types, per_channel=False, **options):
-    """The quantized bytes of a model of `build`."""
-    return quantize(
-        model,
-        CalibrationImages.of(pictures(model)),
-        Config(quant_config(types, per_channel, **options), CalibrationConfig(bins=None)),
-    ).serialized
+def quantized(model, types, per_channel=False, images=None, refine=None, **options):
+    """The quantized bytes of a model; ``images``: that calibrate, by default `pictures`."""
+    activation, weight = TYPES.get(types, types)
+    quant = QuantConfig("test", activation, weight, per_channel, **options)
+    shown = CalibrationImages.of(pictures(model) if images is None else images)
+    config = Config(quant, CalibrationConfig(bins=None), **({} if refine is None else {"refine": refine}))
+    return quantize(model, shown, config).serialized
+
+
+plain = functools.cache(quantized)
 
 
 def float_operators(ops):
@@ -231,14 +199,9 @@ def float_operators(ops):
 
 def operators(serialized):
     """The operators of a stored graph, in its order, without those that arrange weights when it is loaded."""
-    graph = onnx.load_from_string(serialized).graph
-    constants, found = {"", *(tensor.name for tensor in graph.initializer)}, []
-    for node in graph.node:
-        if constants.issuperset(node.input):
-            constants.update(node.output)
-        else:
-            found.append(node.op_type)
-    return found
+    graph = Graph(onnx.load_from_string(serialized))
+    constants = graph.constants()
+    return [node.op_type for node in graph.nodes if not constants.issuperset(node.output)]
 
 
 def running(serialized):
@@ -256,42 +219,61 @@ def rewritten(serialized, target, input_spec, *, output=DeployOutput.same, input
     return deploy(serialized, replace(TARGETS[target], output=output, input=input), input_spec, **options)
 
 
+def assert_same_integers(serialized, input_spec, images, targets=TARGETS, expected=None):
+    """The logits of the deployed models are those of the plain one, whose integers are returned with the models."""
+    cut, *grid = cut_at_logits(serialized)
+    expected = integers(answers(expected or cut, input_spec, images), *grid)
+    models = {target: rewritten(cut, target, input_spec)[0] for target in targets}
+    for target, deployed in models.items():
+        np.testing.assert_array_equal(integers(answers(deployed, input_spec, images), *grid), expected, err_msg=target)
+    return expected, models
+
+
 PAD = (("pads", (1, 1, 1, 1)),)
 TWO = ("strides", (2, 2))
-DILATED = (("pads", (2, 2, 2, 2)), ("dilations", (2, 2)))
+
+
+def _two(first, second, first_more=(), second_more=(), **options):
+    """Two convolutions, 3x3 with PAD, of so many output channels; ``..._more``: further attributes."""
+    return {"convolutions": ((first, 3, (*PAD, *first_more)), (second, 3, (*PAD, *second_more)))} | options
+
+
+def _padded(first, second, **options):
+    """Two convolutions, each (output channels, kernel, pads, further attributes)."""
+    layers = ((outs, kernel, (("pads", pads), *more)) for outs, kernel, pads, *more in (first, second))
+    return {"convolutions": tuple(layers)} | options
+
+
+DILATED = (2, 2, 2, 2), ("dilations", (2, 2))
 NETS = {
-    "stride 2": {"convolutions": ((16, 3, (*PAD, TWO)), (8, 3, PAD))},
-    "residual": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "residual": True},
+    "stride 2": _two(16, 8, [TWO]),
+    "residual": _two(16, 16, residual=True),
     "1x1": {"convolutions": ((16, 1, ()), (16, 1, (TWO,)), (8, 3, PAD))},
-    "groups": {"convolutions": ((8, 3, PAD), (16, 3, (*PAD, ("group", 4))))},
-    "depthwise": {"convolutions": ((8, 3, PAD), (8, 3, (*PAD, ("group", 8)))), "pool": ("MaxPool", 2)},
-    "asymmetric pads": {"convolutions": ((16, 3, (("pads", (0, 1, 2, 0)),)), (64, 3, (("pads", (1, 0, 0, 2)),)))},
-    "pads and stride": {"convolutions": ((16, 3, (("pads", (0, 0, 1, 1)), TWO)), (16, 3, (*PAD, TWO)))},
-    "odd width": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "size": (6, 7)},
-    "narrow": {"convolutions": ((4, 3, PAD), (4, 3, PAD)), "size": (5, 6)},
-    "wide": {"convolutions": ((64, 3, PAD), (64, 3, PAD)), "size": (4, 4)},
-    "kernel 5": {"convolutions": ((16, 5, (("pads", (2, 2, 2, 2)),)), (16, (1, 5), (("pads", (0, 2, 0, 2)),)))},
-    "unequal strides": {"convolutions": ((16, 3, (*PAD, ("strides", (2, 1)))), (16, 3, (*PAD, ("strides", (1, 2)))))},
-    "dilated": {"convolutions": ((16, 3, DILATED), (16, 3, DILATED)), "size": (8, 6)},
+    "groups": _two(8, 16, [], [("group", 4)]),
+    "depthwise": _two(8, 8, [], [("group", 8)], pool=("MaxPool", 2)),
+    "asymmetric pads": _padded((16, 3, (0, 1, 2, 0)), (64, 3, (1, 0, 0, 2))),
+    "pads and stride": _padded((16, 3, (0, 0, 1, 1), TWO), (16, 3, (1, 1, 1, 1), TWO)),
+    "odd width": _two(16, 16, size=(6, 7)),
+    "narrow": _two(4, 4, size=(5, 6)),
+    "wide": _two(64, 64, size=(4, 4)),
+    "kernel 5": _padded((16, 5, (2, 2, 2, 2)), (16, (1, 5), (0, 2, 0, 2))),
+    "unequal strides": _two(16, 16, [("strides", (2, 1))], [("strides", (1, 2))]),
+    "dilated": _padded((16, 3, *DILATED), (16, 3, *DILATED), size=(8, 6)),
     "same": {"convolutions": ((16, 3, (("auto_pad", "SAME_UPPER"),)), (16, 3, PAD))},
-    "no bias": {"convolutions": ((16, 3, (*PAD, ("biasless", True))), (16, 3, (*PAD, ("biasless", True))))},
-    "1 channel": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 1},
-    "4 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 4},
-    "5 channels": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "channels": 5},
-    "NCHW": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "layout": Layout.NCHW},
-    "parts averaged": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("AveragePool", 4)},
-    "rows move": {"convolutions": ((16, 3, PAD), (6, 3, PAD)), "pool": ("MaxPool", 4)},
-    "rows move, transposed": {
-        "convolutions": ((16, 3, PAD), (6, 3, PAD)),
-        "pool": ("MaxPool", 2),
-        "last": "transposed",
-    },
-    "no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "pool": None, "size": (4, 6)},
-    "transposed": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "transposed"},
-    "no softmax": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "ends": ()},
-    "MatMul": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "last": "MatMul"},
-    "MatMul, no pool": {"convolutions": ((16, 3, PAD), (4, 3, PAD)), "last": "MatMul", "pool": None},
-    "leaky": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "LeakyRelu"},
-    "sigmoid": {"convolutions": ((16, 3, PAD), (8, 3, PAD)), "activation": "Sigmoid", "ends": ()},
-    "fixed batch": {"convolutions": ((16, 3, PAD), (16, 3, PAD)), "batch": 4},
+    "no bias": _two(16, 16, [("biasless", True)], [("biasless", True)]),
+    "1 channel": _two(16, 16, channels=1),
+    "4 channels": _two(16, 16, channels=4),
+    "5 channels": _two(16, 16, channels=5),
+    "NCHW": _two(16, 16, layout=Layout.NCHW),
+    "parts averaged": _two(16, 6, pool=("AveragePool", 4)),
+    "rows move": _two(16, 6, pool=("MaxPool", 4)),
+    "rows move, transposed": _two(16, 6, pool=("MaxPool", 2), last="transposed"),
+    "no pool": _two(16, 4, pool=None, size=(4, 6)),
+    "transposed": _two(16, 8, last="transposed"),
+    "no softmax": _two(16, 8, ends=()),
+    "MatMul": _two(16, 8, last="MatMul"),
+    "MatMul, no pool": _two(16, 4, last="MatMul", pool=None),
+    "leaky": _two(16, 8, activation="LeakyRelu"),
+    "sigmoid": _two(16, 8, activation="Sigmoid", ends=()),
+    "fixed batch": _two(16, 16, batch=4),
 }

@@ -44,7 +44,7 @@ def test_neither_batches_nor_order_have_an_effect(tensor_stats, kind, batch, ord
 
 
 @pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("bins", [128, 129, 1000, 2048])
+@pytest.mark.parametrize("bins", [128, 129, 2048])
 def test_counts_are_numpys_and_no_bin_is_wasted(tensor_stats, kind, bins):
     values = VALUES[kind]
     stats = tensor_stats(values, bins, 7)
@@ -79,14 +79,9 @@ def test_not_finite_is_refused(bad, bins):
             Observer(2, bins).update(Batch.of(values, bins is not None), 0, 2)
 
 
-def test_without_bins_there_is_no_histogram(tensor_stats):
-    stats = tensor_stats(NORMAL, None, 5)
-    assert stats.histogram is None
+def test_without_bins_there_is_no_histogram_and_the_extremes_are_those_of_the_caller():
+    observer = Observer(IMAGES, None)
+    observer.update(Batch.of(NORMAL, False), 0, IMAGES)
+    stats = observer.finish(np.float32(-0.5), np.float32(1.5))
+    assert (stats.low, stats.high, stats.histogram) == (-0.5, 1.5, None)
     np.testing.assert_array_equal(stats.image_lows, NORMAL.min(axis=1))
-
-
-def test_the_extremes_are_those_of_the_caller():
-    observer = Observer(1, None)
-    observer.update(Batch.of(np.ones((1, 3), np.float32), False), 0, 1)
-    stats = observer.finish(np.float32(0.5), np.float32(1.5))
-    assert (stats.low, stats.high) == (0.5, 1.5)

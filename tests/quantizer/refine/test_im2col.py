@@ -1,11 +1,11 @@
 """Patches times weight are what ONNX Runtime computes; moments are NumPy's."""
 
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from nets import run_nodes
+from onnx import helper
 from strategies import PROPERTY
 
 from resnet8_quant.quantizer.refine import im2col as module
@@ -19,19 +19,6 @@ PADDINGS = st.one_of(
     # ONNX Runtime takes no dilations here
     st.fixed_dictionaries({"auto_pad": st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])}),
 )
-
-
-def by_onnxruntime(node, x, weight):
-    """The node alone, on ``x``."""
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in (("x", x), ("w", weight))],
-        [helper.make_empty_tensor_value_info("y")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x, "w": weight})[0]
 
 
 @PROPERTY
@@ -49,7 +36,7 @@ def test_patches_times_weight_are_the_convolution(kernel, strides, padding, grou
     weight = RNG.normal(size=(8, 4 // group, *kernel)).astype(np.float32)
     attributes = padding | {"strides": strides, "group": group} | ({"kernel_shape": kernel} if explicit else {})
     node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-    expected = by_onnxruntime(node, X, weight)
+    expected = run_nodes([node], {"x": X, "w": weight})[0]
     geometry = Geometry.of(node, weight, X.shape)
     patches = im2col(X, geometry)
     count, channels, height, width = expected.shape
@@ -79,7 +66,7 @@ def test_patches_times_weight_are_the_matrix_product(operator, shape, attributes
     stored = weight.T.copy() if attributes.get("transB") else weight
     node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
     patches = im2col(x, Geometry.of(node, stored, x.shape))
-    expected = by_onnxruntime(node, x, stored)
+    expected = run_nodes([node], {"x": x, "w": stored})[0]
     np.testing.assert_allclose((patches[:, 0] @ weight).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -104,23 +91,21 @@ def test_moments_are_those_of_numpy(case):
     """In float64 from all patches at once."""
     geometry = GEOMETRIES[case]
     quantized, floating = pair((70, 5) if case == "matrix" else (70, 4, 8, 8))
-    result = moments(quantized, floating, geometry)
+    about_mean = moments(quantized, floating, geometry)
+    about_zero = about_mean.about_zero()
     a, b = (im2col(x, geometry).astype(np.float64) for x in (quantized, floating))
+    size = a.shape[2]
     for g in range(geometry.group):
         both = np.cov(a[:, g].T, b[:, g].T, bias=True)
-        size = a.shape[2]
-        expected = {
-            "mean": a[:, g].mean(0),
-            "float_mean": b[:, g].mean(0),
-            "covariance": both[:size, :size],
-            "cross": both[size:, :size],
-        }
-        for name, value in expected.items():
-            np.testing.assert_allclose(getattr(result, name)[g], value, rtol=1e-4, atol=1e-4, err_msg=name)
-        np.testing.assert_allclose(
-            result.about_zero().covariance[g], a[:, g].T @ a[:, g] / len(a), rtol=1e-4, atol=1e-4
-        )
-        np.testing.assert_allclose(result.about_zero().cross[g], b[:, g].T @ a[:, g] / len(a), rtol=1e-4, atol=1e-4)
+        for computed, expected in (
+            (about_mean.mean, a[:, g].mean(0)),
+            (about_mean.float_mean, b[:, g].mean(0)),
+            (about_mean.covariance, both[:size, :size]),
+            (about_mean.cross, both[size:, :size]),
+            (about_zero.covariance, a[:, g].T @ a[:, g] / len(a)),
+            (about_zero.cross, b[:, g].T @ a[:, g] / len(a)),
+        ):
+            np.testing.assert_allclose(computed[g], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("most", "tolerance"), [(200, 0.5), (1000, 0.3), (2000, 0.25)])

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import run_nodes
 from onnx import helper
+from strategies import PROPERTY, TYPES
 
 from resnet8_quant.config import DType, QuantConfig, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.quantizer.plan import bias_codes
 from resnet8_quant.quantizer.quant_params import QuantParams
 from resnet8_quant.quantizer.refine.im2col import Geometry, im2col
 from resnet8_quant.quantizer.refine.layer import node_of_plan, quantize_layer
-from resnet8_quant.quantizer.refine.reconstruct import NodeRunner
 
 PARAMS = QuantParams(np.float32(0.1), 0, DType.uint8, 0, 255)
 QUANT = QuantConfig(per_channel=True)
@@ -53,10 +56,8 @@ def plan_of(case, refinement, bits=4, quant=QUANT, seed=0, params=PARAMS):
 def outputs_of(case, plan, seed=0):
     """The layer's float output, and what the plan makes of the quantized input."""
     node, constants, floating, quantized = layer(case, seed)
-    proto = helper.make_model(helper.make_graph([], "none", [], []), opset_imports=[helper.make_opsetid("", 21)])
-    runner = NodeRunner(proto, None, 1)
     changed, values = node_of_plan(node, plan, constants)
-    return runner.run(node, {"x": floating}, constants)[0], runner.run(changed, {"x": quantized}, values)[0]
+    return run_nodes([node], {"x": floating, **constants})[0], run_nodes([changed], {"x": quantized, **values})[0]
 
 
 def error(case, plan, seed=0):
@@ -64,66 +65,53 @@ def error(case, plan, seed=0):
     return float(((floating.astype(float) - quantized) ** 2).mean())
 
 
-@pytest.mark.parametrize("case", LAYERS)
-@pytest.mark.parametrize("per_channel", [False, True], ids=["per-tensor", "per-channel"])
-@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_codes_are_in_the_shape_of_the_weight(case, per_channel, kind):
-    node, shape, axis = LAYERS[case]
-    _, constants, _, _ = layer(case)
-    for bits, width in ((2, 2), (3, 4), (4, 4), (5, 8), (8, 8)):
-        quant = QuantConfig(weight_type=kind, per_channel=per_channel)
-        plan = plan_of(case, RefineConfig(), bits, quant)
-        weight = plan.weight
-        assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
-        assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
-        assert weight.codes.shape == shape
-        assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
-        assert weight.axis == (axis if per_channel else None)
-        assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
-        assert weight.scale.dtype == np.float32
-        span = np.ptp(constants["w"])
-        rest = np.abs(weight.dequantized() - constants["w"])
-        assert rest.max() <= 1.01 * span / (2 ** (bits - 1) - 1)
-        if "b" in node.input:
-            np.testing.assert_array_equal(plan.bias, constants["b"].astype(np.float64))
-        else:
-            assert plan.bias is None
-
-
-@pytest.mark.parametrize("symmetric", [None, False, True])
-@pytest.mark.parametrize("kind", [DType.int8, DType.uint8], ids=lambda kind: kind.name)
-def test_symmetry_is_that_of_the_type_unless_it_is_set(kind, symmetric):
-    quant = QuantConfig(weight_type=kind, per_channel=True, weight_symmetric=symmetric)
-    zero_points = plan_of("conv", RefineConfig(), 4, quant).weight.zero_point
-    middle = 0 if kind is DType.int8 else 8
-    expected = kind is DType.int8 if symmetric is None else symmetric
-    assert (zero_points == middle).all() == expected
+@PROPERTY
+@given(
+    st.sampled_from(list(LAYERS)),
+    st.sampled_from([(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)]),
+    TYPES,
+    st.booleans(),
+    st.sampled_from([None, False, True]),
+)
+def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, symmetric):
+    """And symmetric where the type is, unless the config says so."""
+    (node, shape, axis), (bits, width) = LAYERS[case], widths
+    constants = layer(case)[1]
+    quant = QuantConfig(weight_type=kind, per_channel=per_channel, weight_symmetric=symmetric)
+    plan = plan_of(case, RefineConfig(), bits, quant)
+    weight = plan.weight
+    assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
+    assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
+    assert weight.codes.shape == shape
+    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
+    assert weight.axis == (axis if per_channel else None)
+    assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
+    assert weight.scale.dtype == np.float32
+    rest = np.abs(weight.dequantized() - constants["w"])
+    assert rest.max() <= 1.01 * np.ptp(constants["w"]) / (2 ** (bits - 1) - 1)
+    np.testing.assert_array_equal(plan.bias, constants["b"].astype(float) if "b" in node.input else None)
+    middle = 0 if kind is DType.int8 else 2 ** (bits - 1)
+    if kind is DType.int8 if symmetric is None else symmetric:
+        assert (weight.zero_point == middle).all()
+    elif per_channel and bits >= 4:
+        assert (weight.zero_point != middle).any()
 
 
 @pytest.mark.parametrize("case", LAYERS)
 @pytest.mark.parametrize("target", Target)
 def test_the_bias_makes_the_mean_output_equal(case, target):
     """To float32's precision, as the mean is over the same images."""
-    node, _, axis = LAYERS[case]
-    plan = plan_of(case, RefineConfig(target=target, bias=True), bits=3)
-    floating, quantized = outputs_of(case, plan)
-    axes = tuple(i for i in range(floating.ndim) if i != 1)
-    apart = np.abs(floating.mean(axes, dtype=np.float64) - quantized.mean(axes, dtype=np.float64))
-    without = outputs_of(case, plan_of(case, RefineConfig(target=target), bits=3))
-    before = np.abs(without[0].mean(axes, dtype=np.float64) - without[1].mean(axes, dtype=np.float64))
-    assert before.max() > 0.05
-    if node.op_type == "MatMul":
+    apart = {}
+    for bias in (False, True):
+        plan = plan_of(case, RefineConfig(target=target, bias=bias), bits=3)
+        means = [np.moveaxis(y, 1, 0).reshape(y.shape[1], -1).mean(1, dtype=np.float64) for y in outputs_of(case, plan)]
+        apart[bias] = np.abs(means[0] - means[1]).max()
+    assert apart[False] > 0.05
+    if LAYERS[case][0].op_type == "MatMul":
         assert plan.bias is None
     else:
-        assert apart.max() < 1e-4
-        assert plan.bias.shape == (LAYERS[case][1][axis],)
-
-
-@pytest.mark.parametrize("case", [case for case in LAYERS if case != "matmul"])
-def test_weights_that_know_the_outputs_come_closer_to_them(case):
-    """With 8 bits, where rounding hardly counts: they undo a part of what quantization did to the input."""
-    weights, outputs = (error(case, plan_of(case, RefineConfig(target=t, bias=True), 8)) for t in Target)
-    assert outputs < 0.999 * weights
+        assert apart[True] < 1e-4
+        assert plan.bias.shape == (LAYERS[case][1][LAYERS[case][2]],)
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "gemm transposed", "groups"])
@@ -142,27 +130,22 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
     assert ((expected.astype(float) - found) ** 2).sum() < 1.02 * best + 1e-3 * (expected.astype(float) ** 2).sum()
 
 
-@pytest.mark.parametrize("case", [case for case in LAYERS if case != "matmul"])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize("bits", [2, 4])
 def test_each_refinement_brings_the_output_closer(case, bits):
-    plain, biased, gptq = (
+    """Weights that know the outputs undo a part of what quantization did to the input, even with 8 bits."""
+    outputs = RefineConfig(weight_scale=WeightScale.hessian, rounding=Rounding.gptq, target=Target.outputs)
+    plain, biased, gptq, without_bias = (
         np.mean([error(case, plan_of(case, refinement, bits, seed=seed), seed) for seed in range(3)])
-        for refinement in (RefineConfig(), RefineConfig(bias=True), GPTQ)
+        for refinement in (RefineConfig(), RefineConfig(bias=True), GPTQ, outputs)
     )
-    assert biased < plain
-    assert gptq < (0.99 if case == "depthwise" else 0.9) * biased
-
-
-@pytest.mark.parametrize("case", ["matmul", "gemm"])
-def test_gptq_knows_the_mean_where_no_bias_makes_up_for_it(case):
-    """A MatMul has no bias; elsewhere refine.bias=false leaves it as it is. 2-4 times better than nearest, if known."""
-    refinement = RefineConfig(weight_scale=WeightScale.hessian, rounding=Rounding.gptq, target=Target.outputs)
-    for bits in (3, 4):
-        plain, gptq = (
-            np.mean([error(case, plan_of(case, config, bits, seed=seed), seed) for seed in range(3)])
-            for config in (RefineConfig(), refinement)
-        )
-        assert gptq < 0.5 * plain, bits
+    if case in ("matmul", "gemm"):  # a MatMul has no bias; without one GPTQ must know the mean
+        assert without_bias < 0.7 * plain
+    if case != "matmul":
+        assert biased < plain
+        assert gptq < (0.99 if case == "depthwise" else 0.9) * biased
+        at_8_bits = [error(case, plan_of(case, RefineConfig(target=target, bias=True), 8)) for target in Target]
+        assert at_8_bits[1] < 0.999 * at_8_bits[0]
 
 
 def test_a_bias_of_one_value_is_one_for_each_channel():

@@ -64,11 +64,6 @@ def test_output_error_is_the_quadratic_form():
     np.testing.assert_allclose(stacked, np.tile(expected, (2, 1)))
 
 
-def test_nearest_is_half_to_even_and_clipped():
-    codes = nearest(np.array([[0.5, 1.5, -0.5, 9.0, -9.0]]), np.array([1.0]), np.array([-4]), np.array([3]))
-    assert codes.tolist() == [[0, 2, 0, 3, -4]]
-
-
 @PROPERTY
 @given(
     SEEDS, st.integers(1, 9), st.integers(2, 5), st.integers(0, 2), st.sampled_from([1e-4, 0.01, 1.0]), st.booleans()
@@ -79,36 +74,14 @@ def test_gptq_is_the_textbook(seed, size, bits, zero_point, damping, activation_
     np.testing.assert_array_equal(codes, textbook(*arguments, damping, activation_order))
 
 
-def test_gptq_on_uncorrelated_inputs_is_nearest():
-    *arguments, H = problem(1)
-    codes = gptq(*arguments, np.diag(np.diag(H)), damping=0.01, activation_order=True)
-    np.testing.assert_array_equal(codes, nearest(*arguments))
-
-
-def test_activation_order_permutes_back():
-    """Inputs in the order of their moments need none; shuffled, the result is shuffled the same way."""
-    weights, scale, qmin, qmax, H = problem(2, size=12)
-    order = np.argsort(-np.diag(H))
-    weights, H = weights[:, order], H[np.ix_(order, order)]
-    plain = gptq(weights, scale, qmin, qmax, H, damping=0.01, activation_order=False)
-    mixed = np.random.default_rng(3).permutation(12)
-    codes = gptq(weights[:, mixed], scale, qmin, qmax, H[np.ix_(mixed, mixed)], damping=0.01, activation_order=True)
-    np.testing.assert_array_equal(codes, plain[:, mixed])
-    assert (plain != nearest(weights, scale, qmin, qmax)).any()
-
-
-@pytest.mark.parametrize("activation_order", [False, True])
-def test_gptq_as_it_is_used_is_never_worse_than_nearest(activation_order):
+def test_gptq_as_it_is_used_is_never_worse_than_nearest():
     """Alone it may be, where bounds or damping are in its way; altogether it is far better."""
     ratios = []
     for seed in range(100):
-        bits = 2 + seed % 3
         weights, _, _, _, H = problem(seed, size=3 + seed % 14, rank=2 + seed % 30)
-        scheme = QuantScheme.of_weight(DType.int8, False, bits)
+        scheme = QuantScheme.of_weight(DType.int8, False, 2 + seed % 3)
         plain, better = (
-            quantize_rows(
-                weights, [H], scheme, True, RefineConfig(rounding=rounding, activation_order=activation_order)
-            )
+            quantize_rows(weights, [H], scheme, True, RefineConfig(rounding=rounding, activation_order=seed % 2 == 0))
             for rounding in (Rounding.nearest, Rounding.gptq)
         )
         before, after = (errors_of(rows.codes, weights, rows.scale, H) for rows in (plain, better))
@@ -118,17 +91,15 @@ def test_gptq_as_it_is_used_is_never_worse_than_nearest(activation_order):
 
 
 @pytest.mark.parametrize("dead", [[0], [3, 5], range(8)], ids=["one", "two", "all"])
-@pytest.mark.parametrize("activation_order", [False, True])
-def test_dead_inputs_are_rounded_to_nearest(dead, activation_order):
+def test_dead_inputs_are_rounded_to_nearest(dead):
     weights, scale, qmin, qmax, H = problem(4)
-    H[list(dead)] = 0
-    H[:, list(dead)] = 0
-    codes = gptq(weights, scale, qmin, qmax, H, damping=0.01, activation_order=activation_order)
+    dead = list(dead)
+    H[dead] = H[:, dead] = 0
+    codes = gptq(weights, scale, qmin, qmax, H, damping=0.01, activation_order=True)
     lowered = descend(weights, codes, scale, qmin, qmax, H)
     for result in (codes, lowered):
         assert_codes(result, qmin, qmax)
-    np.testing.assert_array_equal(codes[:, list(dead)], nearest(weights, scale, qmin, qmax)[:, list(dead)])
-    np.testing.assert_array_equal(lowered[:, list(dead)], codes[:, list(dead)])
+        np.testing.assert_array_equal(result[:, dead], nearest(weights, scale, qmin, qmax)[:, dead])
 
 
 def test_a_singular_hessian_needs_no_damping():
@@ -162,20 +133,6 @@ def test_descent_ends_where_no_single_change_helps(seed, bits, zero_point):
         assert (errors_of(moved, weights, scale, H) >= error - slack).all(), (k, change)
 
 
-def test_descent_after_gptq_is_mostly_the_optimum():
-    """Of 500 rows with 2 bits, against all codes."""
-    best = total = 0
-    for seed in range(100):
-        size = 2 + seed % 3
-        weights, scale, qmin, qmax, H = problem(seed, size=size, bits=2)
-        start = gptq(weights, scale, qmin, qmax, H, damping=0.01, activation_order=True)
-        errors = errors_of(descend(weights, start, scale, qmin, qmax, H), weights, scale, H)
-        assert (errors <= errors_of(start, weights, scale, H) + 1e-12).all()
-        points = np.array(list(product(range(int(qmin[0]), int(qmax[0]) + 1), repeat=size)), float)
-        for row in range(len(weights)):
-            rest = weights[row] - points * scale[row]
-            optimum = ((rest @ H) * rest).sum(1).min()
-            assert errors[row] >= optimum - 1e-9
-            best += errors[row] <= optimum * (1 + 1e-9) + 1e-12
-            total += 1
-    assert best / total > 0.6
+def test_nearest_is_half_to_even_and_clipped():
+    codes = nearest(np.array([[0.5, 1.5, -0.5, 9.0, -9.0]]), np.array([1.0]), np.array([-4]), np.array([3]))
+    assert codes.tolist() == [[0, 2, 0, 3, -4]]
