@@ -40,11 +40,7 @@ def missing_extra(package: str, extra: str) -> ExperimentError:
 def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
     """The error for a value that is not among ``choices``; the remedy types the most similar one, if one is similar.
 
-    Args:
-        field: name of the config field or group.
-        value: what was typed.
-        choices: valid values.
-        flags: typed before the field, as ``-m``.
+    ``flags``, as ``-m``, are typed before the field.
     """
     similar = similar_word(value, choices)
     remedy = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))

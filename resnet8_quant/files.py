@@ -9,7 +9,7 @@ import hashlib
 import logging
 import mmap
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +78,9 @@ def replacing(path: Path) -> Iterator[Path]:
             raise ExperimentError(f"cannot write {path}: it is not a regular file", "choose another file")
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        temporary.touch(exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -108,10 +106,7 @@ def unwritable(path: Path, error: OSError) -> ExperimentError:
 
 
 def forget_pages(array: np.ndarray) -> None:
-    """Take what was read of a memory-mapped array out of this process's memory; the file's cache still has it.
-
-    An array that is not mapped is left alone.
-    """
+    """Take what was read of a memory-mapped array out of this process's memory; leave any other array alone."""
     import numpy as np
 
     base: object = array
@@ -122,13 +117,13 @@ def forget_pages(array: np.ndarray) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``: parallel processes that enter with the same path go one after the other.
+def locked(path: Path, refusal: ExperimentError | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``; where another process holds it, wait, or raise ``refusal``.
 
     The operating system lets go of the lock when its holder dies, however it dies.
 
     Raises:
-        ExperimentError: the lock file cannot be written.
+        ExperimentError: the lock file cannot be written, or ``refusal``.
     """
     import filelock
 
@@ -137,7 +132,9 @@ def locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
-        except filelock.Timeout:
+        except filelock.Timeout as error:
+            if refusal is not None:
+                raise refusal from error
             log.info("waiting for another process that holds %s", path)
             lock.acquire()
     except OSError as error:
@@ -155,27 +152,10 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ExperimentError: another process holds it, or it cannot be written to.
     """
-    import filelock
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise ExperimentError(
-            f"another run is writing to {folder}",
-            "wait for it, or choose another folder: hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir=FOLDER)",
-        ) from error
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        (folder / ".lock").unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
-        lock.release()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    lock = folder / ".lock"
+    remedy = "wait for it, or choose another folder: hydra.run.dir=FOLDER (a sweep: hydra.sweep.dir=FOLDER)"
+    with locked(lock, ExperimentError(f"another run is writing to {folder}", remedy)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed

@@ -43,9 +43,6 @@ def cached(
 
     Returns:
         The value, and whether it came from the cache.
-
-    Raises:
-        ExperimentError: the cache cannot be written.
     """
     path = folder / f"{key}.npz"
     with locked(path.with_suffix(".lock")):
@@ -69,11 +66,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
-    """The arrays at ``path``.
-
-    Raises:
-        ValueError, KeyError, OSError and others: it is not what `cached` stored for ``key``.
-    """
+    """The arrays at ``path``; an exception of any kind where it is not what `cached` stored for ``key``."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
         arrays = {name: entry[name] for name in entry.files}
     if (stored := arrays.pop("key").item()) != key:

@@ -45,12 +45,14 @@ def test_failed_replacement_keeps_the_old_file_and_no_temporary(tmp_path: Path) 
 
 
 def test_replacement_is_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
+    path, plain = tmp_path / "new" / "file", tmp_path / "plain"
     with replacing(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # as the umask says
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
@@ -82,27 +84,16 @@ def test_unwritable_place_is_an_experiment_error(tmp_path: Path) -> None:
         pass
 
 
-CLAIM = """
-import sys
-from pathlib import Path
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import claimed
-try:
-    with claimed(Path(sys.argv[1])):
-        print("got it")
-except ExperimentError as error:
-    print(error.problem)
-"""
-
-
 def test_second_holder_of_a_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "out"
+    claim = (
+        "import sys, pathlib; from resnet8_quant.files import claimed\nwith claimed(pathlib.Path(sys.argv[1])): pass"
+    )
 
     def other() -> str:
-        command = [sys.executable, "-c", CLAIM, str(folder)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([sys.executable, "-c", claim, folder], capture_output=True, text=True).stderr
 
     with claimed(folder):
         assert "another run is writing" in other()
-    assert other().strip() == "got it"
+    assert other() == ""
     assert list(folder.iterdir()) == []

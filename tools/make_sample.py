@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from resnet8_quant.config import DataConfig
 from resnet8_quant.files import cache_folder, replacing, sha256_file
-from resnet8_quant.inputs.cifar10_sources import ARRAYS
+from resnet8_quant.inputs.cifar10 import ARRAYS
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.sample import SAMPLE
 

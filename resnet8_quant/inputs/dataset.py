@@ -15,11 +15,7 @@ __all__ = ["Dataset", "Split", "load_dataset"]
 
 
 def load_dataset(config: DataConfig, cache: Path) -> Dataset:
-    """Load the dataset that ``config.kind`` names.
-
-    Args:
-        config: ``root`` is read for cifar10, ``path`` for arrays.
-        cache: folder of the verified copies (``files.cache_folder``); written to by cifar10 only.
+    """Load the dataset that ``config.kind`` names; only cifar10 writes to the folder ``cache``.
 
     Raises:
         ExperimentError: the data cannot be found, fetched, decoded or verified.

@@ -35,7 +35,7 @@ def fetch(url: str, path: Path, digest: str, size: int) -> None:
 
     Args:
         url: http or https.
-        path: the file; appears only when its digest is right.
+        path: appears only when its digest is right.
         digest: as pooch takes it, ``sha256:`` or ``md5:`` and hexadecimal digits.
         size: expected bytes; a server that sends more is cut off.
 
@@ -107,20 +107,18 @@ def fetch_npm(package: str, archive: Path, sha256: str, size: int) -> None:
 
 def _watch(command: list[str], folder: Path, log_file: IO[bytes], size: int) -> int:
     """Run npm and return its exit status; it shows no progress itself, so its files in ``folder`` are measured."""
+    null = subprocess.DEVNULL
     try:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log_file
-        )
+        process = subprocess.Popen(command, cwd=folder, stdin=null, stdout=null, stderr=log_file)
     except OSError as error:
         raise FetchError(f"npm cannot be started ({error})") from error
     received, last_growth = 0, time.monotonic()
     try:
         with progress("fetch with npm", size, "bytes") as advance:
             while True:
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=0.25)
-                except subprocess.TimeoutExpired:
-                    before, received = received, _bytes_below(folder)
+                before, received = received, _bytes_below(folder)
                 if received > 4 * size:  # npm keeps the archive in its cache, and a copy or two on the way
                     raise FetchError(f"npm receives more than the expected {size:,} bytes")
                 if received > before:

@@ -37,11 +37,7 @@ def needs_folding(model: onnx.ModelProto) -> bool:
 
 
 def fold(model: onnx.ModelProto, input_spec: InputSpec) -> onnx.ModelProto:
-    """Return ``model`` with everything folded that can be; the same object where there is nothing to do.
-
-    Raises:
-        ExperimentError: ONNX Runtime cannot load the model, or the folded model computes something else.
-    """
+    """Return ``model`` with everything folded that can be; the same object where there is nothing to do."""
     if not needs_folding(model):
         return model
     original = model.SerializeToString()

@@ -91,11 +91,14 @@ class Layer:
         names = []
         for tensor in tensors:
             match tensor:
-                case [str(name), 0, 0, *calls] if all(isinstance(call, dict) for call in calls):
-                    names.append(name)
+                case [str(name), 0, 0]:
+                    arguments: dict[str, Any] = {}
+                case [str(name), 0, 0, dict(arguments)]:
+                    pass
                 case _:
                     raise Refused(f"its input {shown(tensor)} is not the only output of a layer")
-            for key, value in (item for call in calls for item in call.items()):
+            names.append(name)
+            for key, value in arguments.items():
                 # training=False is what a frozen backbone is called with; training=True would change every prediction
                 if value is not None and not (key == "training" and value is False):
                     raise Refused(f"it is called with {shown(key)} = {shown(value)}")
@@ -108,18 +111,13 @@ class Layer:
             stored = [text for text in _texts(group, "weight_names") if text.split("/")[-1].split(":")[0] in names]
             if len(stored) != 1:
                 raise Refused(f"`model_weights` holds {len(stored)} weights `{names[0]}` for it; expected 1")
-            value = _read_dataset(_follow(group, stored[0]), shape)
+            return _read_dataset(_follow(group, stored[0]), shape)
         except UNREADABLE as error:
             raise Refused(f"weight `{names[0]}` {error}") from error
-        return value
 
 
 def read_layers(file: h5py.File) -> tuple[list[Layer], str, str]:
-    """The layers of a model in the order of its config, and the names of its only input and its only output layer.
-
-    Raises:
-        Refused: the file holds something else than a functional or sequential model.
-    """
+    """The layers of a model in the order of its config, and the names of its only input and its only output layer."""
     try:
         stored = _texts(file, "model_config")
         if len(stored) != 1:
@@ -206,11 +204,11 @@ def _read_dataset(dataset: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise ValueError(f"is {dataset.dtype} of shape {shown(dataset.shape)}; the config implies float32 {shape}")
     # Keras stores plain contiguous data: no filter plugin to load, no other file to open, nothing to inflate.
     properties, size = dataset.id.get_create_plist(), 4 * math.prod(shape)
-    is_plain = (
-        properties.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT) and not properties.get_external_count()
-    )
+    is_plain = properties.get_layout() in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    is_whole = dataset.id.get_storage_size() == size
     # The stored size is a claim of the file too: memory is set aside for no more than the file has.
-    if not is_plain or dataset.id.get_storage_size() != size or size > os.path.getsize(dataset.file.filename):
+    is_possible = size <= os.path.getsize(dataset.file.filename)
+    if not (is_plain and is_whole and is_possible) or properties.get_external_count():
         raise ValueError("is chunked, virtual, external or incomplete; only plain storage is read")
     value: NDArray[np.float32] = np.asarray(dataset[()], dtype=np.float32)
     if not np.isfinite(value).all():

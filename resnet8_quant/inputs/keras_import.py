@@ -22,15 +22,26 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.graphs.graph import Graph
+from resnet8_quant.graphs.graph import PRODUCER, Graph
 from resnet8_quant.inputs.keras_file import Layer, Refused, read_layers, shown, whole
-from resnet8_quant.inputs.onnx_graph import INPUT, Tensor, finish, new_graph
 
 log = logging.getLogger(__name__)
 
+INPUT, OUTPUT = "image", "probabilities"
+OPSET, IR_VERSION = 21, 10
+ACTIVATIONS = ("linear", "relu", "relu6", "softmax")
+RANKS = {1: "features", 3: "an image"}  # of a tensor without the batch -> what it is
 RESAVE = "save the whole model, architecture and weights, with Keras: model.save('model.h5')"
+
+
+class Tensor(NamedTuple):
+    """A tensor of the graph; its shape without the batch: (channels, height, width), or (features,)."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 def convert_h5(path: Path) -> onnx.ModelProto:
@@ -55,7 +66,10 @@ def convert_h5(path: Path) -> onnx.ModelProto:
         file = h5py.File(path, "r")
     except OSError as error:
         raise ExperimentError(f"{path} is not a readable HDF5 file: {error}", RESAVE) from error
-    graph = new_graph()
+    ends = [onnx.ValueInfoProto(name=name) for name in (INPUT, OUTPUT)]  # their shapes are known at the end
+    empty = helper.make_graph([], "classifier", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", OPSET)]
+    graph = Graph(helper.make_model(empty, producer_name=PRODUCER, opset_imports=opsets, ir_version=IR_VERSION))
     tensors: dict[str, Tensor] = {}
     with file:
         try:
@@ -73,8 +87,12 @@ def convert_h5(path: Path) -> onnx.ModelProto:
                 ) from error
     if len(tensors[last].shape) != 1:
         raise ExperimentError(f"{path}: the model ends in an image; expected one row of scores per image", RESAVE)
+    graph.rename({tensors[last].name: OUTPUT})
     channels, height, width = tensors[first].shape
-    model = finish(graph, (height, width, channels), tensors[last])
+    for value, shape in ((graph.input, (height, width, channels)), (graph.output, tensors[last].shape)):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["batch", *shape]))
+    model = graph.finish()
+    onnx.checker.check_model(model, full_check=True)
     log.info("%s: %d Keras layers became %d ONNX nodes", path, len(layers), len(graph.nodes))
     return model
 
@@ -91,12 +109,9 @@ def _convert_layer(graph: Graph, layer: Layer, tensors: dict[str, Tensor]) -> Te
         if source not in tensors:
             raise Refused(f"its input {shown(source)} is not the output of a layer before it")
         if rank not in (None, len(tensors[source].shape)):
-            raise Refused(f"its input is {KINDS[len(tensors[source].shape)]}; expected {KINDS[rank]}")
+            raise Refused(f"its input is {RANKS[len(tensors[source].shape)]}; expected {RANKS[rank]}")
     layer.choice("data_format", ("channels_last",), "channels_last")
     return emit(graph, layer, *(tensors[source] for source in sources))
-
-
-KINDS = {1: "features", 3: "an image"}  # rank without the batch -> what it is
 
 
 def _input(graph: Graph, layer: Layer) -> Tensor:
@@ -126,9 +141,8 @@ def _convolution(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     pads, sizes = _windows(layer, x, kernel, strides, dilations)
     names = [x.name, graph.add_initializer(f"{layer.name}.weight", weight), *_bias(graph, layer, len(weight))]
     attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": groups}
-    return _fused_activation(
-        graph, layer, Tensor(graph.add_node("Conv", names, layer.name, **attributes), (len(weight), *sizes))
-    )
+    output = graph.add_node("Conv", names, layer.name, **attributes)
+    return _fused_activation(graph, layer, Tensor(output, (len(weight), *sizes)))
 
 
 def _windows(
@@ -175,9 +189,6 @@ def _require_last_axis(layer: Layer, x: Tensor) -> None:
         raise Refused(f"`axis` is {axis}; supported: the last one")
 
 
-ACTIVATIONS = ("linear", "relu", "relu6", "softmax")
-
-
 def _activate(graph: Graph, x: Tensor, kind: str, name: str, highest: float = 6.0) -> Tensor:
     """``x`` after one of ACTIVATIONS; relu6 is a clip at ``highest``."""
     if kind == "linear":
@@ -186,8 +197,8 @@ def _activate(graph: Graph, x: Tensor, kind: str, name: str, highest: float = 6.
         return Tensor(graph.add_node("Relu", [x.name], name), x.shape)
     if kind == "softmax":
         return Tensor(graph.add_node("Softmax", [x.name], name, axis=1), x.shape)
-    limits = {"min": np.float32(0), "max": np.float32(highest)}
-    names = [graph.add_initializer(f"{name}.{key}", np.asarray(value)) for key, value in limits.items()]
+    limits = {"min": 0.0, "max": highest}
+    names = [graph.add_initializer(f"{name}.{key}", np.float32(limit)) for key, limit in limits.items()]
     return Tensor(graph.add_node("Clip", [x.name, *names], name), x.shape)
 
 
@@ -237,11 +248,11 @@ def _pool(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
 
 
 def _global_average_pool(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
-    channels = x.shape[0]
-    if layer.flag("keepdims", False):
-        return Tensor(graph.add_node("GlobalAveragePool", [x.name], layer.name), (channels, 1, 1))
-    pooled = graph.add_node("GlobalAveragePool", [x.name], f"{layer.name}.pool")
-    return Tensor(graph.add_node("Flatten", [pooled], layer.name, axis=1), (channels,))
+    keepdims = layer.flag("keepdims", False)
+    pooled = graph.add_node("GlobalAveragePool", [x.name], layer.name if keepdims else f"{layer.name}.pool")
+    if keepdims:
+        return Tensor(pooled, (x.shape[0], 1, 1))
+    return Tensor(graph.add_node("Flatten", [pooled], layer.name, axis=1), x.shape[:1])
 
 
 def _flatten(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -249,10 +260,6 @@ def _flatten(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     if math.prod(x.shape) > x.shape[0]:  # Keras flattens [H,W,C]; at 1x1 the order is the same
         name = graph.add_node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
     return Tensor(graph.add_node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
-
-
-def _dropout(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
-    return x  # inference drops nothing
 
 
 def _dense(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -295,7 +302,7 @@ LAYERS = {
     "MaxPooling2D": Emitter(_pool, rank=3),
     "GlobalAveragePooling2D": Emitter(_global_average_pool, rank=3),
     "Flatten": Emitter(_flatten),
-    "Dropout": Emitter(_dropout),
+    "Dropout": Emitter(lambda graph, layer, x: x),  # inference drops nothing
     "Dense": Emitter(_dense, rank=1),
     "ZeroPadding2D": Emitter(_zero_padding, rank=3),
 }

@@ -7,7 +7,7 @@ BatchNorm folded and its input spec known.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
     """
     name, path = _locate(config, cache)
     mean, std = (None if values is None else tuple(values) for values in (config.mean, config.std))
-    requirements = _Requirements(config.layout, image_shape, classes, mean, std)
+    required = InputSpec("", config.layout, image_shape, None, classes, mean, std)
     try:
         state = path.stat()
     except OSError as error:
@@ -76,32 +76,17 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
             f"`model.path`: {path} cannot be read ({error.strerror})",
             USAGE if config.kind is ModelKind.onnx else f"python run.py model={config.kind.name}",
         ) from error
-    return _load(name, path, requirements, (state.st_size, state.st_mtime_ns))
+    return _load(name, path, required, (state.st_size, state.st_mtime_ns))
 
 
 def refuse_quantized(model: FloatModel) -> None:
-    """Refuse to quantize what is quantized already.
-
-    Raises:
-        ExperimentError: names the operators that say so.
-    """
+    """Refuse to quantize what is quantized already; the message names the operators that say so."""
     operators = sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
     if operators:
         raise ExperimentError(
             f"`model.path`: {model.source} is quantized already ({', '.join(operators)})",
             "measure it with quant=float, rewrite it with quant=float deploy=x86, or give the float model",
         )
-
-
-@dataclass(frozen=True)
-class _Requirements:
-    """What the config and the data ask of a model's input and output."""
-
-    layout: Layout
-    image_shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
 
 
 def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
@@ -119,23 +104,16 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, path: Path, requirements: _Requirements, state: tuple[int, int]) -> FloatModel:
+def _load(name: str, path: Path, required: InputSpec, state: tuple[int, int]) -> FloatModel:
     """Load one model once per process and ``state`` (size and time of its file): the jobs of a sweep share it."""
     from resnet8_quant.inputs.fold import fold
 
     model = _parse(path)
-    input_spec = _infer_input_spec(model, requirements)
+    input_spec = _infer_input_spec(model, required)
     serialized = fold(model, input_spec).SerializeToString(deterministic=True)
-    log.info(
-        "model %s: %s input %r of %dx%dx%d, batch %s, %d classes, %d bytes",
-        name,
-        input_spec.layout.name,
-        input_spec.name,
-        *input_spec.shape,
-        input_spec.batch or "free",
-        input_spec.classes,
-        len(serialized),
-    )
+    shape, batch = "x".join(map(str, input_spec.shape)), input_spec.batch or "free"
+    input_text = f"{input_spec.layout.name} input {input_spec.name!r} of {shape}, batch {batch}"
+    log.info("model %s: %s, %d classes, %d bytes", name, input_text, input_spec.classes, len(serialized))
     log.debug("model file: %s", path)
     return FloatModel(name, serialized, input_spec, sha256_bytes(serialized), str(path))
 
@@ -161,14 +139,19 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _infer_input_spec(model: onnx.ModelProto, requirements: _Requirements) -> InputSpec:
-    """Read what the model expects at its input, and refuse what does not fit the data."""
-    height, width, channels = requirements.image_shape
+def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
+    """Read what the model expects at its input, and refuse what does not fit what the config and the data require.
+
+    Args:
+        model: its outputs have shapes.
+        required: without name and batch; its layout may be auto.
+    """
+    height, width, channels = required.shape
 
     def refuse(actual: str) -> ExperimentError:
         return ExperimentError(
             f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
-            f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{requirements.classes}]",
+            f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{required.classes}]",
             "choose data of that shape (data=arrays data.path=FILE.npz) or export the model with such an input",
         )
 
@@ -184,45 +167,31 @@ def _infer_input_spec(model: onnx.ModelProto, requirements: _Requirements) -> In
 
     sizes, output_sizes = _sizes(inputs[0]), _sizes(outputs[0])
     shapes = {Layout.NHWC: (height, width, channels), Layout.NCHW: (channels, height, width)}
-    layouts = [
-        layout
-        for layout, shape in shapes.items()
-        if _fits(sizes, shape) and requirements.layout in (Layout.auto, layout)
-    ]
+    candidates = shapes if required.layout is Layout.auto else [required.layout]
+    layouts = [layout for layout in candidates if _fits(sizes, shapes[layout])]
     if not layouts:
-        is_stated = requirements.layout is not Layout.auto
-        stated = f" while `model.layout` is {requirements.layout.name}" if is_stated else ""
+        stated = "" if required.layout is Layout.auto else f" while `model.layout` is {required.layout.name}"
         raise refuse(f"input {_describe(inputs[0])}{stated}")
     if len(layouts) > 1:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
             "say which: model.layout=NHWC or model.layout=NCHW",
         )
-    if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < requirements.classes:
+    if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < required.classes:
         raise refuse(f"output {_describe(outputs[0])}")
-    for field, numbers in (("mean", requirements.mean), ("std", requirements.std)):
+    for field, numbers in (("mean", required.mean), ("std", required.std)):
         if numbers is not None and len(numbers) != channels:
             raise ExperimentError(
                 f"`model.{field}` has {len(numbers)} values, the images have {channels} channels",
                 f"give one value per channel in pixel units, for example "
                 f"'model.{field}=[{','.join(['127.5'] * channels)}]'",
             )
-    return InputSpec(
-        name=inputs[0].name,
-        layout=layouts[0],
-        shape=requirements.image_shape,
-        batch=sizes[0],
-        classes=output_sizes[1],
-        mean=requirements.mean,
-        std=requirements.std,
-    )
+    return replace(required, name=inputs[0].name, layout=layouts[0], batch=sizes[0], classes=output_sizes[1])
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
     """Sizes of a tensor's axes; None where an axis is free."""
-    return [
-        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim
-    ]
+    return [axis.dim_value if axis.dim_value > 0 else None for axis in value.type.tensor_type.shape.dim]
 
 
 def _fits(sizes: list[int | None], shape: tuple[int, int, int]) -> bool:

@@ -22,14 +22,7 @@ REMEDY = "use an unmodified official copy, or leave data.root out to fetch one"
 
 
 def load_batch(content: bytes, where: str) -> dict[Any, Any]:
-    """Unpickle a dictionary whose values are plain containers, bytes, numbers and uint8 arrays.
-
-    Args:
-        content: the pickle.
-        where: the file, as messages name it.
-
-    Returns:
-        The dictionary, with bytes where Python 2 had str; arrays are uint8 ``NDArray``.
+    """Unpickle a dictionary of plain containers, bytes (where Python 2 had str), numbers and uint8 arrays.
 
     Raises:
         ExperimentError: the pickle names a class or function that no array needs, or is damaged.
@@ -39,8 +32,8 @@ def load_batch(content: bytes, where: str) -> dict[Any, Any]:
         if not isinstance(batch, dict):
             raise ValueError(f"holds a {type(batch).__name__}, expected a dict")
         return {key: _array(value) if isinstance(value, _StandIn) else value for key, value in batch.items()}
-    except _ForbiddenName as error:
-        raise ExperimentError(f"{where} is refused: {error}", REMEDY) from error
+    except ExperimentError as error:
+        raise ExperimentError(f"{where} {error.problem}", REMEDY) from error
     except Exception as error:  # a damaged pickle may raise anything at all
         raise ExperimentError(f"{where} is a damaged pickle ({type(error).__name__}: {error})", REMEDY) from error
 
@@ -81,12 +74,8 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 }
 
 
-class _ForbiddenName(Exception):
-    """A pickle asks for a class or function that no array needs."""
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise _ForbiddenName(f"it asks for {module}.{name}, which no array needs")
+            raise ExperimentError(f"is refused: it asks for {module}.{name}, which no array needs", REMEDY)
         return _STAND_INS[module, name]

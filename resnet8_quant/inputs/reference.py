@@ -27,11 +27,7 @@ CONVERTER_VERSION = 1  # raise it when keras_import writes another graph for the
 
 
 def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
-    """Name and ONNX path of the reference model, or of another Keras model where ``source`` holds one.
-
-    Raises:
-        ExperimentError: the file is missing, cannot be fetched, or is not a Keras model of known layers.
-    """
+    """Name and ONNX path of the reference model, or of another Keras model where ``source`` holds one."""
     folder = cache / "models"
     if source is None:
         path, digest = _fetch(folder), FILE_SHA256
@@ -49,26 +45,19 @@ def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
         log.warning("%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s", path, digest, name)
     converted = folder / f"{digest}-v{CONVERTER_VERSION}.onnx"
     with locked(folder / "convert.lock"):
-        if not _is_usable(converted):
-            from resnet8_quant.inputs.keras_import import convert_h5
+        if converted.exists():
+            try:
+                onnx.checker.check_model(onnx.load(converted))
+                return name, converted
+            except Exception as error:  # protobuf and the checker raise their own kinds
+                log.warning("%s is damaged (%s): converting again", converted, str(error).splitlines()[0])
+        from resnet8_quant.inputs.keras_import import convert_h5
 
-            model = convert_h5(path)
-            with replacing(converted) as temporary:
-                temporary.write_bytes(model.SerializeToString(deterministic=True))
-            log.info("converted %s to %s", path, converted)
+        model = convert_h5(path)
+        with replacing(converted) as temporary:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        log.info("converted %s to %s", path, converted)
     return name, converted
-
-
-def _is_usable(converted: Path) -> bool:
-    """Whether the cache holds a whole conversion; a damaged one is made again."""
-    if not converted.exists():
-        return False
-    try:
-        onnx.checker.check_model(onnx.load(converted))
-    except Exception as error:  # protobuf and the checker raise their own kinds
-        log.warning("%s is damaged (%s): converting again", converted, str(error).splitlines()[0])
-        return False
-    return True
 
 
 def _fetch(folder: Path) -> Path:

@@ -24,9 +24,6 @@ def load_sample(path: Path = SAMPLE) -> Dataset:
     """Load the bundled sample: images uint8 ``[1000, 32, 32, 3]`` and labels int64 ``[1000]`` in both splits.
 
     The arrays are read-only: all jobs of a sweep in one process share them.
-
-    Raises:
-        ExperimentError: the file is missing, or is not the one that its provenance records.
     """
     try:
         content = path.read_bytes()

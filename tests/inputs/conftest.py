@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 
 BATCH = 20
 BATCHES = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]
@@ -91,7 +91,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> Path:
         raise AssertionError("a test must not fetch anything")
 
-    monkeypatch.setattr(cifar10_sources, "ORIGINS", {"network": refuse})
+    monkeypatch.setattr(cifar10, "ORIGINS", {"network": refuse})
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
         arrays[f"{split}_images"] = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
         arrays[f"{split}_labels"] = (generator.permutation(count) % 10).astype(np.uint8)
     for name, array in arrays.items():
-        monkeypatch.setitem(cifar10_sources.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
+        monkeypatch.setitem(cifar10.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
     return TinyCifar(arrays)
 
 

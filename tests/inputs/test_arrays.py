@@ -36,10 +36,8 @@ def test_arrays_are_loaded(tmp_path):
 
 
 def test_grey_images_are_admitted(tmp_path):
-    np.savez(
-        tmp_path / "a.npz",
-        **arrays(x_train=np.zeros((4, 8, 6, 1), np.uint8), x_test=np.zeros((2, 8, 6, 1), np.uint8)),
-    )
+    grey = {f"x_{split}": np.zeros((count, 8, 6, 1), np.uint8) for split, count in (("train", 4), ("test", 2))}
+    np.savez(tmp_path / "a.npz", **arrays(**grey))
     assert load_arrays(str(tmp_path / "a.npz")).test.images.shape == (2, 8, 6, 1)
 
 
@@ -129,6 +127,5 @@ def test_missing_path_names_the_field(path):
 
 def test_absent_file_and_folder_are_named(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
-        with pytest.raises(ExperimentError, match="is not a file") as caught:
+        with pytest.raises(ExperimentError, match=rf"{re.escape(str(path))} is not a file"):
             load_arrays(str(path))
-        assert str(path) in caught.value.problem

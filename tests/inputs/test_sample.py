@@ -10,7 +10,7 @@ import pytest
 
 from resnet8_quant.config import DataConfig, DataKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.cifar10_sources import ARRAYS
+from resnet8_quant.inputs.cifar10 import ARRAYS
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.sample import SAMPLE, load_sample
 
@@ -31,8 +31,7 @@ def test_sample_has_100_images_of_each_class_and_needs_no_cache(tmp_path):
 def test_provenance_names_the_source():
     assert PROVENANCE["source_sha256"] == {name: digest for name, (_, digest) in ARRAYS.items()}
     assert "Krizhevsky" in PROVENANCE["origin"]
-    for split in ("train", "test"):
-        indices = PROVENANCE[f"{split}_indices"]
+    for indices in (PROVENANCE["train_indices"], PROVENANCE["test_indices"]):
         assert indices == sorted(set(indices))
         assert len(indices) == 1000
 

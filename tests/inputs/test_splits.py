@@ -47,11 +47,6 @@ def test_digest_does_not_depend_on_the_source(tiny, tmp_path):
     tiny.write("cifar-10-batches-py", tmp_path)
     known = cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
     file = tmp_path / "same.npz"
-    np.savez(
-        file,
-        x_train=known.train.images,
-        y_train=known.train.labels,
-        x_test=known.test.images,
-        y_test=known.test.labels.astype(np.int32),
-    )
+    train, test = known.train, known.test
+    np.savez(file, x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels.astype(np.int32))
     assert load_dataset(DataConfig(kind=DataKind.arrays, path=str(file)), tmp_path).digest == known.digest
