@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.sweep import launchers, plan
+from resnet8_quant.files import claimed
+from resnet8_quant.sweep import grid, launchers, plan
+from resnet8_quant.sweep.compose import explain
+from resnet8_quant.sweep.folders import JOBS
 from resnet8_quant.sweep.plan import Plan
+from resnet8_quant.sweep.watch import Tally, Watch
+from resnet8_quant.terminal import show_error
 
 if TYPE_CHECKING:
     from resnet8_quant.config import Config
     from resnet8_quant.experiment import Prepared
-    from resnet8_quant.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +58,14 @@ class SweepCallback(Callback):
     """
 
     def __init__(self, columns: Sequence[str], plots: bool = False) -> None:
-        """Keep what the summary is to show.
-
-        Args:
-            columns: of the table, see sweep/summary.py.
-            plots: whether the report's plots are also drawn as PNG and SVG files.
-        """
-        self.columns = tuple(columns)
-        self.plots = plots
+        """Keep the columns of the summary's table, and whether the report's plots are also drawn as files."""
+        self.columns, self.plots = tuple(columns), plots
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from resnet8_quant.sweep.compose import explain
-        from resnet8_quant.terminal import show_error
-
         try:
             _start(config, self.columns, self.plots)
         except Exception as error:
-            known = error if isinstance(error, ExperimentError) else explain(error)
+            known = explain(error)
             if known is None:
                 log.exception("the sweep cannot start")
             else:
@@ -78,28 +73,17 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from resnet8_quant.terminal import show_error
-
-        try:
-            failed = finish()
-        except ExperimentError as error:
-            show_error(error)
-            sys.exit(1)
-        if failed:
+        if finish():
             sys.exit(1)
 
 
 def finish(*, interrupted: bool = False) -> int | None:
-    """End the sweep that this process runs: cancel what waits in a queue, and write the summary.
+    """End the sweep that this process runs: write the summary, or say why it cannot be written.
 
-    Args:
-        interrupted: jobs that did not start are then not listed as failed.
+    Where it was ``interrupted``, cancel what waits in a queue; jobs that did not start are not listed as failed.
 
     Returns:
-        How many jobs failed; None where there is no sweep.
-
-    Raises:
-        ExperimentError: the summary cannot be written.
+        How many jobs failed, a summary that cannot be written included; None where there is no sweep.
     """
     global _running
     if _running is None:
@@ -112,19 +96,22 @@ def finish(*, interrupted: bool = False) -> int | None:
         if interrupted:
             sweep.cancel()
         return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.plan.jobs, plots=sweep.plots)
+    except ExperimentError as error:
+        show_error(error)
+        return 1
     finally:
         sweep.resources.close()
 
 
-def release() -> Path | None:
-    """Let go of the sweep without a summary, to start it again in this process; its folder, None: there is no sweep."""
+def release() -> bool:
+    """Let go of the sweep without a summary, to start it again in this process; whether there is one."""
     global _running, _released
-    if _running is None:
-        return None
     _released, _running = _running, None
+    if _released is None:
+        return False
     _released.watch.stop()
     _released.resources.close()
-    return _released.folder
+    return True
 
 
 def running_folder() -> Path | None:
@@ -135,57 +122,52 @@ def running_folder() -> Path | None:
 def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
     """Check what can be checked, find the folder, and write down what the workers need to know."""
     global _running, _released
-    from resnet8_quant.files import claimed
-    from resnet8_quant.sweep.folders import JOBS
-    from resnet8_quant.sweep.grid import check_subdir
     from resnet8_quant.sweep.summary import check_columns
-    from resnet8_quant.sweep.watch import Tally, Watch
 
     check_columns(columns)
-    check_subdir(config)
+    grid.check_subdir(config)
     launchers.check_numbers(config.hydra)
-    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
-    assert isinstance(launcher, dict)
-    fields = {str(name): value for name, value in launcher.items()}
     again, _released = _released, None
     if again is not None:
         started, folder, most = again.plan, again.folder, again.watch.jobs
     else:
-        started, most = _check(config, fields)
+        started, most = _check(config)
         folder = _choose_folder(config, started)
+    launcher, is_grid = config.hydra.launcher, started.jobs is not None
     with ExitStack() as resources:
         resources.enter_context(claimed(folder))
         plan.write_plan(started, folder)
-        if again is None and started.jobs is not None:  # a search counts its jobs on
+        if again is None and is_grid:  # a search counts its jobs on
             (folder / JOBS).unlink(missing_ok=True)
-        _tell_hydra(config, folder, launchers.batch_size(fields, started.jobs))
-        cancel = resources.enter_context(launchers.steady_submitit(fields, folder))
-        if launchers.parallel(fields):
-            log.info("%s", launchers.share(fields, started.jobs).description)
-        grid = started.jobs is not None
-        watch = Watch(Tally(folder, again=grid and again is None, duplicates=grid), most)
+        _tell_hydra(config, folder, launchers.batch_size(launcher, started.jobs))
+        cancel = resources.enter_context(launchers.steady_submitit(launcher, folder))
+        if launchers.parallel(launcher):
+            log.info("%s", launchers.share(launcher, started.jobs).description)
+        watch = Watch(Tally(folder, again=is_grid and again is None, duplicates=is_grid), most)
         _running = Running(folder, started, columns, plots, watch, cancel, resources.pop_all())
 
 
-def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | None]:
-    """What is to be started, and how many jobs there are at most, if known.
+def _overrides(config: DictConfig) -> tuple[list[str], list[str]]:
+    """What was typed, and of it what is Hydra's."""
+    typed = config.hydra.overrides
+    return grid.typed_overrides(typed.task), grid.typed_overrides(typed.hydra)
 
-    Raises:
-        ExperimentError: none of the jobs can run, or a name among them is unknown.
-    """
-    from resnet8_quant.sweep.grid import check_grid, read_grid, typed_overrides, varied_keys
+
+def _check(config: DictConfig) -> tuple[Plan, int | None]:
+    """What is to be started, and how many jobs there are at most, if known; refuse what no job can run with."""
     from resnet8_quant.sweep.search import check_search
 
-    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    overrides, hydra_overrides = _overrides(config)
     plan.asked_to_resume(overrides)
-    jobs, most = read_grid(config), None
-    varied: tuple[str, ...] = ()
+    jobs = grid.read_grid(config)
+    launcher = config.hydra.launcher
     if jobs is None:
+        count = None
         most, varied = check_search(config)
     else:
-        most, varied = len(jobs), varied_keys(jobs)
-        _warn_of_seeds(varied, *check_grid(config, jobs, serial=not launchers.parallel(launcher)))
-    count = None if jobs is None else len(jobs)
+        count = most = len(jobs)
+        varied = grid.varied_keys(jobs)
+        _warn_of_seeds(varied, *grid.check_grid(config, jobs, serial=not launchers.parallel(launcher)))
     threads = launchers.share(launcher, count).threads
     command = plan.command_overrides([*overrides, *hydra_overrides])
     return Plan(command, count, threads, varied, pid=os.getpid()), most
@@ -193,26 +175,20 @@ def _check(config: DictConfig, launcher: dict[str, Any]) -> tuple[Plan, int | No
 
 def _warn_of_seeds(varied: Sequence[str], config: Config, prepared: Prepared) -> None:
     """Say that a sweep over seeds has equal jobs where calibration takes every image there is."""
-    everything = prepared.images is not None and len(prepared.images) == len(prepared.data.train.labels)
+    images = len(prepared.data.train.labels)
+    everything = prepared.images is not None and len(prepared.images) == images
     if "seed" in varied and everything and config.allocate.max_accuracy_drop is None:
-        fewer = max(1, config.calibration.samples_per_class // 2)
         log.warning(
             "`seed` changes nothing in this sweep: calibration takes all %d training images; with "
             "calibration.samples_per_class=%d it would draw some",
-            len(prepared.data.train.labels),
-            fewer,
+            images,
+            max(1, config.calibration.samples_per_class // 2),
         )
 
 
 def _choose_folder(config: DictConfig, started: Plan) -> Path:
-    """The folder of the sweep: a new one, or the one to resume.
-
-    Raises:
-        ExperimentError: it holds another sweep, or `resume` names none.
-    """
-    from resnet8_quant.sweep.grid import typed_overrides
-
-    overrides, hydra_overrides = (typed_overrides(config.hydra.overrides[part]) for part in ("task", "hydra"))
+    """The folder of the sweep: a new one, or the one to resume."""
+    overrides, hydra_overrides = _overrides(config)
     resume = plan.asked_to_resume(overrides)
     explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_overrides)
     default = Path(str(config.hydra.sweep.dir)).absolute()
@@ -229,9 +205,7 @@ def _choose_folder(config: DictConfig, started: Plan) -> Path:
 
 def _tell_hydra(config: DictConfig, folder: Path, batch_size: int | None) -> None:
     """Tell Hydra the folder; a job's config is composed anew from the overrides, so that it must be among them."""
-    from resnet8_quant.sweep.grid import typed_overrides
-
-    kept = [word for word in typed_overrides(config.hydra.overrides.hydra) if not word.startswith(plan.FOLDER)]
+    kept = [word for word in _overrides(config)[1] if not word.startswith(plan.FOLDER)]
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra = [*kept, f'{plan.FOLDER}"{folder}"']
         config.hydra.sweep.dir = str(folder)

@@ -17,24 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.folders import NUMBERED, RECORD, read_jobs, read_record
 
-BELOW_ZERO = -1e-9  # that a ratio of 0 is above
-LIMITS: dict[str, tuple[float, float]] = {
-    "accuracy": (BELOW_ZERO, 1.0),
-    "float_accuracy": (BELOW_ZERO, 1.0),
-    "model_bytes": (0, math.inf),
-    "float_model_bytes": (0, math.inf),
-    "latency_us_median": (0, math.inf),
-    "default_session_accuracy": (BELOW_ZERO, 1.0),
-    "default_session_changed": (BELOW_ZERO, math.inf),
-    "default_session_latency_us_median": (0, math.inf),
-    "eval_images": (0, math.inf),
-}
+RATIOS = ("accuracy", "float_accuracy", "default_session_accuracy")
+ABOVE_0 = ("model_bytes", "float_model_bytes", "latency_us_median", "default_session_latency_us_median", "eval_images")
+CONFIG = "config."  # begins the names of the columns for the settings that differ from their defaults
+WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
 MARKS = frozenset((results.FILE_NAME, RECORD))
 
 
@@ -72,13 +65,11 @@ class Job:
 def collect(folder: Path, expected: int | None) -> list[Job]:
     """The jobs of one sweep's folder by number; one that left no readable row counts as failed.
 
-    What failed in an earlier start, and the last one did not ask for again, is left out.
-
-    Args:
-        folder: of the sweep; its jobs are in folders named NUMBER_CHOICES_DIGEST.
-        expected: number of jobs; those that have no folder are listed as failed. None: not known.
+    What failed in an earlier start, and the last one did not ask for again, is left out. Where the number of jobs is
+    ``expected``, those that have no folder are listed as failed.
     """
-    jobs = [job for job in map(_read, _numbered(folder)) if job.number is not None]
+    places = sorted(folder.iterdir()) if folder.is_dir() else []
+    jobs = [_read(str(path)) for path in places if NUMBERED.match(path.name) and path.is_dir()]
     begun = read_jobs(folder)
     if begun:
         jobs = [job for job in jobs if job.ok or job.folder in begun.values()]
@@ -108,10 +99,6 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
         )
     _name_sweeps([*jobs.values()])
     return list(jobs.values())
-
-
-CONFIG = "config."  # begins the names of the columns for the settings that differ from their defaults
-WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
 
 
 def settings(row: RunResult) -> dict[str, str]:
@@ -160,10 +147,12 @@ def name_choices(jobs: Sequence[Job]) -> None:
     overrides = dict.fromkeys(key for setting in every for key in setting if not key.startswith(CONFIG))
     keys = varied(jobs) or list(overrides)
     last = Counter(key.rpartition(".")[2] for key in keys)
-    names = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys}
 
     def choice(key: str, value: str) -> str:
-        return value if "." not in key and WORD.fullmatch(value) else f"{names[key].lstrip('+')}={value}"
+        if "." not in key and WORD.fullmatch(value):
+            return value
+        name = key.rpartition(".")[2]
+        return f"{(name if last[name] == 1 else key).lstrip('+')}={value}"
 
     for job, setting in zip(jobs, every, strict=True):
         words = [choice(key, setting[key]) for key in keys if key in setting]
@@ -180,12 +169,6 @@ def _name_sweeps(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if id(job) in parents:
             job.sweep = parents[id(job)] if alike else names[parents[id(job)]]
-
-
-def _numbered(folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from (entry.path for entry in entries if NUMBERED.match(entry.name) and entry.is_dir())
 
 
 def _walk(folder: str, seen: set[str]) -> Iterator[str]:
@@ -217,12 +200,16 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
 def _read(place: str) -> Job:
     """The job in the folder ``place``, whatever state it is in."""
     path = Path(place)
+    file = path / results.FILE_NAME
     match = NUMBERED.match(path.name)
-    number = int(match[1]) if match else None
-    if not (path / results.FILE_NAME).is_file():
-        reason = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
-        return Job(number, path.name, replace(_failed(reason), overrides=_overrides(path)), path)
-    return Job(number, path.name, _row(path), path)
+    try:
+        row = sound_row(file)
+    except ExperimentError as error:
+        absent = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
+        overrides = read_record(path).get("overrides")
+        command = shlex.join(map(str, overrides)) if isinstance(overrides, list) else None
+        row = replace(_failed(_reason(file, error) if file.is_file() else absent), overrides=command or None)
+    return Job(int(match[1]) if match else None, path.name, row, path)
 
 
 def read_result(folder: Path) -> RunResult | None:
@@ -241,19 +228,19 @@ def sound_row(file: Path) -> RunResult:
     """
     row = results.read(file)
     for name, value in vars(row).items():
-        low, high = LIMITS.get(name, (-math.inf, math.inf))
-        infinite = isinstance(value, float) and not math.isfinite(value)
-        if infinite or (name in LIMITS and value is not None and not low < value <= high):
+        if value is not None and not _is_possible(name, value):
             raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
     return row
 
 
-def _row(path: Path) -> RunResult:
-    file = path / results.FILE_NAME
-    try:
-        return sound_row(file)
-    except ExperimentError as error:
-        return replace(_failed(_reason(file, error)), overrides=_overrides(path))
+def _is_possible(name: str, value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if name in RATIOS:
+        return bool(0 <= value <= 1)
+    if name in ABOVE_0:
+        return bool(value > 0)
+    return name != "default_session_changed" or value >= 0
 
 
 def _reason(file: Path, error: ExperimentError) -> str:
@@ -279,12 +266,6 @@ def _schema_version(file: Path) -> str | None:
 
 def _failed(reason: str) -> RunResult:
     return RunResult(status="failed", error=" ".join(reason.split()))
-
-
-def _overrides(folder: Path) -> str | None:
-    """The overrides that job.json names, as results.csv writes them."""
-    overrides = read_record(folder).get("overrides")
-    return shlex.join(map(str, overrides)) or None if isinstance(overrides, list) else None
 
 
 def _natural(place: str) -> list[tuple[int, int, str]]:

@@ -31,6 +31,7 @@ from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.validation import layer_override
 
 HELP = f"{COMMAND} --help"
+UNCOMPOSED = "uncomposed"  # in the config of a job that cannot be composed: the problem and the remedy
 _LAYERS = "quant.layers"
 
 
@@ -60,8 +61,11 @@ def to_config(
         folders: with option files, besides those that Hydra searches.
 
     Raises:
-        ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type.
+        ExperimentError: a key that the schema does not know, a key given twice, a value of a wrong type; or what kept
+            a job from being composed.
     """
+    if UNCOMPOSED in config:
+        raise ExperimentError(*config[UNCOMPOSED])
     seen: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
@@ -89,11 +93,7 @@ def to_config(
 
 
 def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
-    """The config of a command line, composed by Hydra.
-
-    Args:
-        overrides: as typed.
-        config_dir: a folder with more option files.
+    """The config of a command line, composed by Hydra; ``config_dir`` holds more option files.
 
     Raises:
         ExperimentError: a group, option, field or value that does not exist.
@@ -108,19 +108,24 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
         except Exception as error:
             raise explain(error, overrides, config_dir) or error from error
         choices = dict(composed.hydra.runtime.choices)
-        with read_write(composed), open_dict(composed):
-            del composed["hydra"]
-        return to_config(composed, overrides, choices, () if config_dir is None else (config_dir,))
+        return to_config(without_hydra(composed), overrides, choices, () if config_dir is None else (config_dir,))
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """``composed``, changed as Hydra does it before it calls a job."""
+    with read_write(composed), open_dict(composed):
+        del composed["hydra"]
+    return composed
 
 
 def conf_folders() -> tuple[Path, ...]:
     """The folders that hold option files: the project's own, and those of Hydra's --config-dir."""
     if not GlobalHydra.instance().is_initialized():
         return (CONF,)
-    path = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    folders = [Path(element.path.removeprefix("file://")).resolve() for element in path if "://" not in element.path]
-    folders += [Path(element.path.removeprefix("file://")) for element in path if element.path.startswith("file://")]
-    return tuple(dict.fromkeys([CONF, *folders]))
+    searched = [element.path for element in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    plain = [Path(path).resolve() for path in searched if "://" not in path]
+    urls = [Path(path.removeprefix("file://")) for path in searched if path.startswith("file://")]
+    return tuple(dict.fromkeys([CONF, *plain, *urls]))
 
 
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
@@ -137,13 +142,7 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
 
 
 def _unknown_key(full_key: str, schema: type | None, file: str = "") -> ExperimentError:
-    """The error for a key that no dataclass has.
-
-    Args:
-        full_key: as on the command line.
-        schema: the dataclass of its group.
-        file: the YAML file that holds it; empty: it was typed.
-    """
+    """The error for a key that ``schema``, the dataclass of its group, lacks; it was typed, or is in a YAML file."""
     prefix, _, key = full_key.rpartition(".")
     known = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
     where = f" in `{prefix}`" if prefix else ""
@@ -189,11 +188,10 @@ def explain(
 ) -> ExperimentError | None:
     """Hydra's, OmegaConf's or YAML's complaint in our words; None if it is something else.
 
-    Args:
-        error: what they raised.
-        overrides: that were typed; None: the arguments of this process.
-        config_dir: a folder with more option files; None: that of --config-dir, if there is one.
+    Where ``overrides`` is None, the arguments of this process are what was typed, with the folder of --config-dir.
     """
+    if isinstance(error, ExperimentError):
+        return error
     overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
         return unwritable(Path(error.filename), error)

@@ -34,6 +34,11 @@ def _rewrites_weights(config: Config) -> bool:
     return is_refined(config.refine) or is_low_bit(config.quant) or _allocates(config)
 
 
+def _draws(config: Config) -> bool:
+    """Whether images are drawn by chance, for calibration or for the validation split."""
+    return config.calibration.sampling is Sampling.stratified or config.allocate.max_accuracy_drop is not None
+
+
 # Files that a config names: their contents count instead of their paths.
 FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
@@ -45,24 +50,13 @@ NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *FILES
 # listing an extra setting here would merge distinct jobs.
 UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     (("calibration", "refine", "allocate", "seed"), _is_float),
-    (
-        tuple(f"quant.{name}" for name in ("per_channel", "format", "activation_symmetric", "weight_symmetric")),
-        _is_float,
-    ),
+    (("quant.per_channel", "quant.format", "quant.activation_symmetric", "quant.weight_symmetric"), _is_float),
     (("refine.damping", "refine.images", "refine.activation_order"), lambda config: not _rewrites_weights(config)),
     (("allocate.validation_images",), lambda config: config.allocate.max_accuracy_drop is None),
     (("allocate.choices",), lambda config: not _allocates(config)),
     (("latency.warmup", "latency.threads", "latency.throughput_batch"), lambda config: config.latency.runs == 0),
-    (
-        ("calibration.samples_per_class",),
-        lambda config: config.calibration.sampling is Sampling.mlperf_tiny,
-    ),
-    (
-        ("seed",),
-        lambda config: (
-            config.calibration.sampling is not Sampling.stratified and config.allocate.max_accuracy_drop is None
-        ),
-    ),
+    (("calibration.samples_per_class",), lambda config: config.calibration.sampling is Sampling.mlperf_tiny),
+    (("seed",), lambda config: not _draws(config)),
 )
 
 
@@ -74,12 +68,8 @@ def effective(config: Config) -> dict[str, Any]:
             part.pop("name", None)  # says nothing that the other settings do not say
     unread = [*NEVER, *(path for paths, condition in UNREAD if condition(config) for path in paths)]
     for path in unread:
-        parent: dict[str, Any] | None = settings
-        *groups, name = path.split(".")
-        for group in groups:
-            parent = parent.get(group) if parent is not None else None
-        if parent is not None:
-            parent.pop(name, None)
+        group, _, name = path.rpartition(".")
+        (settings.get(group, {}) if group else settings).pop(name, None)
     return settings
 
 

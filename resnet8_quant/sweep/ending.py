@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import callback
 from resnet8_quant.sweep.compose import explain
 from resnet8_quant.terminal import show, show_error, shown
@@ -41,17 +40,16 @@ def run_to_the_end(job: Callable[[], None]) -> int:
         except KeyboardInterrupt as interruption:
             return _interrupted(interruption)
         except LOST_WORKERS as error:
-            folder = callback.release() if left else None
-            if folder is not None:
+            if left and callback.release():
                 log.warning("a worker was killed; the sweep goes on with what is left")
                 continue
-            if not _finished():
+            if callback.finish() is None:
                 raise
             log.error("workers were killed again and again: %s", str(error).splitlines()[0])
             return 1
         except Exception as error:
-            _finished()
-            known = error if isinstance(error, ExperimentError) else explain(error)
+            callback.finish()
+            known = explain(error)
             if known is None or asked_for_traceback:
                 raise
             show_error(known)
@@ -68,19 +66,7 @@ def _interrupted(interruption: KeyboardInterrupt) -> int:
     """Say what is finished; a second Ctrl-C ends this, too."""
     number = int(interruption.args[0]) if interruption.args else int(signal.SIGINT)
     sweep = callback.running_folder()
-    try:
-        callback.finish(interrupted=True)
-    except ExperimentError as error:
-        show_error(error)
+    callback.finish(interrupted=True)
     if sweep is not None:
         show(f"interrupted; the rest: the same command with resume={shown(sweep)}", error=True)
     return 128 + number
-
-
-def _finished() -> bool:
-    """Write the summary of a sweep that an exception ended; whether there is one."""
-    try:
-        return callback.finish() is not None
-    except ExperimentError as error:
-        show_error(error)
-        return True

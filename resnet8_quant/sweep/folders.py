@@ -33,8 +33,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet8_quant import results
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import replacing, unwritable
 from resnet8_quant.sweep.plan import Plan
 
 JOBS = "jobs.csv"  # number,folder,overrides of each job that a start of the sweep has begun
@@ -71,16 +73,7 @@ class Task:
 def find_or_make(sweep: Path, plan: Plan, number: int, overrides: Sequence[str], digest: str, groups: Any = ()) -> str:
     """The name of the folder in which the job with ``digest`` runs or ran; it is there afterwards.
 
-    Args:
-        sweep: the sweep's folder.
-        plan: of the sweep.
-        number: of the job.
-        overrides: of the job.
-        digest: of the job, hexadecimal.
-        groups: overrides of these keys are shown in the name by their value alone.
-
-    Raises:
-        OSError: the sweep's folder cannot be written to.
+    Overrides whose keys are in ``groups`` are shown in the name by their value alone.
     """
     import filelock
 
@@ -122,14 +115,8 @@ def read_jobs(sweep: Path) -> dict[int, str]:
 
 @contextmanager
 def claim(task: Task, digest: str) -> Iterator[str | None]:
-    """Hold the folder of a job for the block; yield None where it is to run, else why it need not, for the log.
-
-    Raises:
-        ExperimentError: the folder cannot be written to.
-    """
+    """Hold the folder of a job for the block; yield None where it is to run, else why it need not, for the log."""
     import filelock
-
-    from resnet8_quant.files import unwritable
 
     lock = filelock.FileLock(task.folder / ".claim", timeout=0)
     waiting = False
@@ -159,16 +146,9 @@ def claim(task: Task, digest: str) -> Iterator[str | None]:
 
 def begin(task: Task, digest: str | None) -> None:
     """Write job.json; results of an earlier start that failed or lost files go."""
-    from resnet8_quant import results
-    from resnet8_quant.files import replacing
-
     (task.folder / results.FILE_NAME).unlink(missing_ok=True)
-    record = {
-        "digest": digest,
-        "overrides": list(task.overrides),
-        "number": task.number,
-        "session": task.plan.session,
-    }
+    session = task.plan.session
+    record = {"digest": digest, "overrides": list(task.overrides), "number": task.number, "session": session}
     with replacing(task.folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -189,8 +169,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_whole(folder: Path, result: Any) -> bool:
     """Whether ``folder`` still has what the run of ``result``, a `RunResult`, wrote, each file in its full size."""
-    from resnet8_quant import results
-
     written = read_json(folder / results.RECORD).get("files")
     if not isinstance(written, dict) or written.get("model.onnx") != result.model_bytes:
         return False
@@ -202,8 +180,6 @@ def is_whole(folder: Path, result: Any) -> bool:
 
 def record_loss(sweep: Path, number: int, overrides: Sequence[str], reason: str) -> None:
     """Write the failed row of a job that ended without one; a job that never started has no folder and gets none."""
-    from resnet8_quant import results
-
     name = read_jobs(sweep).get(number)
     if name is not None and not (sweep / name / results.FILE_NAME).exists():
         row = results.RunResult(status="failed", error=reason, overrides=shlex.join(overrides))

@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.sweep import folders, plan
-from resnet8_quant.sweep.compose import explain, to_config
+from resnet8_quant.sweep.compose import UNCOMPOSED, explain, to_config, without_hydra
 
 if TYPE_CHECKING:
     from resnet8_quant.experiment import Prepared
@@ -62,11 +66,7 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 
 def check_subdir(config: DictConfig) -> None:
-    """Refuse other names of job folders.
-
-    Raises:
-        ExperimentError: `hydra.sweep.subdir` is set.
-    """
+    """Refuse other names of job folders."""
     typed = dict(config.hydra.sweep.items_ex(resolve=False))["subdir"]
     if typed != SUBDIR:
         raise ExperimentError(
@@ -82,22 +82,12 @@ def typed_overrides(overrides: ListConfig | list[str]) -> list[str]:
     return plain
 
 
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """``composed``, changed as Hydra does it before it calls a job."""
-    with read_write(composed), open_dict(composed):
-        del composed["hydra"]
-    return composed
-
-
 def read_grid(config: DictConfig) -> list[list[str]] | None:
     """The overrides of each job of a grid; None where the sweeper decides as it goes."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     if not str(config.hydra.sweeper._target_).endswith(BasicSweeper.__name__):
         return None
     params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
-    overrides = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    overrides = [f"{key}={value}" for key, value in params.items()] + typed_overrides(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]]
 
@@ -112,18 +102,12 @@ def varied_keys(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(key for key, different in values.items() if len(different) > 1)
 
 
-def compose_job(config: DictConfig, overrides: Sequence[str], loader: Any = None) -> Config:
-    """The config of one job.
-
-    Args:
-        config: of the sweep.
-        overrides: of the job.
-        loader: Hydra's config loader; None: the one that runs.
+def compose_job(config: DictConfig, overrides: Sequence[str], loader: ConfigLoader) -> Config:
+    """The config of a job with ``overrides`` in the sweep of ``config``.
 
     Raises:
         ExperimentError: an option, a field or a value that there is not.
     """
-    loader = loader or GlobalHydra.instance().config_loader()
     return to_config(without_hydra(_compose(loader, config, overrides)), overrides)
 
 
@@ -140,27 +124,24 @@ def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) 
         ExperimentError: an unknown name, or the reason of the first job where no job can run. What stops only some of
             them becomes their row.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     from resnet8_quant.experiment import prepare
     from resnet8_quant.tracking import connect
 
-    loader = GlobalHydra.instance().config_loader()
+    loader: Any = GlobalHydra.instance().config_loader()
     setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
     seen: set[str] = set()
-    covering: list[Sequence[str]] = []
+    composed: dict[tuple[str, ...], DictConfig] = {}
     for job in jobs:
         if not seen.issuperset(job):
             seen.update(job)
-            covering.append(job)
-    composed = {tuple(job): _compose(loader, config, job) for job in covering}
+            composed[tuple(job)] = _compose(loader, config, job)
     configs = {job: to_config(without_hydra(copy.deepcopy(node)), job) for job, node in composed.items()}
-    if serial:
-        _hand_out(loader, composed)
+    loader.__class__ = JobLoader
+    loader.composed = composed if serial else {}
     first: ExperimentError | None = None
-    for job in [*covering, *(job for job in jobs if tuple(job) not in configs)]:
+    for job in [*configs, *(job for job in map(tuple, jobs) if job not in configs)]:
         try:
-            candidate = configs.get(tuple(job)) or compose_job(config, job)
+            candidate = configs.get(job) or compose_job(config, job, loader)
             prepared = prepare(candidate)
             connect(candidate.tracking)
             return candidate, prepared
@@ -170,31 +151,38 @@ def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) 
     raise first
 
 
-def _compose(loader: Any, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config of a job with the node `hydra`.
+class JobLoader(ConfigLoaderImpl):
+    """Hydra's loader of configs as `check_grid` leaves it; each worker has a copy.
 
-    Raises:
-        ExperimentError: an option, a field or a value that there is not.
+    What is composed already it hands out, once. A job that cannot be composed, because its values do not go together,
+    gets a config that says so, for its row: the exception would end the sweep.
     """
+
+    composed: dict[tuple[str, ...], DictConfig]
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = self.composed.pop(tuple(sweep_overrides), None)
+        if config is not None:
+            with read_write(config), open_dict(config):  # the folder was chosen in between
+                config.hydra.sweep.dir = master_config.hydra.sweep.dir
+                config.hydra.overrides.hydra = master_config.hydra.overrides.hydra
+            return config
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except Exception as error:
+            known = explain(error)
+            if known is None:
+                raise
+            config = super().load_sweep_config(master_config, [])
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.task = sweep_overrides
+                config[UNCOMPOSED] = [known.problem, known.remedy]
+            return config
+
+
+def _compose(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job with the node `hydra`."""
     try:
-        composed = loader.load_sweep_config(config, list(overrides))
+        return loader.load_sweep_config(config, list(overrides))
     except Exception as error:
         raise explain(error) or error from error
-    assert isinstance(composed, DictConfig)
-    return composed
-
-
-def _hand_out(loader: Any, composed: dict[tuple[str, ...], DictConfig]) -> None:
-    """Have Hydra's ``loader`` return what is composed already, once for each job; the others it composes."""
-    compose = loader.load_sweep_config
-
-    def load_sweep_config(sweep: DictConfig, overrides: list[str]) -> Any:
-        config = composed.pop(tuple(overrides), None)
-        if config is None:
-            return compose(sweep, overrides)
-        with read_write(config), open_dict(config):  # the folder was chosen in between
-            config.hydra.sweep.dir = sweep.hydra.sweep.dir
-            config.hydra.overrides.hydra = sweep.hydra.overrides.hydra
-        return config
-
-    setattr(loader, "load_sweep_config", load_sweep_config)  # noqa: B010

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet8_quant import results, terminal
 from resnet8_quant.config import Config
@@ -39,6 +39,7 @@ def run_alone(config: Config, folder: Path, overrides: Sequence[str]) -> None:
     from resnet8_quant.experiment import failed_row, run_experiment
     from resnet8_quant.tracking import connect, track
 
+    command = shlex.join(overrides)
     if config.resume is not None:
         raise ExperimentError(
             f"`resume` is {config.resume}, but a single run has nothing to resume",
@@ -46,26 +47,20 @@ def run_alone(config: Config, folder: Path, overrides: Sequence[str]) -> None:
         )
     connect(config.tracking)
     try:
-        result = run_experiment(config, folder, shlex.join(overrides))
+        result = run_experiment(config, folder, command)
     except Exception as error:
         terminal.log_to_file(log, f"failed: {error}")
-        track(config, folder, failed_row(config, error, shlex.join(overrides)))
+        track(config, folder, failed_row(config, error, command))
         raise
     track(config, folder, result)
     lines = ["", *terminal.final_lines(result)]
     terminal.log_to_file(log, "\n".join(lines))
-    lines += ["Written to"]
-    lines += [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
-    terminal.show("\n".join(lines))
+    written = [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
+    terminal.show("\n".join([*lines, "Written to", *written]))
 
 
 def start_job(composed: DictConfig, context: HydraConf) -> None:
-    """Run one job of a sweep as Hydra hands it over.
-
-    Args:
-        composed: the job's config, without the node `hydra`.
-        context: Hydra's config of the job.
-    """
+    """Run one job of a sweep as Hydra hands it over: its config, and Hydra's own."""
     from omegaconf import OmegaConf
 
     from resnet8_quant.sweep.compose import to_config
@@ -81,13 +76,11 @@ def start_job(composed: DictConfig, context: HydraConf) -> None:
         config = to_config(composed, overrides)
     except ExperimentError as error:
         config = error
-    job_logging = OmegaConf.to_container(context.job_logging, resolve=True)
-    assert isinstance(job_logging, dict)
+    job_logging: Any = OmegaConf.to_container(context.job_logging, resolve=True)
     if context.verbose is True:
         job_logging["root"] = {**job_logging.get("root", {}), "level": "DEBUG"}
-    logging_fields = {str(name): value for name, value in job_logging.items()}
     folder = Path(context.runtime.output_dir)
-    task = Task(config, sweep, started, folder, overrides, int(context.job.num), logging_fields)
+    task = Task(config, sweep, started, folder, overrides, int(context.job.num), job_logging)
     if launchers.parallel(context.launcher):
         from resnet8_quant.sweep.isolation import run_isolated
 
@@ -98,6 +91,8 @@ def start_job(composed: DictConfig, context: HydraConf) -> None:
 
 def run_in_sweep(task: Task) -> None:
     """Run what has not run; on failure log the reason and write a row that says so, so that the sweep goes on."""
+    from resnet8_quant.tracking import track
+
     try:
         if isinstance(task.config, ExperimentError):
             folders.begin(task, None)
@@ -107,9 +102,8 @@ def run_in_sweep(task: Task) -> None:
         write_failure(task, error)
         return
     if result is not None:
-        assert isinstance(task.config, Config)
         terminal.log_to_file(log, "\n".join(["", *terminal.final_lines(result)]))
-        _track(task.config, task.folder, result)
+        track(task.config, task.folder, result)
 
 
 def write_failure(task: Task, error: Exception) -> None:
@@ -122,10 +116,11 @@ def write_failure(task: Task, error: Exception) -> None:
     try:
         if isinstance(task.config, Config):
             from resnet8_quant.experiment import failed_row
+            from resnet8_quant.tracking import track
 
             result = failed_row(task.config, error, overrides)
             results.write(result, task.folder)
-            _track(task.config, task.folder, result)
+            track(task.config, task.folder, result)
         else:
             problem = " ".join(str(getattr(error, "problem", error)).split())
             results.write(RunResult(status="failed", error=problem, overrides=overrides or None), task.folder)
@@ -154,17 +149,17 @@ def _run_once(task: Task, config: Config) -> RunResult | None:
             return None
 
 
-def _track(config: Config, folder: Path, result: RunResult) -> None:
-    from resnet8_quant.tracking import track
-
-    track(config, folder, result)
-
-
 def _end_with(sweep_process: int) -> None:
     """Make this worker of joblib end when the sweep is killed; joblib itself would let it wait for five more minutes.
 
     Such a worker also starts none of the jobs that wait in its queue: a resumed sweep runs them.
     """
+
+    def watch() -> None:
+        while os.getppid() == sweep_process:
+            time.sleep(0.5)
+        os._exit(1)
+
     global _watching
     if sweep_process == os.getpid():
         return
@@ -172,10 +167,4 @@ def _end_with(sweep_process: int) -> None:
         os._exit(1)
     if not _watching:
         _watching = True
-        threading.Thread(target=_watch_parent, args=(sweep_process,), daemon=True).start()
-
-
-def _watch_parent(process: int) -> None:
-    while os.getppid() == process:
-        time.sleep(0.5)
-    os._exit(1)
+        threading.Thread(target=watch, daemon=True).start()

@@ -27,12 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """What a job gets of a machine.
-
-    Attributes:
-        at_once: jobs side by side on one machine; None: the cluster decides.
-        threads: of each job.
-    """
+    """What a job gets of a machine: how many run at once, None where a cluster decides, and the threads of each."""
 
     at_once: int | None
     threads: int
@@ -40,9 +35,9 @@ class Share:
     @property
     def description(self) -> str:
         """For the log."""
-        beside = "the cluster decides how many jobs run at once" if self.at_once is None else None
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{beside or f'{self.at_once} jobs at a time'}, {threads} each"
+        known = self.at_once is not None
+        jobs = f"{self.at_once} jobs at a time" if known else "the cluster decides how many jobs run at once"
+        return f"{jobs}, {self.threads} thread{'' if self.threads == 1 else 's'} each"
 
 
 def _joblib(fields: Mapping[str, Any], jobs: int | None, cores: int) -> Share:
@@ -76,7 +71,6 @@ SMALLEST: dict[str, dict[str, int]] = {
     "SlurmLauncher": _SUBMITIT | {"timeout_min": 0, "array_parallelism": 1, "max_num_timeout": 0},
     "RayLauncher": {"ray.init.num_cpus": 1, "ray.remote.num_cpus": 0},
 }
-_FROM_THE_END = ("n_jobs",)  # below 0 they count from all cores
 
 # The word for a launcher, as its plugin knows it -> what pip calls the plugin, and our extra.
 PLUGINS: dict[str, tuple[str, str]] = {
@@ -108,9 +102,6 @@ def check_numbers(node: Mapping[str, Any]) -> None:
 
     Args:
         node: Hydra's part of the config, with `launcher` and `sweeper`.
-
-    Raises:
-        ExperimentError: a value is below those of `SMALLEST`.
     """
     for part in ("launcher", "sweeper"):
         for name, smallest in SMALLEST.get(_name(node[part]), {}).items():
@@ -119,7 +110,7 @@ def check_numbers(node: Mapping[str, Any]) -> None:
                 value = (value or {}).get(key)
             if not re.fullmatch(r"-?\d+(\.\d+)?", str(value)):  # null, or a word such as auto
                 continue
-            backwards = name in _FROM_THE_END
+            backwards = name == "n_jobs"  # below 0 it counts from all cores
             if float(value) >= smallest or (backwards and float(value) < 0):
                 continue
             valid = f"{smallest} or more" + (", -1 for all cores, -2 for all but one" if backwards else "")
@@ -158,11 +149,6 @@ def _name(fields: Mapping[str, Any]) -> str:
     return str(fields.get("_target_", "")).rpartition(".")[2]
 
 
-def _submitit(module: str) -> Any:
-    """A module of the optional package, which a check of types may or may not find."""
-    return importlib.import_module(module)
-
-
 class _Waited:
     """A job of submitit whose end without a result is logged and becomes a failed row, instead of ending the sweep."""
 
@@ -173,13 +159,12 @@ class _Waited:
         """Wait for the job; what Hydra would get from it, or a return value without content."""
         from hydra.core.utils import JobReturn, JobStatus
 
-        errors = _submitit("submitit.core.utils")
+        errors: Any = importlib.import_module("submitit.core.utils")
         try:
             return list(self.job.results())
         except (errors.FailedJobError, errors.UncompletedJobError) as error:
             overrides, _, number, *_ = self.job.submission().args
-            state = str(self.job.state)
-            reason = f"job {self.job.job_id} of the queue ended without a result ({state})"
+            reason = f"job {self.job.job_id} of the queue ended without a result ({self.job.state})"
             log.error("job %d failed: %s", number, reason)
             log.debug("%s", error)
             with contextlib.suppress(ExperimentError):  # a full disk is reported by the summary
@@ -197,7 +182,7 @@ def steady_submitit(fields: Mapping[str, Any], sweep: Path) -> Iterator[Callable
     if _name(fields) not in ("LocalLauncher", "SlurmLauncher"):
         yield lambda: None
         return
-    executor = _submitit("submitit").AutoExecutor
+    executor = importlib.import_module("submitit").AutoExecutor
     started: list[Any] = []
     original = executor.map_array
 
@@ -226,7 +211,7 @@ def _apart(sweep: Path) -> Iterator[None]:
     Else Ctrl-C would reach them twice, by the terminal and by `cancel`, of which the second stops them from ending
     their jobs. What they say, such as the traceback of their end, goes to .submitit.log in the sweep's folder.
     """
-    local = _submitit("submitit.local.local")
+    local: Any = importlib.import_module("submitit.local.local")
     with (sweep / ".submitit.log").open("ab") as log_file:
         start = functools.partial(subprocess.Popen, start_new_session=True, stderr=log_file)
         local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start})

@@ -90,9 +90,6 @@ def folder_to_resume(value: str, overrides: Sequence[str], default: Path, explic
         overrides: of the command, see `command_overrides`.
         default: where a new sweep would go.
         explicit: whether the user named ``default``; then "true" means it, whether or not it is there.
-
-    Raises:
-        ExperimentError: there is no such sweep, or the two folders are not one.
     """
     if value != "true":
         folder = Path(value).expanduser().absolute()
@@ -118,15 +115,7 @@ def folder_to_resume(value: str, overrides: Sequence[str], default: Path, explic
 
 
 def check_kind(folder: Path, search: bool) -> None:
-    """Refuse a grid in a search's folder and a search in a grid's: their jobs would share numbers and a summary.
-
-    Args:
-        folder: that the sweep is to go to; it need not exist.
-        search: whether the sweep is a search.
-
-    Raises:
-        ExperimentError: the folder holds the other kind.
-    """
+    """Refuse a grid in a search's folder and a search in a grid's: their jobs would share numbers and a summary."""
     plan = read_plan(folder)
     holds_search = (folder / SEARCH_MEMORY).exists() or (plan is not None and plan.jobs is None)
     if holds_search == search or not (plan or holds_search):
@@ -147,9 +136,6 @@ def new_folder(default: Path, explicit: bool) -> Path:
     Args:
         default: its name; where another sweep has it by chance, a number is added.
         explicit: whether the user chose the name; then a sweep that is there is not touched.
-
-    Raises:
-        ExperimentError: the chosen folder holds a sweep, or it cannot be made.
     """
     if explicit and read_plan(default) is not None:
         raise ExperimentError(
@@ -161,10 +147,8 @@ def new_folder(default: Path, explicit: bool) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=explicit)
             return folder
-        except FileExistsError as error:
-            if explicit:  # a file
+        except OSError as error:
+            if explicit or not isinstance(error, FileExistsError):
                 raise unwritable(folder, error) from error
             number += 1
             folder = default.with_name(f"{default.name}-{number}")
-        except OSError as error:
-            raise unwritable(folder, error) from error

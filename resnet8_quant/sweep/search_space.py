@@ -30,7 +30,6 @@ NUMERIC = tuple(
 )
 LOWEST = {"n_trials": 1, "n_jobs": 1, "seed": 0}
 LAYERS = "quant.layers"  # its keys are patterns, which Hydra reads in a value but not in a key
-_FIELDS = {"choices": {"choices"}, "low": {"low", "high", "step", "log"}}
 _EXAMPLES = "{choices: [int8, u8s8]} or {low: 10, high: 100, step: 10} or {low: 0.001, high: 1.0, log: true}"
 
 
@@ -52,11 +51,7 @@ class SearchOptions:
 
 
 def read_options(fields: Mapping[str, Any]) -> SearchOptions:
-    """The options of a search, from the fields of hydra.sweeper.
-
-    Raises:
-        ExperimentError: a number that is none or too small, or a column that holds no numbers.
-    """
+    """The options of a search, from the fields of hydra.sweeper."""
     for name, lowest in LOWEST.items():
         value = fields[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
@@ -125,9 +120,6 @@ def read_space(params: Mapping[str, Any] | None, arguments: Sequence[str], loade
         params: `hydra.sweeper.params`: {name: mapping, or a text as on the command line}.
         arguments: overrides of the command line; `a=x,y` is a parameter, `a=x` fixes one.
         loader: Hydra's config loader, for overrides that name groups.
-
-    Raises:
-        ExperimentError: a range or a list that cannot be searched, or nothing to search.
     """
     parameters: dict[str, Distribution] = {}
     fixed: dict[str, str] = {}
@@ -192,11 +184,11 @@ def _from_override(name: str, override: Override) -> Distribution:
 
 
 def _from_mapping(name: str, mapping: Mapping[str, Any]) -> Distribution:
-    kinds = [kind for kind in _FIELDS if kind in mapping]
-    if len(kinds) != 1 or not set(mapping) <= _FIELDS[kinds[0]]:
+    is_list = mapping.keys() == {"choices"}
+    if not is_list and not {"low"} <= mapping.keys() <= {"low", "high", "step", "log"}:
         shown = "{" + ", ".join(f"{key}: {value}" for key, value in mapping.items()) + "}"
         raise _refused(name, f"is {shown}; valid are choices alone, or low and high with step or log")
-    if "choices" not in mapping:
+    if not is_list:
         return _range(name, mapping)
     values = mapping["choices"]
     if isinstance(values, str) or not isinstance(values, Sequence):
@@ -212,13 +204,12 @@ def _choices(name: str, values: Iterable[str]) -> CategoricalDistribution:
 
 
 def _range(name: str, mapping: Mapping[str, Any]) -> IntDistribution | FloatDistribution:
-    low, high, step, log = (mapping.get(key) for key in ("low", "high", "step", "log"))
+    fields: list[Any] = [mapping.get(key) for key in ("low", "high", "step", "log")]
+    low, high, step, log = fields
     numbers = [low, high] if step is None else [low, high, step]
     for value in numbers:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
             raise _refused(name, f"goes from {low} to {high} in steps of {step}; {value!r} is not a number")
-    assert low is not None
-    assert high is not None
     if log not in (None, True, False):
         raise _refused(name, f"has log {log!r}; valid are true and false")
     try:

@@ -29,12 +29,12 @@ class Tally:
     Attributes:
         done: jobs that have a row, failed ones and duplicates included.
         failed: of these, how many failed.
-        best: the highest accuracy of a quantized model, else of any; None before the first.
-        best_folder: whose it is.
+        best: whether its model is quantized, and the accuracy of the best one; quantized models go first.
+        best_folder: whose it is; empty before the first.
     """
 
     def __init__(self, folder: Path, *, again: bool = True, duplicates: bool = True) -> None:
-        """Look into ``folder``.
+        """Count from nothing.
 
         Args:
             folder: of the sweep.
@@ -43,9 +43,7 @@ class Tally:
         """
         self.folder = folder
         self.done = self.failed = 0
-        self.best: float | None = None
-        self.best_folder = ""
-        self._best_rank = (False, 0.0)
+        self.best, self.best_folder = (False, -1.0), ""
         self._seen: set[str] = set()
         self._old: dict[str, int] = {}
         self._first, self._duplicates = again, duplicates
@@ -78,8 +76,8 @@ class Tally:
             self.failed += 1
         else:
             rank = (row.activation_type != "float32", row.accuracy)
-            if rank > self._best_rank:
-                self._best_rank, self.best, self.best_folder = rank, row.accuracy, name
+            if rank > self.best:
+                self.best, self.best_folder = rank, name
         self._seen.add(name)
 
 
@@ -97,29 +95,19 @@ def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str
     text = f"{tally.done}/{'?' if jobs is None else jobs} done, {tally.failed} failed"
     ran = tally.done - before
     if jobs is not None and ran > 0 and tally.done < jobs:
-        text += f", {_clock(seconds / ran * (jobs - tally.done))} left"
-    if tally.best is not None:
-        text += f", best {100 * tally.best:.2f} % ({tally.best_folder}"
+        minutes, second = divmod(round(seconds / ran * (jobs - tally.done)), 60)
+        text += f", {minutes // 60}:{minutes % 60:02d}:{second:02d} left"
+    if tally.best_folder:
+        text += f", best {100 * tally.best[1]:.2f} % ({tally.best_folder}"
         text = text[: WIDTH - 1] + ")"
     return text
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"
 
 
 class Watch:
     """Looks into a sweep's folder until it is stopped, and says what it sees."""
 
     def __init__(self, tally: Tally, jobs: int | None) -> None:
-        """Start to look.
-
-        Args:
-            tally: of the sweep's folder.
-            jobs: how many there will be at most; None where that is not known.
-        """
+        """Start to look; ``jobs`` is how many there will be at most, None where that is not known."""
         self.tally, self.jobs = tally, jobs
         self.tally.look()
         self._before, self._started = self.tally.done, time.monotonic()

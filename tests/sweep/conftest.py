@@ -70,6 +70,13 @@ class Done:
             return list(csv.DictReader(file))
 
     @property
+    def refusal(self) -> str:
+        """The error, in one line, of a command that must end with a sentence."""
+        assert self.code == 1
+        assert "Traceback" not in self.err
+        return " ".join(self.err.split())
+
+    @property
     def comparable(self) -> list[dict[str, str]]:
         """The rows without what may differ, sorted by job."""
         rows = [{key: value for key, value in row.items() if key not in VARYING} for row in self.rows]
@@ -105,6 +112,9 @@ class Sweeps:
                 process.kill()
                 raise
         return Done(process.returncode, out, err, self.folder)
+
+    def results(self) -> list[Path]:
+        return list(self.folder.glob("[0-9]*/results.csv"))
 
 
 @pytest.fixture(scope="session")

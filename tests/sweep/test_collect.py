@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,19 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, collect, collect_all, name_choices, settings, varied
 
 
-def _run(folder: Path, **values: object) -> Path:
+def _run(folder: Path, **values: Any) -> Path:
     folder.mkdir(parents=True)
-    results.write(RunResult(quant_type="int8", accuracy=0.8, **values), folder)  # type: ignore[arg-type]
+    results.write(RunResult(**{"quant_type": "int8", "accuracy": 0.8, **values}), folder)
     return folder
+
+
+def _only(folder: Path, file: str, content: str | bytes) -> Job:
+    """The job of a sweep whose one job has one file."""
+    (folder / "3_x").mkdir()
+    (folder / "3_x" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (job,) = collect(folder, None)
+    assert (job.number, job.row.status) == (3, "failed")
+    return job
 
 
 def _states(jobs: list[Job]) -> list[tuple[int | None, str]]:
@@ -36,20 +47,13 @@ def test_jobs_of_a_sweep_by_number(tmp_path: Path) -> None:
 
 
 def test_killed_job_has_the_overrides_of_its_plan(tmp_path: Path) -> None:
-    (tmp_path / "3_x").mkdir()
     plan = {"digest": "abc", "overrides": ["quant=int8", "data.path=a b"], "number": 7}
-    (tmp_path / "3_x" / "job.json").write_text(json.dumps(plan))
-    (job,) = collect(tmp_path, None)
-    assert (job.number, job.row.status) == (3, "failed")
-    assert settings(job.row) == {"quant": "int8", "data.path": "a b"}
+    assert settings(_only(tmp_path, "job.json", json.dumps(plan)).row) == {"quant": "int8", "data.path": "a b"}
 
 
 @pytest.mark.parametrize("plan", ["", "[1]", '{"overrides": 3, "number": true}', '{"number": "x"}'])
 def test_damaged_plan_is_no_plan(plan: str, tmp_path: Path) -> None:
-    (tmp_path / "3_x").mkdir()
-    (tmp_path / "3_x" / "job.json").write_text(plan)
-    (job,) = collect(tmp_path, None)
-    assert (job.number, job.row.status, job.row.overrides) == (3, "failed", None)
+    assert _only(tmp_path, "job.json", plan).row.overrides is None
 
 
 def test_jobs_of_an_earlier_start_stay_if_they_are_good(tmp_path: Path) -> None:
@@ -63,17 +67,10 @@ def test_jobs_of_an_earlier_start_stay_if_they_are_good(tmp_path: Path) -> None:
     assert ["never started" in (job.row.error or "") for job in jobs] == [False, True, False, True]
 
 
-def _older(folder: Path) -> None:
+def test_older_schema_is_named_with_a_remedy(tmp_path: Path) -> None:
     columns = [name for name in results.COLUMNS if name not in ("quant_ties", "float_ties")]
     values = ["1" if name == "schema_version" else "" for name in columns]
-    (folder / "results.csv").write_text(",".join(columns) + "\n" + ",".join(values) + "\n")
-
-
-def test_older_schema_is_named_with_a_remedy(tmp_path: Path) -> None:
-    (tmp_path / "0_x").mkdir()
-    _older(tmp_path / "0_x")
-    (job,) = collect(tmp_path, 1)
-    error = job.row.error or ""
+    error = _only(tmp_path, "results.csv", f"{','.join(columns)}\n{','.join(values)}\n").row.error or ""
     assert f"schema version 1, this resnet8-quant reads {results.SCHEMA_VERSION}" in error
     assert "run that job again" in error
 
@@ -84,30 +81,20 @@ def test_older_schema_is_named_with_a_remedy(tmp_path: Path) -> None:
     ids=["empty", "binary", "foreign", "null", "one long field"],
 )
 def test_damaged_row_is_failed_without_the_path(content: bytes, tmp_path: Path) -> None:
-    _run(tmp_path / "1_good")
-    (tmp_path / "0_x").mkdir()
-    (tmp_path / "0_x" / "results.csv").write_bytes(content)
-    bad, good = collect(tmp_path, 2)
-    assert (bad.row.status, good.row.status) == ("failed", "ok")
-    assert "results.csv" in (bad.row.error or "")
-    assert str(tmp_path) not in (bad.row.error or "")
-    assert "run that job again" in (bad.row.error or "")
+    error = _only(tmp_path, "results.csv", content).row.error or ""
+    assert "results.csv" in error
+    assert str(tmp_path) not in error
+    assert "run that job again" in error
+    _run(tmp_path / "4_good")
+    assert _states(collect(tmp_path, None)) == [(3, "failed"), (4, "ok")]
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("accuracy", float("nan")),
-        ("accuracy", 1.5),
-        ("accuracy", -0.1),
-        ("mcnemar_p", float("inf")),
-        ("model_bytes", 0),
-        ("latency_us_median", -1.0),
-    ],
-)
+IMPOSSIBLE = [("accuracy", math.nan), ("accuracy", 1.5), ("accuracy", -0.1), ("mcnemar_p", math.inf)]
+
+
+@pytest.mark.parametrize(("column", "value"), [*IMPOSSIBLE, ("model_bytes", 0), ("latency_us_median", -1.0)])
 def test_impossible_number_fails_its_run(column: str, value: float, tmp_path: Path) -> None:
-    (tmp_path / "0_x").mkdir()
-    results.write(RunResult(**{column: value}), tmp_path / "0_x")  # type: ignore[arg-type]
+    _run(tmp_path / "0_x", **{column: value})
     (job,) = collect(tmp_path, 1)
     assert job.row.status == "failed"
     assert f"column `{column}` holds {value}" in (job.row.error or "")
@@ -115,16 +102,13 @@ def test_impossible_number_fails_its_run(column: str, value: float, tmp_path: Pa
 
 def test_smallest_possible_numbers_pass(tmp_path: Path) -> None:
     row = RunResult(accuracy=0.0, float_accuracy=1.0, model_bytes=1, latency_us_median=0.1, accuracy_delta=-1.0)
-    (tmp_path / "0_x").mkdir()
-    results.write(row, tmp_path / "0_x")
+    _run(tmp_path / "0_x", **vars(row))
     assert collect(tmp_path, 1)[0].row == row
 
 
 def test_all_runs_below_folders_once_each_in_order(tmp_path: Path) -> None:
-    _run(tmp_path / "sweeps" / "b" / "10_x")
-    _run(tmp_path / "sweeps" / "b" / "2_x")
-    _run(tmp_path / "sweeps" / "a" / "0_x")
-    _run(tmp_path / "runs" / "2026-01-01_00-00-00")
+    for name in ("sweeps/b/10_x", "sweeps/b/2_x", "sweeps/a/0_x", "runs/2026-01-01_00-00-00"):
+        _run(tmp_path / name)
     (tmp_path / "sweeps" / "a" / "1_x" / ".hydra").mkdir(parents=True)
     (tmp_path / "sweeps" / "a" / "plots").mkdir()
     (tmp_path / "sweeps" / "a" / ".cache" / "0_hidden").mkdir(parents=True)
@@ -137,17 +121,12 @@ def test_all_runs_below_folders_once_each_in_order(tmp_path: Path) -> None:
     assert jobs[1].row.status == "failed"
 
 
-def test_one_sweep_is_not_named_in_labels(tmp_path: Path) -> None:
-    _run(tmp_path / "0_x")
-    _run(tmp_path / "1_x")
+def test_labels_name_the_sweep_where_there_are_several(tmp_path: Path) -> None:
+    _run(tmp_path / "here/s/0_x")
+    _run(tmp_path / "here/s/1_x")
     assert [job.label for job in collect_all([tmp_path])] == ["Job 0", "Job 1"]
-
-
-def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    _run(tmp_path / "here" / "s" / "0_x")
     _run(tmp_path / "there" / "s" / "0_x")
-    labels = [job.label for job in collect_all([tmp_path])]
-    assert len(set(labels)) == 2
+    assert len({job.label for job in collect_all([tmp_path])}) == 3  # though the sweeps have one name
 
 
 def test_a_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
@@ -158,9 +137,8 @@ def test_a_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
 
 def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:
     _run(tmp_path / "out2" / "0_x")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out2" / "more").mkdir()
     _run(tmp_path / "out" / "1_y")
+    (tmp_path / "out2" / "more").mkdir()
     (tmp_path / "out2" / "more" / "link").symlink_to(tmp_path / "out")  # whose name begins like its own
     assert [job.number for job in collect_all([tmp_path / "out2"])] == [0, 1]
 
@@ -185,11 +163,8 @@ def _choices(*overrides: str | None) -> list[str]:
 
 def test_choices_show_only_what_varies() -> None:
     assert _choices("quant=int8 seed=1 data=sample", "quant=u8s8 seed=1 data=sample") == ["int8", "u8s8"]
-    assert _choices("quant=int8 seed=1", "quant=int8 seed=2", "quant=u8s8 seed=1") == [
-        "int8 seed=1",
-        "int8 seed=2",
-        "u8s8 seed=1",
-    ]
+    three = _choices("quant=int8 seed=1", "quant=int8 seed=2", "quant=u8s8 seed=1")
+    assert three == ["int8 seed=1", "int8 seed=2", "u8s8 seed=1"]
     assert _choices("quant=int8 seed=1") == ["int8 seed=1"]
     assert _choices(None) == ["int8"]
 

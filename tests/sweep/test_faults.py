@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def test_interrupted_sweep_leaves_a_summary(launcher: str, sweeps: Any) -> None:
 def test_terminated_sweep_leaves_a_summary(sweeps: Any) -> None:
     with sweeps.start("seed=0,1,2,3,4,5,6,7") as process:
         deadline = time.monotonic() + 60
-        while not list(sweeps.folder.glob("*/results.csv")) and time.monotonic() < deadline:
+        while not sweeps.results() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -52,10 +51,9 @@ def test_terminated_sweep_leaves_a_summary(sweeps: Any) -> None:
 def test_two_sweeps_started_together_do_not_meet(sweeps: Any) -> None:
     word = f"hydra.sweep.dir={sweeps.folder}/${{now:%Y-%m-%d}}"
     processes = [sweeps.start(f"seed={seed}", word) for seed in (1, 2)]
-    codes = [process.wait(timeout=120) for process in processes]
     for process in processes:
-        process.communicate()
-    assert codes == [0, 0]
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [0, 0]
     rows = [path.read_text() for path in sweeps.folder.glob("*/*/results.csv")]
     assert len(rows) == len(list(sweeps.folder.glob("*/summary.csv"))) == 2
 
@@ -68,9 +66,7 @@ def _task(sweep: Path, number: int, seed: int) -> Task:
     return Task(config, sweep, Plan((), 3, 0), folder, (f"seed={seed}",), number, {})
 
 
-def test_full_disk_costs_the_jobs_that_met_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_costs_the_jobs_that_met_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_in_sweep(_task(tmp_path, 0, 0))
 
     def no_space(*arguments: Any, **options: Any) -> None:
@@ -91,23 +87,16 @@ def test_full_disk_costs_the_jobs_that_met_it(
     assert summarize(tmp_path, ("Job", "Top-1"), 3) == 0
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Callable[[str], Path]:
-    def write(name: str) -> Path:
+def test_summary_that_somebody_reads_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(name: str) -> None:
         (tmp_path / name).mkdir()
-        return results.write(RunResult(quant_type="int8", activation_type="int8", accuracy=0.5), tmp_path / name)
+        results.write(RunResult(quant_type="int8", activation_type="int8", accuracy=0.5), tmp_path / name)
 
-    return write
-
-
-def test_summary_that_somebody_reads_is_replaced(
-    finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finished("0_a")
+    finish("0_a")
     assert summarize(tmp_path, ("Job", "Top-1"), 1) == 0
     with (tmp_path / "summary.csv").open() as reader:
         before = reader.read()
-        finished("1_b")
+        finish("1_b")
         assert summarize(tmp_path, ("Job", "Top-1"), 2) == 0
         reader.seek(0)
         assert reader.read() == before  # the reader's file is whole, and another one has its name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,7 @@ import pytest
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import launchers
 from resnet8_quant.sweep.compose import explain
-from resnet8_quant.sweep.launchers import (
-    PLUGINS,
-    Share,
-    batch_size,
-    check_numbers,
-    missing_plugin,
-    parallel,
-    share,
-    steady_submitit,
-)
+from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, check_numbers, missing_plugin, parallel, share
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
@@ -48,8 +40,8 @@ def test_share_of_the_cores(
     monkeypatch.setattr(launchers, "usable_cores", lambda: 8)
     assert share(fields, jobs) == expected
     assert parallel(fields) == (fields is not BASIC)
-    limit = expected.at_once if fields["_target_"].endswith("LocalLauncher") else None
-    assert batch_size(fields, jobs) == limit
+    limited = fields["_target_"].endswith("LocalLauncher")
+    assert batch_size(fields, jobs) == (expected.at_once if limited else None)
 
 
 def test_share_in_plain_words() -> None:
@@ -57,57 +49,48 @@ def test_share_in_plain_words() -> None:
     assert Share(None, 1).description == "the cluster decides how many jobs run at once, 1 thread each"
 
 
-SWEEPER = _fields("BasicSweeper", max_batch_size=None)
-
-
 @pytest.mark.parametrize(
-    ("part", "fields", "words"),
+    ("fields", "refused"),
     [
-        ("launcher", _fields("JoblibLauncher", n_jobs=0), "n_jobs` is 0; valid are 1 or more, -1 for all cores"),
-        ("launcher", _fields("JoblibLauncher", n_jobs=2, batch_size="0"), "batch_size` is 0"),
-        ("launcher", _fields("LocalLauncher", timeout_min=0), "timeout_min` is 0; valid are 1 or more"),
-        ("launcher", _fields("SlurmLauncher", cpus_per_task=-1), "cpus_per_task` is -1"),
-        ("launcher", _fields("RayLauncher", ray={"init": {"num_cpus": 0}}), "ray.init.num_cpus` is 0"),
-        ("sweeper", _fields("BasicSweeper", max_batch_size=-1), "max_batch_size` is -1"),
+        (_fields("JoblibLauncher", n_jobs=0), "launcher.n_jobs` is 0; valid are 1 or more, -1 for all cores"),
+        (_fields("JoblibLauncher", n_jobs=2, batch_size="0"), "launcher.batch_size` is 0"),
+        (_fields("LocalLauncher", timeout_min=0), "launcher.timeout_min` is 0; valid are 1 or more"),
+        (_fields("SlurmLauncher", cpus_per_task=-1), "launcher.cpus_per_task` is -1"),
+        (_fields("RayLauncher", ray={"init": {"num_cpus": 0}}), "launcher.ray.init.num_cpus` is 0"),
+        (_fields("BasicSweeper", max_batch_size=-1), "sweeper.max_batch_size` is -1"),
+        (BASIC, None),
+        (_fields("JoblibLauncher", n_jobs=-2, batch_size="auto", pre_dispatch="2*n_jobs", timeout=None), None),
+        (_fields("JoblibLauncher", n_jobs=1, batch_size="1", timeout=1.5), None),
+        (_fields("LocalLauncher", cpus_per_task=None, timeout_min=1), None),
+        (_fields("SlurmLauncher", timeout_min=0), None),
+        (_fields("RayLauncher", ray={"init": {"num_cpus": None}, "remote": {}}), None),
+        (_fields("UnknownLauncher", n_jobs=0), None),
+        (_fields("BasicSweeper", max_batch_size=1), None),
     ],
 )
-def test_numbers_that_run_nothing_are_refused(part: str, fields: dict[str, Any], words: str) -> None:
+def test_numbers_that_run_nothing_are_refused_and_others_pass(fields: dict[str, Any], refused: str | None) -> None:
+    part = "sweeper" if fields["_target_"].endswith("Sweeper") else "launcher"
+    node = {"launcher": BASIC, "sweeper": _fields("BasicSweeper", max_batch_size=None)} | {part: fields}
+    if refused is None:
+        check_numbers(node)
+        return
     with pytest.raises(ExperimentError) as caught:
-        check_numbers({"launcher": BASIC, "sweeper": SWEEPER} | {part: fields})
-    assert f"`hydra.{part}.{words}" in caught.value.problem
-    assert caught.value.remedy == f"hydra.{part}.{words.partition('`')[0]}=1"
+        check_numbers(node)
+    assert caught.value.problem.startswith(f"`hydra.{refused}")
+    assert caught.value.remedy == f"hydra.{refused.partition('`')[0]}=1"
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("complaint", "plugin"),
     [
-        BASIC,
-        _fields("JoblibLauncher", n_jobs=-2, batch_size="auto", pre_dispatch="2*n_jobs", timeout=None),
-        _fields("JoblibLauncher", n_jobs=1, batch_size="1", timeout=1.5),
-        _fields("LocalLauncher", cpus_per_task=None, timeout_min=1),
-        _fields("SlurmLauncher", timeout_min=0),
-        _fields("RayLauncher", ray={"init": {"num_cpus": None}, "remote": {}}),
-        _fields("UnknownLauncher", n_jobs=0),
-    ],
-)
-def test_numbers_that_work_pass(fields: dict[str, Any]) -> None:
-    check_numbers({"launcher": fields, "sweeper": SWEEPER})
-    check_numbers({"launcher": fields, "sweeper": _fields("BasicSweeper", max_batch_size=1)})
-
-
-@pytest.mark.parametrize(
-    ("complaint", "extra"),
-    [
-        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "slurm"),
-        ("Could not find 'hydra/launcher/joblib'", "joblib"),
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", PLUGINS["submitit_slurm"]),
+        ("Could not find 'hydra/launcher/joblib'", PLUGINS["joblib"]),
         ("Could not find 'hydra/launcher/nothing'", None),
         ("Could not find 'quant/ray'", None),
     ],
 )
-def test_missing_plugin_is_found_in_the_complaint(complaint: str, extra: str | None) -> None:
-    found = missing_plugin(complaint)
-    assert (found and found[1]) == extra
-    assert found is None or found in PLUGINS.values()
+def test_missing_plugin_is_found_in_the_complaint(complaint: str, plugin: tuple[str, str] | None) -> None:
+    assert missing_plugin(complaint) == plugin
 
 
 class FailedJobError(Exception):
@@ -117,31 +100,28 @@ class FailedJobError(Exception):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (
-            ConnectionError("Could not find any running Ray instance. Set RAY_ADDRESS."),
-            ("no Ray cluster", "RAY_ADDRESS"),
-        ),
-        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), ("Slurm takes no job", "srun")),
-        (FailedJobError("sbatch: error: first\nsbatch: fatal: no controller"), ("Slurm takes no job", "no controller")),
+        (ConnectionError("Could not find any running Ray instance. Set RAY_ADDRESS."), "no Ray cluster.*RAY_ADDRESS"),
+        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), "Slurm takes no job.*srun"),
+        (FailedJobError("sbatch: error: first\nsbatch: fatal: no controller"), "Slurm takes no job.*no controller"),
+        (ConnectionError("refused"), None),
+        (RuntimeError("no"), None),
+        (ValueError("slurm"), None),
     ],
 )
-def test_a_cluster_that_does_not_answer_is_a_sentence(error: Exception, words: tuple[str, ...]) -> None:
+def test_a_cluster_that_does_not_answer_is_a_sentence_and_no_other_error(error: Exception, words: str | None) -> None:
     explained = explain(error)
-    assert explained is not None
-    assert all(word in explained.problem for word in ("`hydra/launcher`", *words))
+    if explained is None or words is None:
+        assert explained is words
+        return
+    assert re.match(f"`hydra/launcher`: .*{words}", explained.problem)
     assert "first" not in explained.problem
     assert "hydra/launcher=" in explained.remedy
-
-
-@pytest.mark.parametrize("error", [ConnectionError("refused"), RuntimeError("no"), ValueError("slurm")])
-def test_other_errors_are_not_explained_away(error: Exception) -> None:
-    assert explain(error) is None
 
 
 def test_ctrl_c_reaches_local_jobs_of_submitit_by_us_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     submitit = pytest.importorskip("submitit", reason="needs the extra [slurm]")
     executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
-    with steady_submitit(_fields("LocalLauncher"), tmp_path) as cancel:
+    with launchers.steady_submitit(_fields("LocalLauncher"), tmp_path) as cancel:
         process = executor.map_array(time.sleep, [60])[0].job._process
         assert os.getsid(process.pid) == process.pid != os.getsid(0)  # a terminal's signals stay in its session
         while process.poll() is None and not list((tmp_path / "jobs").glob("*_log.err")):  # else it cannot say why

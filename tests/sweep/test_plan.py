@@ -1,12 +1,15 @@
-"""sweep.json, and the folder that a command means: a new one, one to resume, or none that it may touch."""
+"""Before a sweep starts: sweep.json, and the folder that a command means, a new one, one to resume, or none."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.sweep.grid import varied_keys
 from resnet8_quant.sweep.plan import (
     Plan,
     asked_to_resume,
@@ -30,19 +33,19 @@ def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
+    ("word", "value"),
     [
-        (["a=1"], None),
-        (["resume=true"], "true"),
-        (["++resume=True"], "true"),
-        (["resume=false"], None),
-        (["resume=null"], None),
-        (["resume='a folder'"], "a folder"),
+        ("a=1", None),
+        ("resume=true", "true"),
+        ("++resume=True", "true"),
+        ("resume=false", None),
+        ("resume=null", None),
+        ("resume='a folder'", "a folder"),
     ],
 )
-def test_what_resume_asks_for(words: list[str], value: str | None) -> None:
-    assert asked_to_resume(words) == value
-    assert not any("resume" in word for word in command_overrides(words))
+def test_what_resume_asks_for(word: str, value: str | None) -> None:
+    assert asked_to_resume([word]) == value
+    assert command_overrides([word]) == (("a=1",) if word == "a=1" else ())
 
 
 def test_launcher_and_folder_do_not_make_another_command() -> None:
@@ -50,28 +53,33 @@ def test_launcher_and_folder_do_not_make_another_command() -> None:
     assert command_overrides(words) == ("a=1", "hydra.mode=MULTIRUN")
 
 
-def test_resume_given_twice_or_swept_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="twice"):
-        asked_to_resume(["resume=true", "resume=a"])
-    with pytest.raises(ExperimentError, match="one folder"):
-        asked_to_resume(["resume=a,b"])
+@pytest.mark.parametrize(("words", "problem"), [("resume=true resume=a", "twice"), ("resume=a,b", "one folder")])
+def test_resume_given_twice_or_swept_is_refused(words: str, problem: str) -> None:
+    with pytest.raises(ExperimentError, match=problem):
+        asked_to_resume(words.split())
+
+
+def test_keys_that_vary() -> None:
+    jobs = [["a=1", "+b=1", "c=2"], ["a=1", "+b=2", "c=2"], ["a=1", "+b=2", "c=2", "d=1"]]
+    assert varied_keys(jobs) == ("b",)
 
 
 def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
     for name, words in (("2026-01-01", ("a=1",)), ("2026-01-02", ("a=1",)), ("2026-01-03", ("a=2",))):
         write_plan(Plan(words, 1, 0), new_folder(tmp_path / name, explicit=False))
     (tmp_path / "file").write_text("")
-    found = folder_to_resume("true", ("a=1",), tmp_path / "2026-01-04", explicit=False)
-    assert found == tmp_path / "2026-01-02"
-    with pytest.raises(ExperimentError, match="no sweep in"):
-        folder_to_resume("true", ("a=3",), tmp_path / "2026-01-04", explicit=False)
-    assert folder_to_resume("true", ("a=3",), tmp_path / "mine", explicit=True) == tmp_path / "mine"
-    assert folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path, explicit=False).name == "2026-01-03"
-    for value in (str(tmp_path / "absent"), str(tmp_path)):
-        with pytest.raises(ExperimentError, match=r"is not a folder|is no sweep's folder"):
-            folder_to_resume(value, ("a=1",), tmp_path, explicit=False)
-    with pytest.raises(ExperimentError, match=r"but `hydra\.sweep\.dir` is"):
-        folder_to_resume(str(tmp_path / "2026-01-03"), ("b=1",), tmp_path / "2026-01-02", explicit=True)
+    new, third = tmp_path / "2026-01-04", tmp_path / "2026-01-03"
+    assert folder_to_resume("true", ("a=1",), new, explicit=False) == tmp_path / "2026-01-02"
+    assert folder_to_resume("true", ("a=3",), new, explicit=True) == new
+    assert folder_to_resume(str(third), ("b=1",), new, explicit=False) == third
+    for value, explicit, problem in (
+        ("true", False, "no sweep in"),
+        (str(tmp_path / "absent"), False, "is not a folder"),
+        (str(tmp_path), False, "is no sweep's folder"),
+        (str(third), True, r"but `hydra\.sweep\.dir` is"),
+    ):
+        with pytest.raises(ExperimentError, match=problem):
+            folder_to_resume(value, ("a=3",), new, explicit)
 
 
 @pytest.mark.parametrize(("jobs", "kind", "other"), [(None, "a search", "a grid"), (2, "a grid", "a search")])
@@ -101,3 +109,18 @@ def test_sweeps_of_one_moment_have_folders_of_their_own(tmp_path: Path) -> None:
     folders = [new_folder(wanted, explicit=False) for _ in range(3)]
     assert len({*folders}) == 3
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Start-up is part of every command; these alone take longer than the rest."""
+    heavy = ("filelock", "matplotlib", "numpy", "onnx", "onnxruntime", "optuna", "pandas", "rich", "scipy")
+    code = f"""
+import atexit, runpy, sys
+atexit.register(lambda: print("heavy:", [name for name in {heavy!r} if name in sys.modules]))
+sys.argv = ["run.py", "--help"]
+runpy.run_path("run.py", run_name="__main__")
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert "samples_per_class" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"

@@ -93,7 +93,7 @@ def test_killed_sweep_ends_as_one_that_was_not(launcher: str, whole: Any, sweeps
             time.sleep(chance.uniform(0.0, 1.5))
             process.send_signal(signal.SIGKILL)
             process.wait(timeout=60)
-        states = {path.parent.name: path.stat().st_mtime_ns for path in sweeps.folder.glob("*/results.csv")}
+        states = {path.parent.name: path.stat().st_mtime_ns for path in sweeps.results()}
         assert kept.items() <= states.items()
         kept = states
     done = sweeps(*words, "resume=true")
@@ -116,24 +116,20 @@ def test_changed_grid_keeps_what_it_still_asks_for(sweeps: Any) -> None:
     again = sweeps("quant=float,u8s8,int8", "resume=true")
     assert again.code == 0, again.err
     assert {row["quant_type"] for row in again.comparable} == {"float", "u8s8", "int8"}
-    written = {row["quant_type"]: row["started_utc"] for row in again.rows}
-    assert {row["quant_type"]: row["started_utc"] for row in first.rows}.items() <= written.items()
+    assert first.states().items() <= again.states().items()
     names = sorted(path.name[:-9] for path in again.folder.glob("[0-9]*"))
     assert names == ["00_int8", "01_u8s8", "02_float"]  # 00 was taken
 
 
 def test_resume_of_no_sweep_is_refused(sweeps: Any) -> None:
     done = sweeps("quant=int8", "resume=nowhere")
-    assert done.code == 1
-    assert "error: `resume`" in done.err
-    assert "Traceback" not in done.err
+    assert "error: `resume`" in done.refusal
     assert not list(sweeps.folder.glob("[0-9]*"))
 
 
 def test_a_sweep_is_not_written_over(whole: Any, other_sweeps: Callable[[], Any]) -> None:
     before = whole.states()
     done = other_sweeps()(*GRID, f"hydra.sweep.dir={whole.folder}")
-    assert done.code == 1
-    assert "holds a sweep already" in " ".join(done.err.split())
+    assert "holds a sweep already" in done.refusal
     assert "resume=true" in done.err
     assert whole.states() == before

@@ -16,14 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from resnet8_quant.sweep.search_space import NUMERIC, Space, read_options, read_space  # noqa: E402
 
-FIELDS = {
-    "n_trials": 4,
-    "n_jobs": 1,
-    "seed": 0,
-    "maximize": "accuracy",
-    "minimize": "model_bytes",
-    "params": {},
-}
+FIELDS = {"n_trials": 4, "n_jobs": 1, "seed": 0, "maximize": "accuracy", "minimize": "model_bytes", "params": {}}
 
 
 def test_words_with_several_values_are_parameters_and_the_others_are_fixed() -> None:
@@ -36,34 +29,22 @@ def test_words_with_several_values_are_parameters_and_the_others_are_fixed() -> 
     assert space.size == 6
 
 
-def test_ranges_of_yaml() -> None:
-    params = {
-        "quant": {"choices": ["int8", "u8s8"]},
-        "calibration.samples_per_class": {"low": 10, "high": 100, "step": 30},
-        "seed": {"low": 1, "high": 8},
-        "calibration.percentile": {"low": 99.0, "high": 100},
-        "refine.damping": {"low": 0.001, "high": 1.0, "log": True},
-        "quant.compact": {"choices": [True, None]},
-    }
-    space = read_space(params, [])
-    assert space.parameters == {
-        "quant": CategoricalDistribution(("int8", "u8s8")),
-        "calibration.samples_per_class": IntDistribution(10, 100, step=30),
-        "seed": IntDistribution(1, 8),
-        "calibration.percentile": FloatDistribution(99.0, 100.0),
-        "refine.damping": FloatDistribution(0.001, 1.0, log=True),
-        "quant.compact": CategoricalDistribution(("true", "null")),
-    }
-    sizes = [Space({"a": parameter}, ()).size for parameter in space.parameters.values()]
-    assert sizes == [2, 4, 8, math.inf, math.inf, 2]
-
-
-def test_intervals_of_words_are_ranges() -> None:
-    words = ["refine.damping=tag(log,interval(0.001,1.0))", "seed=int(interval(1,9))"]
-    assert read_space({}, words).parameters == {
-        "refine.damping": FloatDistribution(0.001, 1.0, log=True),
-        "seed": IntDistribution(1, 9),
-    }
+@pytest.mark.parametrize(
+    ("mapping", "distribution", "size"),
+    [
+        ({"choices": ["int8", "u8s8"]}, CategoricalDistribution(("int8", "u8s8")), 2),
+        ({"choices": [True, None]}, CategoricalDistribution(("true", "null")), 2),
+        ({"low": 10, "high": 100, "step": 30}, IntDistribution(10, 100, step=30), 4),
+        ({"low": 1, "high": 8}, IntDistribution(1, 8), 8),
+        ({"low": 99.0, "high": 100}, FloatDistribution(99.0, 100.0), math.inf),
+        ({"low": 0.001, "high": 1.0, "log": True}, FloatDistribution(0.001, 1.0, log=True), math.inf),
+        ("tag(log,interval(0.001,1.0))", FloatDistribution(0.001, 1.0, log=True), math.inf),
+        ("int(interval(1,9))", IntDistribution(1, 9), 9),
+    ],
+)
+def test_ranges_of_yaml_and_of_words(mapping: object, distribution: object, size: float) -> None:
+    space = read_space({"a": mapping}, [])
+    assert (space.parameters, space.size) == ({"a": distribution}, size)
 
 
 def test_a_word_goes_before_yaml() -> None:
@@ -166,7 +147,7 @@ def test_nothing_to_search_is_refused() -> None:
         ("n_trials", "ten"),
         ("n_jobs", True),
         ("seed", -1),
-        ("maximize", "akkuracy"),
+        ("maximize", "akku"),
         ("minimize", "kernels"),
     ],
 )

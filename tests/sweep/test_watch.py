@@ -23,13 +23,18 @@ def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") ->
     results.write(row, folder / name)
 
 
-def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
-    tally = Tally(tmp_path)
+def _look(folder: Path, **options: bool) -> Tally:
+    tally = Tally(folder, **options)
     tally.look()
-    assert (tally.done, tally.failed, tally.best) == (0, 0, None)
+    return tally
+
+
+def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
+    tally = _look(tmp_path)
+    assert (tally.done, tally.failed, tally.best_folder) == (0, 0, "")
     _row(tmp_path, "0_float", 0.95, "float32")
     tally.look()
-    assert tally.best == 0.95
+    assert tally.best == (False, 0.95)
     _row(tmp_path, "1_a", 0.8)
     _row(tmp_path, "2_b", 0.9)
     _row(tmp_path, "3_c", None)
@@ -40,42 +45,33 @@ def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     tally.look()
     tally.look()
-    assert (tally.done, tally.failed, tally.best, tally.best_folder) == (6, 2, 0.9, "2_b")
+    assert (tally.done, tally.failed, tally.best, tally.best_folder) == (6, 2, (True, 0.9), "2_b")
 
 
-def test_failures_of_an_earlier_start_count_when_they_have_run_again(tmp_path: Path) -> None:
+def test_what_failed_or_lost_a_file_in_an_earlier_start_counts_when_it_has_run_again(tmp_path: Path) -> None:
     _row(tmp_path, "0_a", None)
     _row(tmp_path, "1_b", 0.5)
-    tally = Tally(tmp_path)
-    tally.look()
+    _row(tmp_path, "2_c", 0.5)
+    (tmp_path / "2_c" / "model.onnx").unlink()
+    tally = _look(tmp_path)
     assert (tally.done, tally.failed) == (1, 0)
     _row(tmp_path, "0_a", 0.6)
     tally.look()
-    assert (tally.done, tally.failed, tally.best) == (2, 0, 0.6)
-
-
-def test_finished_jobs_of_an_earlier_start_count_if_their_files_are_there(tmp_path: Path) -> None:
-    _row(tmp_path, "0_a", 0.5)
-    _row(tmp_path, "1_b", 0.5)
-    (tmp_path / "1_b" / "model.onnx").unlink()
-    tally = Tally(tmp_path)
-    tally.look()
-    assert (tally.done, tally.failed) == (1, 0)
+    assert (tally.done, tally.failed, tally.best) == (2, 0, (True, 0.6))
 
 
 def test_failures_of_a_search_are_done_when_it_goes_on(tmp_path: Path) -> None:
     _row(tmp_path, "0_a", None)
     _row(tmp_path, "1_b", 0.5)
     (tmp_path / "jobs.csv").write_text("0,0_a,a=1\n1,1_b,a=2\n2,1_b,a=2\n")  # interrupted and run again
-    tally = Tally(tmp_path, again=False, duplicates=False)
-    tally.look()
+    tally = _look(tmp_path, again=False, duplicates=False)
     assert (tally.done, tally.failed) == (2, 1)
 
 
 def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
     tally = Tally(tmp_path)
     assert describe(tally, 10, 5.0, 0) == "0/10 done, 0 failed"
-    tally.done, tally.failed, tally.best, tally.best_folder = 5, 1, 0.9, "3_" + "x" * 100
+    tally.done, tally.failed, tally.best, tally.best_folder = 5, 1, (True, 0.9), "3_" + "x" * 100
     line = describe(tally, 10, 3600.0, 1)
     assert line.startswith("5/10 done, 1 failed, 1:15:00 left, best 90.00 % (3_xxx")
     assert len(line) == WIDTH
@@ -85,8 +81,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 
 
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", pipe)
+    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
     watch = Watch(Tally(tmp_path), 1)
     _row(tmp_path, "0_a", 0.5)
     watch.stop()
@@ -99,8 +94,7 @@ class _Terminal(io.StringIO):
 
 
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = _Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
     watch = Watch(Tally(tmp_path), 2)
     assert watch._live is not None
     watch._live.draw("0/2 done")

@@ -19,9 +19,8 @@ class OptunaSweeper(Sweeper):
     """A sweep whose jobs are proposed one after the other; docs/search.md says how."""
 
     def __init__(self, **fields: Any) -> None:
-        """Args: fields: of conf/hydra/sweeper/optuna.yaml; `sweep` checks them, because its errors reach the user."""
+        """Hydra passes the fields of conf/hydra/sweeper/optuna.yaml, which the search reads in the config itself."""
         super().__init__()
-        self.fields = fields
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.launcher: Launcher | None = None
@@ -34,17 +33,10 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search.
-
-        Args:
-            arguments: words of the command line.
-
-        Raises:
-            ExperimentError: nothing can be searched, Optuna is missing, or search.db cannot be used.
-        """
+        """Search; Hydra's ``arguments`` are in its config, too."""
         from resnet8_quant.sweep.search import Search
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        Search(self.config, self.hydra_context.config_loader).run(self.fields, arguments, self.launcher)
+        Search(self.config, self.hydra_context.config_loader).run(self.launcher)
