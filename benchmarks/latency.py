@@ -183,7 +183,7 @@ def openvino_peer(subject: BenchmarkModel) -> Peer:
         raise ExperimentError("--openvino needs openvino, which is absent", "pip install -e '.[bench]'") from error
     options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
     try:
-        model = openvino.Core().read_model(io.BytesIO(subject.model))
+        model = openvino.Core().read_model(io.BytesIO(subject.serialized))
         model.reshape([1, *list(model.inputs[0].partial_shape)[1:]])
         compiled = openvino.Core().compile_model(model, "CPU", options)
     except RuntimeError as error:
@@ -195,7 +195,7 @@ def openvino_peer(subject: BenchmarkModel) -> Peer:
         return np.asarray(compiled(image)[0])
 
     runtime = f"openvino {version('openvino')} ({precision} where not integer)"
-    return Peer(run, subject.input_spec.prepare, len(subject.model), runtime)
+    return Peer(run, subject.input_spec.prepare, len(subject.serialized), runtime)
 
 
 def compared(
@@ -268,7 +268,9 @@ def main() -> int:
             peers |= {f"OpenVINO, {name}": openvino_peer(models[name]) for name in ("float", *QUANTS)}
         load, clock = load_per_core(), time.perf_counter()
         right = {
-            name: float(np.mean(predict(one.model, one.input_spec, images, batch_size=50, threads=0).labels == labels))
+            name: float(
+                np.mean(predict(one.serialized, one.input_spec, images, batch_size=50, threads=0).labels == labels)
+            )
             for name, one in (models | steps).items()
         }
         right |= {name: peer.top1(images, labels) for name, peer in peers.items()}
@@ -281,7 +283,7 @@ def main() -> int:
     except ExperimentError as error:
         show_error(error)
         return 1
-    sizes = {name: len(one.model) for name, one in (models | steps).items()}
+    sizes = {name: len(one.serialized) for name, one in (models | steps).items()}
     sizes |= {name: peer.size for name, peer in peers.items()}
     runtimes = [f"onnxruntime {version('onnxruntime')}", *sorted({peer.runtime for peer in peers.values()})]
     print(f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
@@ -301,7 +303,7 @@ def main() -> int:
     print(speed_table(many, sizes, {}, "float", per_second=True))
     for name in ("float", "u8s7", "u8s7 deploy=x86"):
         print(f"\nWhere the time of {name} goes (the profiler adds 2 to 4 us to each operator):\n")
-        print(operator_table(models[name].model))
+        print(operator_table(models[name].serialized))
     return 0
 
 

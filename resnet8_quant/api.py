@@ -168,10 +168,7 @@ def quantize(model: FloatModel, images: Split, config: Config) -> QuantizedModel
     from resnet8_quant.validation_split import accuracy_drop
 
     chosen = _calibration_images(images, config)
-    drop = None
-    if config.allocate.max_accuracy_drop is not None:
-        data = Dataset("", images, images, "")
-        drop = accuracy_drop(data, model, chosen, config.allocate, config.evaluation, config.seed)
+    drop = accuracy_drop(images, model, chosen, config)
     result = quantizer.quantize(model, chosen, config, accuracy_drop=drop, cache=cache_folder(config.cache_dir))
     serialized, input_spec = result.serialized, model.input_spec
     if config.deploy.activation_type is not None:

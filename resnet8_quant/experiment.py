@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,7 @@ import onnx
 from resnet8_quant.config import Config, DType, ModelKind, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
-from resnet8_quant.evaluator.latency import BenchmarkModel
-from resnet8_quant.evaluator.runtime import check_runtime
+from resnet8_quant.evaluator.kernels import check_runtime
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
 from resnet8_quant.files import cache_folder, claimed
@@ -31,7 +28,7 @@ from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 from resnet8_quant.quantizer.plan import layer_bits
-from resnet8_quant.record import FinalModel, FinishedRun, failed_row, result_of, write_outputs
+from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation import check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop
@@ -39,21 +36,11 @@ from resnet8_quant.validation_split import accuracy_drop
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
-__all__ = ["Prepared", "class_names", "failed_row", "prepare", "run_experiment"]
+__all__ = ["Prepared", "failed_row", "prepare", "run_experiment"]
 
 log = logging.getLogger(__name__)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a run starts from: dataset, float model, calibration images (None: no calibration), cache folder."""
-
-    data: Dataset
-    model: FloatModel
-    images: CalibrationImages | None
-    cache: Path
 
 
 def prepare(config: Config) -> Prepared:
@@ -86,7 +73,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     """Run one experiment and write its results to ``folder``.
 
     Args:
-        config: of the run; validated here.
+        config: validated here.
         folder: for the outputs; two runs never share one.
         overrides: of the command line, for the record.
         prepared: of the same config, by ``prepare``; None: it is prepared here.
@@ -99,7 +86,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         prepared = prepared or prepare(config)
         data, model = prepared.data, prepared.model
         test, overlap = _evaluation_images(config, data, prepared.images)
-        evaluate_test = partial(evaluate, split=test, config=config.evaluation, class_names=class_names(data, model))
+        evaluate_test = partial(evaluate, split=test, config=config.evaluation, class_names=_class_names(data, model))
 
         # The float predictions are the same in all jobs of a sweep, so they come from the cache after the first.
         digest = None if overlap else f"test split of {data.digest}"
@@ -112,40 +99,27 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         evaluation = dataclasses.replace(baseline, seconds=0.0)
         if not unchanged:
             evaluation = evaluate_test(final, description="evaluating quantized")
-        comparison = compare(evaluation, baseline)
-
-        runtime = check_runtime(final, test, evaluation, config.evaluation, config.latency.threads)
-        speed = measure_speed(
-            BenchmarkModel(model.serialized, model.input_spec),
-            None if unchanged else BenchmarkModel(final.serialized, final.input_spec),
-            test.images,
-            config.latency,
-            config.evaluation.providers,
-            config.seed,
-        )
 
         run = FinishedRun(
             config=config,
             overrides=overrides,
             started=started,
-            data=data,
-            model=model,
-            images=prepared.images,
+            prepared=prepared,
             overlap=overlap,
             quantized=quantized,
             final=final,
             baseline=baseline,
             evaluation=evaluation,
-            comparison=comparison,
-            runtime=runtime,
-            speed=speed,
+            comparison=compare(evaluation, baseline),
+            runtime=check_runtime(final, test, evaluation, config.evaluation, config.latency.threads),
+            speed=measure_speed(model, None if unchanged else final, test.images, config),
         )
         result = result_of(run)
         write_outputs(folder, run, result)
     return result
 
 
-def class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
+def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
     """CIFAR-10's names where the data has them, else the numbers of the classes."""
     if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
         return CIFAR10_CLASSES
@@ -179,15 +153,8 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         return None
     from resnet8_quant.quantizer.quantize import quantize
 
-    drop = _validation_drop(config, prepared, prepared.images)
+    drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
     return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
-
-
-def _validation_drop(config: Config, prepared: Prepared, images: CalibrationImages) -> Callable[[bytes], float] | None:
-    """Loss of accuracy on the validation split, for allocate=accuracy; None where nothing asks for it."""
-    if config.allocate.max_accuracy_drop is None:
-        return None
-    return accuracy_drop(prepared.data, prepared.model, images, config.allocate, config.evaluation, config.seed)
 
 
 def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None) -> FinalModel:

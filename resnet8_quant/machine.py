@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Instruction sets that decide which kernels run, as /proc/cpuinfo spells them: x86, then Arm.
-CPU_FLAGS = (
-    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8"),
-    *("asimddp", "i8mm", "sve"),
-)
+CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 NAME_FIELDS = ("model name", "Model", "Hardware")  # x86, Arm boards, old Arm kernels
 FLAG_FIELDS = ("flags", "Features")  # x86, Arm
 IDLE_TIMES = ("idle", "iowait")
@@ -27,8 +24,7 @@ MIN_SECONDS = 0.1  # systems count ticks of about 10 ms: fewer than ten of them 
 def cpu_description(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Name, usable cores and int8 instruction sets, e.g. "Intel(R) Xeon(R) Processor, 2 cores, avx2 avx512_vnni".
 
-    Args:
-        cpuinfo: Linux' list; where there is none the name is Python's and the instruction sets are left out.
+    Where there is no Linux' ``cpuinfo`` the name is Python's and the instruction sets are left out.
     """
     fields = _first_fields(cpuinfo)
     names = (*(fields.get(field, "") for field in NAME_FIELDS), platform.processor(), platform.machine())
@@ -54,8 +50,7 @@ def usable_cores() -> int:
 def load_per_core() -> float | None:
     """Processes that ran or waited to run, this one included, per usable core: the average of the last minute.
 
-    Returns:
-        None where the system does not tell.
+    None where the system does not tell.
     """
     import psutil
 
@@ -100,10 +95,8 @@ def cpu_times() -> CpuTimes | None:
 def other_processes_share(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
     """The share of the usable cores' time that other processes took between two readings, 0..1.
 
-    Processes that this one started are others, too. Readings less than a second apart tell it to a few percent.
-
-    Returns:
-        None where a reading is missing, or if they are too close together.
+    Processes that this one started are others, too. Readings less than a second apart tell it to a few percent. None
+    where a reading is missing, or if they are too close together.
     """
     if before is None or after is None or after.total - before.total < MIN_SECONDS:
         return None
@@ -114,9 +107,8 @@ def other_processes_share(before: CpuTimes | None, after: CpuTimes | None) -> fl
 def peak_rss_mb(status: Path = Path("/proc/self/status")) -> float | None:
     """The largest resident memory of this process so far, in 10^6 bytes; None where the system does not tell.
 
-    Args:
-        status: Linux' account, which psutil does not read. It comes first because getrusage there also counts what the
-            parent process had used when it started this one.
+    Linux' ``status``, which psutil does not read, comes first because getrusage there also counts what the parent
+    process had used when it started this one.
     """
     peak = _first_fields(status).get("VmHWM", "").removesuffix("kB").strip()
     if peak.isdecimal():

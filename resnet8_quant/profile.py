@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=as_typed_here(COMMAND), description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
-    parser.add_argument("--by", choices=sorted(ROWS, reverse=True), default="operator", help="what a row is")
+    parser.add_argument("--by", choices=("operator", "node"), default="operator", help="what a row is")
     parser.add_argument("--runs", type=_integer(1), default=300, metavar="N", help="profiled calls (300)")
     parser.add_argument("--warmup", type=_integer(0), default=50, metavar="N", help="calls before them (50)")
     parser.add_argument("--batch", type=_integer(1), metavar="N", help="size of every free axis of the inputs (1)")
@@ -73,12 +73,12 @@ def _profile(options: argparse.Namespace) -> None:
     profile = profile_model(
         model, runs=options.runs, warmup=options.warmup, batch=options.batch, threads=options.threads
     )
-    rows = ROWS[options.by](profile)
+    rows = _rows(profile, options.by)
     written = []
     if options.csv is not None:
         _write(options.csv, rows)
         written = ["", f"Written to {shown(options.csv)}"]
-    show("\n".join([TABLES[options.by](rows), "", *_summary(profile, options), *written]))
+    show("\n".join([_table(rows, options.by), "", *_summary(profile, options), *written]))
 
 
 def _read(path: Path) -> bytes:
@@ -116,56 +116,47 @@ def _check_csv(path: Path, model: Path) -> None:
     check_output("--csv", path, "profile.csv")
 
 
-def _operator_rows(profile: Profile) -> list[Row]:
-    """One row per operator and kind of kernel, the slowest first."""
+def _rows(profile: Profile, by: str) -> list[Row]:
+    """A row for each node in the order of execution; or for each operator and kind of kernel, the slowest first."""
+
+    def time(microseconds: float) -> Row:
+        return {"median_us": round(microseconds, 3), "share": round(microseconds / profile.total_us, 6)}
+
+    if by == "node":
+        return [
+            {
+                "node": node.name,
+                "operator": node.operator,
+                "kernel": node.kernel,
+                **time(node.median_us),
+                "inputs": " ".join(node.inputs),
+                "outputs": " ".join(node.outputs),
+            }
+            for node in profile.nodes
+        ]
     groups: dict[tuple[str, str], list[float]] = {}
     for node in profile.nodes:
         groups.setdefault((node.operator, node.kernel), []).append(node.median_us)
     return [
-        {"operator": operator, "count": len(times), "kernel": kernel, **_time(sum(times), profile)}
+        {"operator": operator, "count": len(times), "kernel": kernel, **time(sum(times))}
         for (operator, kernel), times in sorted(groups.items(), key=lambda group: -sum(group[1]))
     ]
 
 
-def _node_rows(profile: Profile) -> list[Row]:
-    """One row per node, in the order of execution."""
-    return [
-        {
-            "node": node.name,
-            "operator": node.operator,
-            "kernel": node.kernel,
-            **_time(node.median_us, profile),
-            "inputs": " ".join(node.inputs),
-            "outputs": " ".join(node.outputs),
-        }
-        for node in profile.nodes
-    ]
-
-
-def _time(microseconds: float, profile: Profile) -> Row:
-    return {"median_us": round(microseconds, 3), "share": round(microseconds / profile.total_us, 6)}
-
-
-def _operator_table(rows: list[Row]) -> str:
-    names = shortened([str(row["operator"]) for row in rows], OPERATOR_WIDTH + NODE_WIDTH - 8)
-    cells = [(name, str(row["count"]), *_cells(row)) for name, row in zip(names, rows, strict=True)]
-    return markdown(("Operator", "Count", "Kernel", "Median us", "Share"), cells)
-
-
-def _node_table(rows: list[Row]) -> str:
+def _table(rows: list[Row], by: str) -> str:
     operators = list(dict.fromkeys(str(row["operator"]) for row in rows))
-    short = dict(zip(operators, shortened(operators, OPERATOR_WIDTH), strict=True))
-    names = shortened([str(row["node"]) for row in rows], NODE_WIDTH)
-    cells = [(name, short[str(row["operator"])], *_cells(row)) for name, row in zip(names, rows, strict=True)]
-    return markdown(("Node", "Operator", "Kernel", "Median us", "Share"), cells)
-
-
-def _cells(row: Row) -> tuple[str, str, str]:
-    return str(row["kernel"]), f"{row['median_us']:.1f}", f"{100 * float(row['share']):.1f} %"
-
-
-ROWS: dict[str, Callable[[Profile], list[Row]]] = {"operator": _operator_rows, "node": _node_rows}
-TABLES: dict[str, Callable[[list[Row]], str]] = {"operator": _operator_table, "node": _node_table}
+    if by == "node":
+        names = shortened([str(row["node"]) for row in rows], NODE_WIDTH)
+        short = dict(zip(operators, shortened(operators, OPERATOR_WIDTH), strict=True))
+        header, details = "Operator", [short[str(row["operator"])] for row in rows]
+    else:
+        names = shortened([str(row["operator"]) for row in rows], OPERATOR_WIDTH + NODE_WIDTH - 8)
+        header, details = "Count", [str(row["count"]) for row in rows]
+    cells = [
+        (name, detail, str(row["kernel"]), f"{row['median_us']:.1f}", f"{100 * float(row['share']):.1f} %")
+        for name, detail, row in zip(names, details, rows, strict=True)
+    ]
+    return markdown((by.capitalize(), header, "Kernel", "Median us", "Share"), cells)
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:

@@ -25,8 +25,7 @@ from resnet8_quant import __version__, results
 from resnet8_quant.config import Config, DType, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import Evaluation
-from resnet8_quant.evaluator.runtime import RuntimeCheck
-from resnet8_quant.evaluator.speed import Speed
+from resnet8_quant.evaluator.kernels import RuntimeCheck
 from resnet8_quant.evaluator.statistics import ClassRow, Comparison
 from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset
@@ -43,6 +42,16 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "numpy", "hydra-core")
 _SHARED = [column.name for column in dataclasses.fields(Comparison) if column.name in results.COLUMNS]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from: dataset, float model, calibration images (None: no calibration), cache folder."""
+
+    data: Dataset
+    model: FloatModel
+    images: CalibrationImages | None
+    cache: Path
 
 
 @dataclass(frozen=True)
@@ -64,31 +73,22 @@ class FinalModel:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the stations of a run return.
+    """What the stations of a run return; ``overlap`` and ``quantized`` are None without calibration.
 
     Attributes:
-        config: of the run.
         overrides: of the command line.
         started: when it began, UTC.
-        data: the dataset.
-        model: the float model.
-        images: that calibrated; None: no calibration.
-        overlap: number of test images that calibration used and the evaluation left out; None: no calibration.
-        quantized: the quantizer's model; None likewise.
+        overlap: number of test images that calibration used and the evaluation left out.
         final: the model that was evaluated; the float model itself where nothing was quantized or deployed.
         baseline: evaluation of the float model.
         evaluation: of the final model.
-        comparison: of the two.
-        runtime: what ONNX Runtime makes of the final model.
-        speed: of both models; None where it was not measured.
+        speed: columns of both models; empty where it was not measured.
     """
 
     config: Config
     overrides: str
     started: datetime
-    data: Dataset
-    model: FloatModel
-    images: CalibrationImages | None
+    prepared: Prepared
     overlap: int | None
     quantized: QuantizedModel | None
     final: FinalModel
@@ -96,19 +96,33 @@ class FinishedRun:
     evaluation: Evaluation
     comparison: Comparison
     runtime: RuntimeCheck
-    speed: Speed | None
+    speed: dict[str, Any]
 
 
 def result_of(run: FinishedRun) -> RunResult:
     """Put the row of a finished run together."""
+    data, model, kernels = run.prepared.data, run.prepared.model, run.runtime.kernels
     return RunResult(
         **_request_columns(run.config, run.overrides, run.started),
-        **_input_columns(run),
+        model=model.name,
+        data=data.name,
+        calibration_overlap=run.overlap,
+        eval_images=len(run.evaluation.labels),
+        classes=model.input_spec.classes,
+        float_model_bytes=len(model.serialized),
+        float_model_sha256=model.digest,
+        data_sha256=data.digest,
         **_calibration_columns(run),
         **_model_columns(run.final),
         **{name: getattr(run.comparison, name) for name in _SHARED},
-        **_runtime_columns(run),
-        **(run.speed.columns() if run.speed else {}),
+        portable=run.runtime.portable,
+        default_session_accuracy=run.runtime.default_session_accuracy,
+        default_session_changed=run.runtime.default_session_changed,
+        kernels=kernels.kernels,
+        conv_gemm_integer=kernels.integer,
+        conv_gemm_total=kernels.total,
+        provider="+".join(name.removesuffix("ExecutionProvider") for name in run.config.evaluation.providers),
+        **run.speed,
         evaluation_seconds=round(run.evaluation.seconds, 4),
         float_evaluation_seconds=round(run.baseline.seconds, 4),
         peak_rss_mb=peak_rss_mb(),
@@ -166,8 +180,8 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
         "saturating_layers": list(run.runtime.saturating_layers),
     }
-    if run.images is not None:
-        record["calibration_indices_sha256"] = sha256_bytes(run.images.chosen.astype("<i8").tobytes())
+    if run.prepared.images is not None:
+        record["calibration_indices_sha256"] = sha256_bytes(run.prepared.images.chosen.astype("<i8").tobytes())
     return record
 
 
@@ -189,23 +203,9 @@ def _request_columns(config: Config, overrides: str, started: datetime) -> dict[
     }
 
 
-def _input_columns(run: FinishedRun) -> dict[str, Any]:
-    """What entered: data and float model."""
-    return {
-        "model": run.model.name,
-        "data": run.data.name,
-        "calibration_overlap": run.overlap,
-        "eval_images": len(run.evaluation.labels),
-        "classes": run.model.input_spec.classes,
-        "float_model_bytes": len(run.model.serialized),
-        "float_model_sha256": run.model.digest,
-        "data_sha256": run.data.digest,
-    }
-
-
 def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
     """How the model was calibrated and what that cost; empty where it was not."""
-    if run.quantized is None or run.images is None:
+    if run.quantized is None or run.prepared.images is None:
         return {}
     config, calibration = run.config.calibration, run.quantized.calibration
     listed = config.sampling is Sampling.mlperf_tiny
@@ -215,7 +215,7 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
         "calibration_method": config.method.name,
         "calibration_sampling": config.sampling.name,
         "samples_per_class": None if listed else config.samples_per_class,
-        "calibration_images": len(run.images),
+        "calibration_images": len(run.prepared.images),
         "calibration_seconds": round(calibration.seconds, 4),
         "calibration_cached": calibration.cached,
         "quantization_seconds": round(run.quantized.seconds, 4),
@@ -231,19 +231,6 @@ def _model_columns(model: FinalModel) -> dict[str, Any]:
         columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits
     columns |= {"model_bytes": len(model.serialized), "model_sha256": sha256_bytes(model.serialized)}
     return columns
-
-
-def _runtime_columns(run: FinishedRun) -> dict[str, Any]:
-    """What ONNX Runtime makes of the model on this CPU."""
-    return {
-        "portable": run.runtime.portable,
-        "default_session_accuracy": run.runtime.default_session_accuracy,
-        "default_session_changed": run.runtime.default_session_changed,
-        "kernels": run.runtime.kernels.kernels,
-        "conv_gemm_integer": run.runtime.kernels.integer,
-        "conv_gemm_total": run.runtime.kernels.total,
-        "provider": "+".join(name.removesuffix("ExecutionProvider") for name in run.config.evaluation.providers),
-    }
 
 
 def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

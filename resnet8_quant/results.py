@@ -28,14 +28,11 @@ CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
 # What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
 FILES = ("model.onnx", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 
-SETTINGS_PREFIX = "config."
-# Groups that only say where runs are logged.
-NO_SETTINGS = ("tracking",)
+NO_SETTINGS = ("tracking",)  # groups that only say where runs are logged
 # A value longer than this is written as its SHA-256, so that equal values stay equal; run.json has the value itself.
 LONGEST_SETTING = 1000
-# What a file from elsewhere may have at most: bytes, and columns of settings.
-LARGEST_FILE = 2**20
-MOST_SETTINGS = 200
+LARGEST_FILE = 2**20  # bytes, of a file from elsewhere
+MOST_SETTINGS = 200  # columns of settings, in a file from elsewhere
 _SETTING = re.compile(r"config(\.[a-z][a-z0-9_]{0,63}){2}", re.ASCII)
 
 
@@ -179,7 +176,7 @@ def settings_of(config: Config) -> dict[str, str]:
     """
     defaults = Config()
     return {
-        f"{SETTINGS_PREFIX}{group.name}.{setting.name}": _text(value)
+        f"config.{group.name}.{setting.name}": _text(value)
         for group in sorted(dataclasses.fields(config), key=lambda group: group.name)
         if dataclasses.is_dataclass(default := getattr(defaults, group.name)) and group.name not in NO_SETTINGS
         for setting in sorted(dataclasses.fields(default), key=lambda setting: setting.name)
@@ -234,9 +231,9 @@ def read(path: Path) -> RunResult:
 def _value(path: Path, name: str, text: str, remedy: str) -> object:
     """The value of a fixed column in its type; None where it is empty."""
     kind = _TYPES[name]
+    if not text:
+        return None
     try:
-        if not text:
-            return None
         return {"True": True, "False": False}[text] if kind is bool else kind(text)
     except (ValueError, KeyError) as error:
         raise ExperimentError(f"{path}: column `{name}` holds {text[:80]!r}, not a {kind.__name__}", remedy) from error
@@ -246,9 +243,8 @@ def _text(value: object) -> str:
     """A setting as the text of a cell, never empty."""
     if isinstance(value, Enum):
         return value.name
-    text = (
-        value
-        if isinstance(value, str) and value
-        else json.dumps(value, default=lambda part: getattr(part, "name", str(part)))
-    )
+    if isinstance(value, str) and value:
+        text = value
+    else:
+        text = json.dumps(value, default=lambda part: getattr(part, "name", str(part)))
     return text if len(text) <= LONGEST_SETTING else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

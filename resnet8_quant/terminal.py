@@ -53,15 +53,16 @@ def run_table(result: RunResult) -> str:
     assert result.eval_images is not None
     correct = round(result.float_accuracy * result.eval_images)
     is_float = result.calibration_method or result.activation_type == "float32"
-    baseline = (
-        "FP32" if is_float else "original",
-        percent(result.float_accuracy),
-        "",
-        interval(*wilson_interval(correct, result.eval_images)),
-        size(result.float_model_bytes),
-        microseconds(result.float_latency_us_median),
-    )
-    rows = [baseline]
+    rows = [
+        (
+            "FP32" if is_float else "original",
+            percent(result.float_accuracy),
+            "",
+            interval(*wilson_interval(correct, result.eval_images)),
+            size(result.float_model_bytes),
+            microseconds(result.float_latency_us_median),
+        )
+    ]
     if is_changed(result):
         name = result.quant_type if result.calibration_method else "deployed"
         rows.append(
@@ -182,11 +183,7 @@ def exit_code(command: Callable[[], None]) -> int:
 def wrapped(text: str, first: str = "", rest: str = "  ", columns: int = 80) -> str:
     """``text`` in lines of at most ``columns``; a path or a word is never broken, an indented line (a command) neither.
 
-    Args:
-        text: one or more lines.
-        first: goes before the first line of the result.
-        rest: before the lines that continue one.
-        columns: of the window.
+    ``first`` goes before the first line of the result, ``rest`` before the lines that continue one.
     """
     import textwrap
 

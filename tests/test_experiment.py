@@ -99,15 +99,10 @@ def test_only_the_draw_depends_on_the_seed(config: Config) -> None:
 
 
 def test_the_row_has_the_settings_that_differ(config: Config, tmp_path: Path) -> None:
-    settings = {
-        "config.calibration.samples_per_class": "3",
-        "config.data.kind": "sample",
-        "config.latency.runs": "0",
-        "config.quant.weight_bits": "7",
-    }
+    settings = {"data.kind": "sample", "latency.runs": "0", "quant.weight_bits": "7"}
     config = replace(config, quant=QuantConfig(weight_bits=7))
     row = run_experiment(config, tmp_path)
-    assert {name: row.settings[name] for name in settings} == settings
+    assert {name: row.settings[f"config.{name}"] for name in settings} == settings
     assert not [name for name in row.settings if "cache" in name]
     assert results.read(tmp_path / "results.csv") == row
     failed = failed_row(config, ExperimentError("a problem\nof two lines", "a remedy"), "quant.weight_bits=7")
@@ -160,9 +155,7 @@ def test_a_layer_that_the_model_lacks_is_refused_before_any_work(config: Config)
     assert prepare(replace(config, quant=QuantConfig(layers={"stack1.*": {"weight_bits": 4}}))).images is not None
 
 
-def test_where_kernels_saturate_the_default_session_stands_beside(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_kernels_saturate_the_default_session_stands_beside(config: Config, tmp_path, monkeypatch) -> None:
     u8s8 = replace(config, quant=QuantConfig("u8s8", DType.uint8, DType.int8, True))
     rows = {}
     for saturates in (session.kernels_saturate(), True):  # as it is, and as another CPU would tell
@@ -181,7 +174,7 @@ def test_where_kernels_saturate_the_default_session_stands_beside(
         assert rows[True].default_session_changed > 0
 
 
-def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(session, "kernels_saturate", lambda: True)
     u8s7 = QuantConfig("u8s7", DType.uint8, DType.int8, True, weight_bits=7)
     row = run_experiment(replace(config, quant=u8s7), tmp_path)

@@ -62,20 +62,18 @@ def test_elsewhere_the_name_is_pythons(tmp_path, usable, monkeypatch, processor,
     monkeypatch.setattr(machine.platform, "processor", lambda: processor)
     monkeypatch.setattr(machine.platform, "machine", lambda: machine_name)
     assert cpu_description(tmp_path / "missing") == expected
-
-
-def test_one_core_where_nothing_tells(tmp_path, monkeypatch):
     monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert ", 1 core" in cpu_description(tmp_path / "missing")
+    assert cpu_description(tmp_path / "missing") == expected.replace("4 cores", "1 core")
+
+
+def refuse(*_, **__):
+    raise OSError("unobtainable")
 
 
 def test_load_is_per_usable_core(usable, monkeypatch):
     monkeypatch.setattr(psutil, "getloadavg", lambda: (3.0, 100.0, 100.0))
     assert load_per_core() == 0.75
-
-    def refuse():
-        raise OSError("unobtainable")
 
     monkeypatch.setattr(psutil, "getloadavg", refuse)
     assert load_per_core() is None
@@ -86,12 +84,12 @@ def shares(monkeypatch):
     """(seconds of each core before, after, own CPU seconds) -> the share that others took in between."""
 
     def measure(before, after, own):
-        monkeypatch.setattr(psutil, "cpu_times", lambda percpu: before if percpu else None)
-        monkeypatch.setattr(time, "process_time", lambda: 5.0)
-        first = cpu_times()
-        monkeypatch.setattr(psutil, "cpu_times", lambda percpu: after if percpu else None)
-        monkeypatch.setattr(time, "process_time", lambda: 5.0 + own)
-        return other_processes_share(first, cpu_times())
+        readings = []
+        for cores, used in ((before, 5.0), (after, 5.0 + own)):
+            monkeypatch.setattr(psutil, "cpu_times", lambda percpu, cores=cores: cores if percpu else None)
+            monkeypatch.setattr(time, "process_time", lambda used=used: used)
+            readings.append(cpu_times())
+        return other_processes_share(*readings)
 
     return measure
 
@@ -132,9 +130,6 @@ def test_share_where_the_system_does_not_tell(usable, shares, monkeypatch):
     full = [LINUX(*[0] * 10)] * 2
     assert shares([], [], 0.0) is None
     assert shares(full, full, 0.0) is None  # four cores are usable, two have an entry
-
-    def refuse(percpu):
-        raise OSError("no /proc")
 
     monkeypatch.setattr(psutil, "cpu_times", refuse)
     assert cpu_times() is None

@@ -118,7 +118,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["MODEL", "--runs", "0"], "argument --runs: '0' is not an integer from 1"),
         (["MODEL", "--runs", "-1"], "argument --runs: '-1' is not an integer from 1"),
         (["MODEL", "--runs", "many"], "argument --runs: 'many'"),
-        (["MODEL", "--runs", "1000000"], "`--runs` 1000000"),
+        (["MODEL", "--runs", "1000000"], "`--runs` 1000000 of 4 operators"),
         (["MODEL", "--warmup", "-1"], "argument --warmup"),
         (["MODEL", "--batch", "0"], "argument --batch"),
         (["MODEL", "--batch", "999999999"], "has more than 1024 MiB"),
@@ -132,9 +132,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["MODEL", "--csv", "x" * 300], "File name too long"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(
-    words: list[str], message: str, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(words: list[str], message: str, model: Path, folder: Path, capsys) -> None:
     (folder / "text.onnx").write_text("this is no model")
     (folder / "empty.onnx").write_bytes(b"")
     before = model.read_bytes()

@@ -15,34 +15,16 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.terminal import ConsoleHandler, final_lines, log_to_file, show_error, wrapped
 
 PATH = "/a/folder/with/a/long/name/" * 4 + "model.onnx"
+OVERRIDES = "quant=w2a8 calibration.samples_per_class=10 data=sample cache_dir=/a/folder/of/mine seed=7"
 RESULT = RunResult(
-    quant_type="w2a8",
-    activation_type="uint8",
-    weight_type="int2",
-    weight_bits=2,
-    activation_bits=8,
-    per_channel=True,
-    format="QDQ",
-    calibration_method="minmax",
-    refine="none",
-    deploy="none",
-    eval_images=1000,
-    classes=10,
-    accuracy=0.1,
-    accuracy_ci_low=0.0829,
-    accuracy_ci_high=0.1202,
-    float_accuracy=0.88,
-    accuracy_delta=-0.78,
-    flips_to_wrong=790,
-    flips_to_right=10,
-    mcnemar_p=1e-200,
-    model_bytes=45_000,
-    float_model_bytes=317_000,
-    model_sha256="a",
-    float_model_sha256="b",
-    overrides="quant=w2a8 calibration.samples_per_class=10 data=sample cache_dir=/a/folder/of/mine seed=7",
+    **{"quant_type": "w2a8", "activation_type": "uint8", "weight_type": "int2", "weight_bits": 2, "activation_bits": 8},
+    **{"per_channel": True, "format": "QDQ", "calibration_method": "minmax", "refine": "none", "deploy": "none"},
+    **{"eval_images": 1000, "classes": 10, "float_accuracy": 0.88, "accuracy_delta": -0.78},
+    **{"accuracy": 0.1, "accuracy_ci_low": 0.0829, "accuracy_ci_high": 0.1202},
+    **{"flips_to_wrong": 790, "flips_to_right": 10, "mcnemar_p": 1e-200, "overrides": OVERRIDES},
+    **{"model_bytes": 45_000, "float_model_bytes": 317_000, "model_sha256": "a", "float_model_sha256": "b"},
 )
-COMMAND = f"    python run.py {RESULT.overrides} refine=best"
+COMMAND = f"    python run.py {OVERRIDES} refine=best"
 
 
 def test_the_end_of_a_run_is_its_table_the_verdict_and_advice() -> None:

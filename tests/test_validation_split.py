@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from resnet8_quant.config import AllocateConfig, CalibrationConfig, DataConfig, DataKind, EvaluationConfig, ModelConfig
+from resnet8_quant.config import AllocateConfig, CalibrationConfig, Config, DataConfig, DataKind, ModelConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.accuracy import Predictions
 from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.inputs.model import load_model
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
@@ -22,6 +23,11 @@ def chosen(data, count):
     return CalibrationImages.of(data.train.images, indices, "train")
 
 
+def allocating(count):
+    allocate = AllocateConfig("accuracy", max_accuracy_drop=0.1, validation_images=count)
+    return Config(allocate=allocate, seed=7)
+
+
 def test_validation_images_do_not_calibrate(parts, monkeypatch):
     data, model = parts
     images = chosen(data, 60)
@@ -29,12 +35,11 @@ def test_validation_images_do_not_calibrate(parts, monkeypatch):
 
     def predict(serialized, input_spec, pictures, **_):
         seen.append(pictures)
-        return type("Found", (), {"labels": np.zeros(len(pictures))})
+        return Predictions(np.zeros(len(pictures), np.int64), 0)
 
-    monkeypatch.setattr("resnet8_quant.validation_split.predict", predict)
-    allocation = AllocateConfig("accuracy", max_accuracy_drop=0.1, validation_images=400)
+    monkeypatch.setattr("resnet8_quant.evaluator.accuracy.predict", predict)
     for _ in range(2):
-        assert accuracy_drop(data, model, images, allocation, EvaluationConfig(), 7)(b"") == 0
+        assert accuracy_drop(data.train, model, images, allocating(400))(b"") == 0
     used = {data.train.images[index].tobytes() for index in images.chosen}
     assert len(seen[0]) == 400
     assert not used & {picture.tobytes() for picture in seen[0]}
@@ -43,7 +48,7 @@ def test_validation_images_do_not_calibrate(parts, monkeypatch):
 
 def test_the_float_model_loses_nothing_and_too_few_images_are_refused(parts):
     data, model = parts
-    allocation = AllocateConfig("accuracy", max_accuracy_drop=0.1, validation_images=100)
-    assert accuracy_drop(data, model, chosen(data, 10), allocation, EvaluationConfig(), 7)(model.serialized) == 0
+    assert accuracy_drop(data.train, model, chosen(data, 10), allocating(100))(model.serialized) == 0
     with pytest.raises(ExperimentError, match=r"`allocate.validation_images` is 100, but 950 of 1000 training images"):
-        accuracy_drop(data, model, chosen(data, 95), allocation, EvaluationConfig(), 7)
+        accuracy_drop(data.train, model, chosen(data, 95), allocating(100))
+    assert accuracy_drop(data.train, model, chosen(data, 95), Config()) is None

@@ -69,7 +69,7 @@ class Evaluation:
         predictions: int64 [N], the predicted class of each image.
         labels: int64 [N], the true one, 0..classes-1.
         class_names: one for each class.
-        ties: number of images whose largest output is shared by several classes; None where only the class is output.
+        ties: as in `Predictions`.
         seconds: that the predictions took; 0.0 where they came from the cache.
     """
 
@@ -136,40 +136,44 @@ def evaluate(
         split: uint8 images [N, H, W, C] and their labels.
         config: batch size, threads and execution providers; None: the defaults.
         class_names: one for each class; None: their numbers.
-        exact: let no kernel saturate; False: as an application opens the model.
-        cache: the cache folder, see ``cached_predictions``; None: the predictions are computed.
+        exact: let no kernel saturate; False: as an application opens the model, without the cache.
+        cache: the cache folder. An entry ``predictions/<key>.npz`` there serves all that ask for the same predictions;
+            of parallel jobs one computes them. None: they are computed.
         images_digest: for the cache: names the content of the images; None: they are hashed.
         description: shown beside the progress bar.
 
     Raises:
-        ExperimentError: as ``predict``.
+        ExperimentError: as ``predict``; or the cache cannot be written.
     """
     config = config or EvaluationConfig()
-    options = {"batch_size": config.batch_size, "threads": config.threads}
-    providers = tuple(config.providers)
-    if cache is not None and exact:
-        predictions, seconds = cached_predictions(
-            model.serialized,
-            model.input_spec,
-            split.images,
-            **options,
-            providers=providers,
-            cache=cache,
-            images_digest=images_digest,
-            description=description,
-        )
-    else:
+    seconds = 0.0
+
+    def compute() -> Predictions:
+        nonlocal seconds
         start = time.perf_counter()
         predictions = predict(
             model.serialized,
             model.input_spec,
             split.images,
-            **options,
-            providers=providers,
+            batch_size=config.batch_size,
+            threads=config.threads,
+            providers=config.providers,
             exact=exact,
             description=description,
         )
         seconds = time.perf_counter() - start
+        return predictions
+
+    if cache is None or not exact:
+        predictions = compute()
+    else:
+        predictions, _ = npz_cache.cached(
+            cache / "predictions",
+            _key(model, split.images, config, images_digest),
+            compute,
+            lambda computed: {"labels": computed.labels, "ties": np.array(computed.ties or 0, np.int64)},
+            lambda arrays: _from_arrays(arrays, len(split.images), model.input_spec.classes),
+        )
     names = tuple(class_names or map(str, range(model.input_spec.classes)))
     return Evaluation(predictions.labels, split.labels, names, predictions.ties, seconds)
 
@@ -247,96 +251,32 @@ def _predict_batch(
     return output.argmax(axis=1).astype(np.int64), int(ties.sum())
 
 
-def cached_predictions(
-    model: bytes,
-    input_spec: InputSpec,
-    images: np.ndarray,
-    *,
-    batch_size: int,
-    threads: int,
-    cache: Path,
-    providers: Sequence[str] = CPU,
-    images_digest: str | None = None,
-    description: str = "evaluating",
-) -> tuple[Predictions, float]:
-    """``predict`` through a cache; of parallel jobs with the same key one computes and the others wait.
-
-    The key covers all that can change a prediction: the bytes of the model and of the images, how they are fed, ONNX
-    Runtime, the CPU. An entry that is damaged or belongs to another key is computed anew and replaced.
-
-    Args:
-        cache: the cache folder; entries are ``predictions/<key>.npz`` in it.
-        images_digest: names the content of ``images`` where the caller knows it; None: they are hashed.
-
-    Returns:
-        The predictions and the seconds spent on computing them: 0.0 when they came from the cache.
-
-    Raises:
-        ExperimentError: as ``predict``; or the cache cannot be written.
-    """
-    images_digest = images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data)
-    seconds = 0.0
-
-    def compute() -> Predictions:
-        nonlocal seconds
-        start = time.perf_counter()
-        predictions = predict(
-            model,
-            input_spec,
-            images,
-            batch_size=batch_size,
-            threads=threads,
-            providers=providers,
-            description=description,
-        )
-        seconds = time.perf_counter() - start
-        return predictions
-
-    predictions, _ = npz_cache.cached(
-        cache / "predictions",
-        _key(model, input_spec, images.shape, images_digest, batch_size, threads, providers),
-        compute,
-        lambda computed: {"labels": computed.labels, "ties": np.array(computed.ties or 0, np.int64)},
-        lambda arrays: _from_arrays(arrays, len(images), input_spec.classes),
-    )
-    return predictions, seconds
-
-
-def _key(
-    model: bytes,
-    input_spec: InputSpec,
-    shape: tuple[int, ...],
-    images_digest: str,
-    batch_size: int,
-    threads: int,
-    providers: Sequence[str],
-) -> str:
+def _key(model: Classifier, images: np.ndarray, config: EvaluationConfig, images_digest: str | None) -> str:
+    """Key of a cache entry: all that can change a prediction."""
     import onnxruntime
 
-    facts = {
-        "entry": 4,  # count up when predict or the entry's content changes
-        "model": sha256_bytes(model),
-        "images": images_digest,
-        "shape": shape,
-        "layout": input_spec.layout.value,
-        "mean": input_spec.mean,
-        "std": input_spec.std,
-        "classes": input_spec.classes,
-        "batch": input_spec.batch or batch_size,
-        "threads": None if tuple(providers) == CPU else threads,
-        "providers": list(providers),
-        "onnxruntime": onnxruntime.__version__,
-        "cpu": cpu_description(),
-    }
-    return npz_cache.cache_key(facts)
+    input_spec, providers = model.input_spec, tuple(config.providers)
+    return npz_cache.cache_key(
+        {
+            "entry": 4,  # count up when predict or the entry's content changes
+            "model": sha256_bytes(model.serialized),
+            "images": images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data),
+            "shape": images.shape,
+            "layout": input_spec.layout.value,
+            "mean": input_spec.mean,
+            "std": input_spec.std,
+            "classes": input_spec.classes,
+            "batch": input_spec.batch or config.batch_size,
+            "threads": None if providers == CPU else config.threads,
+            "providers": providers,
+            "onnxruntime": onnxruntime.__version__,
+            "cpu": cpu_description(),
+        }
+    )
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], count: int, classes: int) -> Predictions:
-    """Predictions from the arrays of an entry.
-
-    Raises:
-        ValueError, KeyError: they do not hold together.
-    """
+    """Predictions from the arrays of an entry; ValueError or KeyError where they do not hold together."""
     labels, ties = arrays["labels"], int(arrays["ties"])
     if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
         raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")

@@ -77,15 +77,14 @@ def _loss(result: RunResult) -> str | None:
     if result.accuracy is None or result.accuracy_delta is None:
         return None
     if result.classes is not None and result.accuracy <= _near_chance(result.classes):
-        broken = (
-            f"WARNING: top-1 of {100 * result.accuracy:.2f} % is near chance: this model is broken, do not ship it."
-        )
+        broken = f"top-1 of {100 * result.accuracy:.2f} % is near chance: this model is broken, do not ship it."
+        remedy = _accuracy_remedy(result)
         if result.float_accuracy is not None and result.float_accuracy <= _near_chance(result.classes):
-            return (
-                f"{broken} So is the float model: check its input range and layout, model.mean=[R,G,B] "
-                "model.std=[R,G,B] in pixels 0..255, model.layout=NHWC or NCHW."
+            remedy = (
+                "So is the float model: check its input range and layout, model.mean=[R,G,B] model.std=[R,G,B] in "
+                "pixels 0..255, model.layout=NHWC or NCHW."
             )
-        return f"{broken} {_accuracy_remedy(result)}"
+        return f"WARNING: {broken} {remedy}"
     loss = -result.accuracy_delta
     significant = result.mcnemar_p is not None and result.mcnemar_p < SIGNIFICANT_P and loss >= SIGNIFICANT_LOSS
     if loss > LARGE_LOSS or significant:
@@ -106,27 +105,19 @@ def _accuracy_remedy(result: RunResult) -> str:
     # Allocated widths differ by layer, and weight_bits is that of most layers: the types show whether any is low.
     low = any(dtype in (result.weight_type or "") for dtype in ("int2", "int4"))
     if low or min(weight_bits, activation_bits) < LOW_BITS:
-        if not _refined(result):
+        if (result.refine or "").partition("+")[0] != "best":  # "best+damping=0.1": with other parameters
             per_channel = () if result.per_channel else ("quant.per_channel=true",)
             return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
         return _more_bits(result, weight_bits)
     if not result.per_channel:
         words = "quant.per_channel=true" if result.quant_type == "u8s7" else "quant=u8s7"
         return f"A scale for each channel helps most. Try:{_command(result, words)}"
-    # A refinement is written as Q/DQ, and does not go with reduce_range.
-    refinable = (
-        result.refine != "best" and result.format == "QDQ" and "config.quant.reduce_range" not in result.settings
-    )
     if result.calibration_method != "percentile":
         return f"Outliers may widen the ranges. Try:{_command(result, 'calibration=percentile')}"
-    if refinable:
+    # A refinement is written as Q/DQ, and does not go with reduce_range.
+    if result.refine != "best" and result.format == "QDQ" and "config.quant.reduce_range" not in result.settings:
         return f"Try:{_command(result, 'refine=best')}"
     return "ranges.csv and per_class.csv show where it is lost."
-
-
-def _refined(result: RunResult) -> bool:
-    """Whether refine=best was on, perhaps with other parameters ("best+damping=0.1")."""
-    return (result.refine or "").partition("+")[0] == "best"
 
 
 def _more_bits(result: RunResult, weight_bits: int) -> str:
@@ -189,9 +180,8 @@ def _slow(result: RunResult) -> str | None:
 
 
 def _ties(result: RunResult) -> str | None:
-    if result.quant_ties is None or result.eval_images is None or result.quant_ties <= MANY_TIES * result.eval_images:
-        return None
-    if result.float_ties is not None and result.quant_ties <= result.float_ties:
+    ties, images = result.quant_ties, result.eval_images
+    if ties is None or images is None or ties <= max(MANY_TIES * images, result.float_ties or 0):
         return None
     return f"{result.quant_ties} images tie between classes in the quantized output; the first class wins."
 

@@ -1,7 +1,7 @@
-"""Which kernels ONNX Runtime chooses for a model: integer or float.
+"""What ONNX Runtime makes of a model on this CPU: its kernels, and whether an application's session predicts the same.
 
 In: a serialized model. Out: how many of its matrix products run as integer kernels, and all operators that run; for a
-single operator of the graph that runs, what kind of kernel it is.
+single operator of the graph that runs, what kind of kernel it is; for an evaluation, a `RuntimeCheck`.
 
 A Q/DQ graph only promises integers: ONNX Runtime fuses a DequantizeLinear-Conv-QuantizeLinear chain into an integer
 kernel where it has one for these types on this CPU; otherwise it computes in float, slower than the float model.
@@ -16,13 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from resnet8_quant.config import EvaluationConfig
+from resnet8_quant.evaluator.accuracy import Classifier, Evaluation, evaluate
 from resnet8_quant.graphs.runtime import CPU
-from resnet8_quant.graphs.session import open_session
+from resnet8_quant.graphs.saturation import saturating_layers
+from resnet8_quant.graphs.session import differs_by_default, open_session
+from resnet8_quant.inputs.dataset import Split
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-Kernels = Literal["integer", "mixed", "simulated", "float"]
 KernelKind = Literal["integer", "float", "quantize", "layout", "control"]
 
 # Operators that multiply by weights, whatever their domain (ai.onnx, com.microsoft, com.microsoft.nchwc).
@@ -34,6 +39,7 @@ FLOAT_PRODUCTS = {
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"),
     *("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulBnb4"),
 }
+PRODUCTS = {*INTEGER_PRODUCTS, *FLOAT_PRODUCTS, "MatMulNBits"}  # whose kind an attribute decides
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 # Operators whose name alone says what kind of kernel they are.
 OPERATORS: dict[KernelKind, set[str]] = {
@@ -71,6 +77,29 @@ class KernelReport:
     ops: dict[str, int]
 
 
+@dataclass(frozen=True)
+class RuntimeCheck:
+    """What ONNX Runtime makes of a model.
+
+    Attributes:
+        kernels: how many of its convolutions and matrix products run as integer kernels.
+        saturating_layers: layers whose sums can saturate on x86 CPUs without VNNI; empty: the model is portable.
+        default_session_accuracy: top-1 in a session with ONNX Runtime's default options; None where it is the exact
+            one's, because the model is portable or this CPU's kernels do not saturate.
+        default_session_changed: number of predictions that differ from the exact ones; None likewise.
+    """
+
+    kernels: KernelReport
+    saturating_layers: tuple[str, ...]
+    default_session_accuracy: float | None = None
+    default_session_changed: int | None = None
+
+    @property
+    def portable(self) -> bool:
+        """Whether no kernel can saturate, so that every session on every CPU predicts the same."""
+        return not self.saturating_layers
+
+
 def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) -> KernelReport:
     """Let ONNX Runtime optimise a model and count the kernels it chose.
 
@@ -91,10 +120,13 @@ def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) ->
         open_session(model, threads, optimized_model=path)
         nodes = list(onnx.load(path).graph.node)
     integer = sum(_is_integer(node) for node in nodes)
-    total = integer + sum(_is_float(node) for node in nodes)
-    quantized = integer > 0 or _has_quantizers(onnx.load_from_string(model))
+    total = sum(node.op_type in PRODUCTS for node in nodes)
+    if integer:
+        kernels = "integer" if integer == total else "mixed"
+    else:
+        kernels = "simulated" if _has_quantizers(onnx.load_from_string(model)) else "float"
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
-    return KernelReport(_overall(integer, total, quantized), integer, total, dict(ops.most_common()))
+    return KernelReport(kernels, integer, total, dict(ops.most_common()))
 
 
 def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:
@@ -115,22 +147,34 @@ def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:
     return KINDS.get(node.op_type) or ("float" if FLOAT_TYPES.intersection(element_types) else "integer")
 
 
-def _overall(integer: int, total: int, quantized: bool) -> Kernels:
-    if not quantized:
-        return "float"
-    if integer == 0:
-        return "simulated"
-    return "integer" if integer == total else "mixed"
+def check_runtime(
+    model: Classifier, split: Split, evaluation: Evaluation, config: EvaluationConfig, threads: int
+) -> RuntimeCheck:
+    """Look at the kernels, and evaluate in a default session where that can differ on this CPU.
+
+    Args:
+        model: that was evaluated.
+        split: what it was evaluated on.
+        evaluation: by exact integer arithmetic.
+        config: of the evaluation.
+        threads: of the latency measurement, as in ``kernel_report``.
+
+    Raises:
+        ExperimentError: ONNX Runtime cannot load or run the model.
+    """
+    kernels = kernel_report(model.serialized, threads, config.providers)
+    layers = tuple(saturating_layers(model.serialized))
+    if not layers or not differs_by_default(model.serialized):
+        return RuntimeCheck(kernels, layers)
+    default = evaluate(model, split, config, exact=False, description="evaluating in the default session")
+    changed = int(np.sum(default.predictions != evaluation.predictions))
+    return RuntimeCheck(kernels, layers, default.accuracy, changed)
 
 
 def _is_integer(node: NodeProto) -> bool:
     if node.op_type == "MatMulNBits":
         return any(attribute.name == "accuracy_level" and attribute.i == INT8_COMPUTE for attribute in node.attribute)
     return node.op_type in INTEGER_PRODUCTS
-
-
-def _is_float(node: NodeProto) -> bool:
-    return node.op_type in FLOAT_PRODUCTS or (node.op_type == "MatMulNBits" and not _is_integer(node))
 
 
 def _has_quantizers(model: ModelProto) -> bool:

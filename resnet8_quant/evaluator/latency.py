@@ -17,8 +17,7 @@ so a difference of less than 1 % is not to be believed, whatever its interval.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
@@ -40,15 +39,9 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model to be measured, and how it is fed.
+    """A model to be measured, and how it is fed; ``exact`` as `open_session` takes it."""
 
-    Attributes:
-        model: serialized ModelProto.
-        input_spec: its input.
-        exact: as `open_session` takes it.
-    """
-
-    model: bytes
+    serialized: bytes
     input_spec: InputSpec
     exact: bool = True
 
@@ -93,15 +86,6 @@ class Ratio:
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class _Warm:
-    """A call that is ready to be timed; ``uncounted`` calls of each block are not."""
-
-    call: Call
-    call_ns: int
-    uncounted: int
 
 
 def measure(
@@ -150,7 +134,7 @@ def caller(
 ) -> Call:
     """A function that runs a model once; the arguments are those of ``measure``."""
     input_spec = model.input_spec
-    session = open_session(model.model, threads, exact=model.exact, providers=providers)
+    session = open_session(model.serialized, threads, exact=model.exact, providers=providers)
     feed = {input_spec.name: input_spec.prepare(images[np.arange(input_spec.batch or batch) % len(images)])}
 
     def call() -> object:
@@ -165,27 +149,35 @@ def caller(
 def measure_calls(
     calls: dict[str, Call], *, runs: int, warmup: int, threads: int, batch: int, seed: int = 0
 ) -> dict[str, Latency]:
-    """``measure`` for any calls, such as those of another runtime.
+    """``measure`` for any calls, such as those of another runtime; ``threads`` and ``batch`` are for the record.
 
     Args:
         calls: name -> what is timed; none of them changes what another one does.
         runs: timed calls of each; 0: nothing is measured.
         warmup: calls of each before the first block; 2 if fewer are asked for.
-        threads: that the calls use, for the record.
-        batch: images per call, for the record.
+        threads: that the calls use.
+        batch: images per call.
         seed: of the bootstrap.
     """
     if runs == 0 or not calls:
         return {}
-    warm = {name: _warm(call, warmup) for name, call in calls.items()}
-    lengths = _block_lengths(runs, max(ready.call_ns for ready in warm.values()))
+    # The fastest call of the warm-up tells how long a call takes.
+    call_ns = {name: min(_timed(call, max(2, warmup))) for name, call in calls.items()}
     blocks: dict[str, list[list[int]]] = {name: [] for name in calls}
     order = list(calls)
-    with _no_garbage_collection():
-        for length in lengths:
+    collects_garbage = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for length in _block_lengths(runs, max(call_ns.values())):
             for name in order:
-                blocks[name].append(_timed_block(warm[name], length))
+                if call_ns[name] < LONG_CALL_NS:  # one more call, which loads the caches
+                    calls[name]()
+                blocks[name].append(_timed(calls[name], length))
             order.reverse()
+    finally:
+        if collects_garbage:
+            gc.enable()
     return {name: _summary(blocks[name], batch, threads, seed) for name in calls}
 
 
@@ -211,17 +203,6 @@ def speedup(base: Latency, other: Latency, seed: int = 0) -> Ratio:
     return Ratio(float(np.median(ratios)), *_median_interval(ratios, seed))
 
 
-def _warm(call: Call, warmup: int) -> _Warm:
-    """Warm-up; its fastest call tells how long a call takes."""
-    times = []
-    for _ in range(max(2, warmup)):
-        start = perf_counter_ns()
-        call()
-        times.append(perf_counter_ns() - start)
-    call_ns = min(times)
-    return _Warm(call, call_ns, uncounted=int(call_ns < LONG_CALL_NS))
-
-
 def _block_lengths(runs: int, call_ns: int) -> list[int]:
     """Calls per block, which sum up to ``runs`` and differ by one at most, so that all blocks weigh the same."""
     longest = 1 if call_ns >= LONG_CALL_NS else BLOCK
@@ -230,12 +211,10 @@ def _block_lengths(runs: int, call_ns: int) -> list[int]:
     return [length + 1] * longer + [length] * (count - longer)
 
 
-def _timed_block(warm: _Warm, length: int) -> list[int]:
-    """Nanoseconds of each of ``length`` calls."""
-    call, times = warm.call, []
-    for _ in range(warm.uncounted):
-        call()
-    for _ in range(length):
+def _timed(call: Call, count: int) -> list[int]:
+    """Nanoseconds of each of ``count`` calls."""
+    times = []
+    for _ in range(count):
         start = perf_counter_ns()
         call()
         times.append(perf_counter_ns() - start)
@@ -243,7 +222,7 @@ def _timed_block(warm: _Warm, length: int) -> list[int]:
 
 
 def _summary(blocks: list[list[int]], batch: int, threads: int, seed: int) -> Latency:
-    """Nanoseconds of each call, by block -> the latency."""
+    """The latency from the nanoseconds of each call, by block."""
     blocks_us = np.array([np.median(block) for block in blocks]) / 1000
     calls_us = np.concatenate(blocks) / 1000
     median = float(np.median(blocks_us))
@@ -256,10 +235,6 @@ def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the median.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979), 1-26.
-
-    Args:
-        values: float64 [N], independent of each other, at least one.
-        seed: of the resamples.
     """
     rng = np.random.default_rng(seed)
     medians = [
@@ -267,16 +242,3 @@ def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     ]
     low, high = np.quantile(np.concatenate(medians), INTERVAL).tolist()
     return low, high
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect now, then not again until the end, which restores what the caller had."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -91,14 +91,7 @@ class Profile:
         return sum(node.median_us for node in self.nodes)
 
 
-@dataclass(frozen=True)
-class _Event:
-    """One execution of an operator: start and duration in microseconds, and what the profiler says about it."""
-
-    start: int
-    duration: int
-    name: str
-    arguments: dict[str, Any]
+Event = dict[str, Any]  # of the trace: name, "ts" and "dur" in microseconds, "args"
 
 
 def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = None, threads: int = 1) -> Profile:
@@ -124,14 +117,20 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         try:
             # The trace has operators without their attributes, some of which decide about the kind of kernel.
             nodes = {node.name: node for node in onnx.load(graph).graph.node}
-            _refuse_long_trace(len(nodes), runs, warmup)
+            most = MOST_EVENTS // max(1, len(nodes))
+            if warmup + runs > most:
+                raise ExperimentError(
+                    f"`--warmup` {warmup} and `--runs` {runs} of {len(nodes)} operators are more than "
+                    f"{MOST_EVENTS:,} events",
+                    f"profile at most {most} calls in all: --warmup {most // 10} --runs {most - most // 10}",
+                )
             calls = _run_in_turns(plain, profiled, feed, runs, warmup)
         finally:
             trace = Path(profiled.end_profiling())  # closes the file, which lies in the folder
-        events: list[_Event] = []
+        events: list[Event] = []
         durations = []
         for events in _executions(trace):
-            durations.append([event.duration for event in events])
+            durations.append([event["dur"] for event in events])
     if len(durations) != warmup + runs:
         raise ExperimentError(
             f"the profiler recorded {len(durations)} of {warmup + runs} calls", "profile fewer of them: --runs 20"
@@ -140,7 +139,7 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
         raise ExperimentError("ONNX Runtime runs no operator of the model", "give a model whose output is computed")
     columns = zip(*durations[warmup:], strict=True)  # per operator, microseconds of each run
     return Profile(
-        tuple(_node_time(event, times, nodes.get(event.name)) for event, times in zip(events, columns, strict=True)),
+        tuple(_node_time(event, times, nodes) for event, times in zip(events, columns, strict=True)),
         statistics.median(calls) / 1000,
         runs,
         tuple(f"{name} {_shown({array.dtype.name: array.shape})}" for name, array in feed.items()),
@@ -149,10 +148,6 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
 
 def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.ndarray]:
     """Random integers 0 to 255 in the type of each input (int8: -128 to 127; bool: both), from a fixed seed.
-
-    Args:
-        session: whose inputs are described.
-        batch: size of every free axis; None: 1.
 
     Raises:
         ExperimentError: an input is no tensor of numbers or too large, or ``batch`` is given and no axis is free.
@@ -181,15 +176,6 @@ def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.nd
     return feed
 
 
-def _refuse_long_trace(nodes: int, runs: int, warmup: int) -> None:
-    most = MOST_EVENTS // max(1, nodes)
-    if warmup + runs > most:
-        raise ExperimentError(
-            f"`--warmup` {warmup} and `--runs` {runs} of {nodes} operators are more than {MOST_EVENTS:,} events",
-            f"profile at most {most} calls in all: --warmup {most // 10} --runs {most - most // 10}",
-        )
-
-
 def _run_in_turns(
     plain: InferenceSession, profiled: InferenceSession, feed: dict[str, np.ndarray], runs: int, warmup: int
 ) -> list[int]:
@@ -214,46 +200,38 @@ def _run_in_turns(
     return nanoseconds[warmup:]
 
 
-def _executions(trace: Path) -> Iterator[list[_Event]]:
+def _executions(trace: Path) -> Iterator[list[Event]]:
     """The operators of one call after the other, in the order in which they ran.
 
-    Args:
-        trace: a JSON array with one event per line. It is read line by line because it can be large.
+    The trace is a JSON array with one event per line. It is read line by line because it can be large.
     """
-    events: list[_Event] = []
+    events: list[Event] = []
     with trace.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.startswith("{"):
                 continue
             event = json.loads(line.rstrip().removesuffix(","))
             if event["cat"] == "Node" and event["name"].endswith(KERNEL_TIME):
-                arguments = event["args"]
-                if arguments["op_name"] in OPERATORS["control"]:
-                    while events and events[-1].start >= event["ts"]:  # ran within, and is told before
+                if event["args"]["op_name"] in OPERATORS["control"]:
+                    while events and events[-1]["ts"] >= event["ts"]:  # ran within, and is told before
                         events.pop()
-                events.append(_Event(event["ts"], event["dur"], event["name"].removesuffix(KERNEL_TIME), arguments))
+                events.append(event)
             elif event["name"] == "model_run":
                 yield events
                 events = []
 
 
-def _node_time(event: _Event, durations: Sequence[int], node: NodeProto | None) -> NodeTime:
-    """Sum up the executions of one operator.
-
-    Args:
-        event: one of them.
-        durations: of all, microseconds, rounded down.
-        node: of the graph that ran; None if it has no name there.
-    """
+def _node_time(event: Event, durations: Sequence[int], nodes: Mapping[str, NodeProto]) -> NodeTime:
+    """One operator from one of its executions, the durations of all, and the graph that ran, where it has its node."""
     import onnx
 
-    operator = event.arguments["op_name"]
-    inputs, outputs = event.arguments["input_type_shape"], event.arguments["output_type_shape"]
-    types = [name for tensors in (inputs, outputs) for name in (tensors[0] if tensors else ())]
+    name, arguments = event["name"].removesuffix(KERNEL_TIME), event["args"]
+    operator, inputs, outputs = (arguments[key] for key in ("op_name", "input_type_shape", "output_type_shape"))
+    types = [kind for tensors in (inputs, outputs) for kind in (tensors[0] if tensors else ())]
     return NodeTime(
-        event.name,
+        name,
         operator,
-        kernel_kind(onnx.NodeProto(op_type=operator) if node is None else node, types),
+        kernel_kind(nodes.get(name) or onnx.NodeProto(op_type=operator), types),
         statistics.median_grouped([duration + 0.5 for duration in durations]),  # 3 stands for 3 to 4 us
         *(tuple(_shown(tensor) for tensor in tensors) for tensors in (inputs, outputs)),
     )

@@ -92,9 +92,6 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         total: trials, at least 1.
         confidence: coverage, between 0 and 1.
 
-    Returns:
-        Both ends, ratios.
-
     Raises:
         ValueError: the counts are impossible.
     """

@@ -4,9 +4,9 @@ import gc
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from onnx.parser import parse_model
 
 from resnet8_quant.config import Layout
 from resnet8_quant.evaluator import latency
@@ -24,21 +24,15 @@ def classifier() -> Classifier:
     def make(
         weights: np.ndarray, batch: int | None = None, layout: Layout = Layout.NHWC, **input_spec: object
     ) -> tuple[bytes, InputSpec]:
-        height, width, channels = 2, 2, 3
-        shape = (height, width, channels) if layout is Layout.NHWC else (channels, height, width)
-        graph = helper.make_graph(
-            [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("Gemm", ["flat", "w"], ["scores"])],
-            "classifier",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch or "batch", *shape])],
-            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch or "batch", weights.shape[1]])],
-            [numpy_helper.from_array(weights.astype(np.float32), "w")],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-        onnx.checker.check_model(model)
-        defaults = {"name": "image", "classes": weights.shape[1]}
-        return model.SerializeToString(), InputSpec(
-            layout=layout, shape=(height, width, channels), batch=batch, **(defaults | input_spec)
-        )
+        shape, count, classes = "2, 2, 3" if layout is Layout.NHWC else "3, 2, 2", batch or "batch", weights.shape[1]
+        model = parse_model(f"""<ir_version: 10, opset_import: ["": 21]>
+            classifier (float[{count}, {shape}] image) => (float[{count}, {classes}] scores) {{
+                flat = Flatten (image)
+                scores = Gemm (flat, w)
+            }}""")
+        model.graph.initializer.append(numpy_helper.from_array(weights.astype(np.float32), "w"))
+        settings = {"name": "image", "layout": layout, "shape": (2, 2, 3), "batch": batch, "classes": classes}
+        return model.SerializeToString(), InputSpec(**(settings | input_spec))
 
     return make
 

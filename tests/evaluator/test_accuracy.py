@@ -13,7 +13,7 @@ from resnet8_quant import npz_cache
 from resnet8_quant.config import EvaluationConfig, Layout
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator import accuracy
-from resnet8_quant.evaluator.accuracy import cached_predictions, evaluate, predict
+from resnet8_quant.evaluator.accuracy import evaluate, predict
 from resnet8_quant.inputs.dataset import Split
 
 RUN = {"batch_size": 5, "threads": 1}
@@ -56,25 +56,25 @@ def test_the_first_image_that_fails_is_named_whichever_batch_ends_first(classifi
         predict(*classifier(weights), many, batch_size=5, threads=4)
 
 
-def test_evaluate_judges_predictions_by_their_labels(classifier, images, weights, computed, tmp_path):
-    serialized, input_spec = classifier(weights)
-    model = SimpleNamespace(serialized=serialized, input_spec=input_spec)
+def judge(model_and_spec, images, labels=None, cache=None, class_names=None, **options):
+    """``evaluate`` with labels that do not matter, and the options of ``RUN``."""
+    model = SimpleNamespace(serialized=model_and_spec[0], input_spec=model_and_spec[1])
+    split = Split(images, np.zeros(len(images), np.int64) if labels is None else labels)
+    return evaluate(model, split, EvaluationConfig(**(RUN | options)), cache=cache, class_names=class_names)
+
+
+def test_evaluate_judges_predictions_by_their_labels(classifier, images, weights):
     expected = scores(images, weights).argmax(1)
     labels = expected.copy()
     labels[labels == 2] = 1  # class 2 has no image
     labels[:4] = 1
-    evaluation = evaluate(model, Split(images, labels), class_names=["a", "b", "c", "d"])
+    evaluation = judge(classifier(weights), images, labels, class_names=["a", "b", "c", "d"])
     np.testing.assert_array_equal(evaluation.predictions, expected)
     assert evaluation.accuracy == np.mean(expected == labels) < 1
     assert list(evaluation.per_class) == ["a", "b", "c", "d"]
     assert evaluation.per_class["b"] == np.mean(expected[labels == 1] == 1)
     assert np.isnan(evaluation.per_class["c"])
-    config = EvaluationConfig(batch_size=7, threads=2)
-    first, second = (evaluate(model, Split(images, labels), config, cache=tmp_path) for _ in range(2))
-    np.testing.assert_array_equal(second.predictions, expected)
-    assert (first.seconds > 0, second.seconds) == (True, 0.0)
-    assert first.class_names == ("0", "1", "2", "3")
-    assert len(computed) == 2  # without a cache, and the first time with one
+    assert judge(classifier(weights), images).class_names == ("0", "1", "2", "3")
 
 
 def test_infinity_is_a_prediction(classifier, images, weights):
@@ -118,21 +118,17 @@ def computed(monkeypatch):
 
 
 def test_the_second_call_is_served_by_the_cache(classifier, images, weights, computed, tmp_path):
-    model, input_spec = classifier(weights[:, [0, 0, 1]])
-    first, seconds = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
-    second, no_seconds = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
+    first, second = (judge(classifier(weights[:, [0, 0, 1]]), images, cache=tmp_path) for _ in range(2))
     assert len(computed) == 1
-    assert seconds > 0
-    assert no_seconds == 0.0
-    np.testing.assert_array_equal(first.labels, second.labels)
+    assert first.seconds > second.seconds == 0.0
+    np.testing.assert_array_equal(first.predictions, second.predictions)
     assert first.ties == second.ties > 0
-    assert [path.suffix for path in (tmp_path / "predictions").glob("*.npz")] == [".npz"]
-    assert not list((tmp_path / "predictions").glob("*.part"))
+    assert {path.suffix for path in (tmp_path / "predictions").iterdir()} <= {".npz", ".lock"}
 
 
 def test_what_changes_a_prediction_has_its_own_entry(classifier, images, weights, computed, monkeypatch, tmp_path):
     def ask(model_and_spec, some_images=images, **changed):
-        cached_predictions(*model_and_spec, some_images, **(RUN | changed), cache=tmp_path)
+        judge(model_and_spec, some_images, cache=tmp_path, **changed)
         return len(computed)
 
     assert ask(classifier(weights)) == 1
@@ -145,67 +141,55 @@ def test_what_changes_a_prediction_has_its_own_entry(classifier, images, weights
     assert ask(classifier(weights), threads=2) == 7  # it changes none
     monkeypatch.setattr(accuracy, "cpu_description", lambda: "another CPU")
     assert ask(classifier(weights)) == 8
-    monkeypatch.undo()
     assert len(list((tmp_path / "predictions").glob("*.npz"))) == 8
 
 
-def write(path, **changed):
-    """Another content under the right key and digest."""
-    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array(0)} | changed
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    np.savez(path, key=np.array(path.stem), digest=np.array(npz_cache.digest(arrays)), **arrays)
-
-
 DAMAGE = {
-    "no labels": lambda path: write(path, labels=None),
-    "too short": lambda path: write(path, labels=np.zeros(22, np.int64)),
-    "a table": lambda path: write(path, labels=np.zeros((23, 1), np.int64)),
-    "floats": lambda path: write(path, labels=np.zeros(23)),
-    "class too large": lambda path: write(path, labels=np.full(23, 4, np.int64)),
-    "class negative": lambda path: write(path, labels=np.full(23, -1, np.int64)),
-    "ties negative": lambda path: write(path, ties=np.array(-1)),
-    "too many ties": lambda path: write(path, ties=np.array(24)),
+    "no labels": {"labels": None},
+    "too short": {"labels": np.zeros(22, np.int64)},
+    "a table": {"labels": np.zeros((23, 1), np.int64)},
+    "floats": {"labels": np.zeros(23)},
+    "class too large": {"labels": np.full(23, 4, np.int64)},
+    "class negative": {"labels": np.full(23, -1, np.int64)},
+    "ties negative": {"ties": np.array(-1)},
+    "too many ties": {"ties": np.array(24)},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_an_unusable_entry_is_computed_anew_and_replaced(classifier, images, weights, computed, tmp_path, damage):
-    model, input_spec = classifier(weights)
-    expected, _ = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
+    """Another content under the right key and digest."""
+    expected = judge(classifier(weights), images, cache=tmp_path)
     (entry,) = (tmp_path / "predictions").glob("*.npz")
-    DAMAGE[damage](entry)
+    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array(0)} | DAMAGE[damage]
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(entry, key=np.array(entry.stem), digest=np.array(npz_cache.digest(arrays)), **arrays)
     for _ in range(2):
-        predictions, _ = cached_predictions(model, input_spec, images, **RUN, cache=tmp_path)
-        np.testing.assert_array_equal(predictions.labels, expected.labels)
-        assert predictions.ties == expected.ties
+        evaluation = judge(classifier(weights), images, cache=tmp_path)
+        np.testing.assert_array_equal(evaluation.predictions, expected.predictions)
+        assert evaluation.ties == expected.ties
     assert len(computed) == 2  # the first time and after the damage
 
 
 def test_a_failure_leaves_no_entry(classifier, images, weights, tmp_path):
     weights[:] = np.nan
     with pytest.raises(ExperimentError, match="NaN"):
-        cached_predictions(*classifier(weights), images, **RUN, cache=tmp_path)
+        judge(classifier(weights), images, cache=tmp_path)
     assert not list((tmp_path / "predictions").glob("*.npz"))
 
 
-@pytest.fixture
-def labeller(classifier):
-    """weights -> the classifier with an ArgMax behind it: its output is int64 [N]."""
-
-    def make(weights, batch=None):
-        serialized, input_spec = classifier(weights, batch)
-        model = onnx.load_from_string(serialized)
-        model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=-1, keepdims=0))
-        output = helper.make_tensor_value_info("label", onnx.TensorProto.INT64, [batch or "batch"])
-        model.graph.output[0].CopyFrom(output)
-        return model.SerializeToString(), input_spec
-
-    return make
+def with_output(model_and_spec, node, shape):
+    """The classifier with one more node behind it, whose int64 output is the model's."""
+    model = onnx.load_from_string(model_and_spec[0])
+    model.graph.node.append(node)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.INT64, shape))
+    return model.SerializeToString(), model_and_spec[1]
 
 
 @pytest.mark.parametrize("batch", [None, 7])
-def test_a_label_is_a_prediction_without_ties(labeller, classifier, images, weights, batch):
-    predictions = predict(*labeller(weights, batch), images, **RUN)
+def test_a_label_is_a_prediction_without_ties(classifier, images, weights, batch):
+    argmax = helper.make_node("ArgMax", ["scores"], ["label"], axis=-1, keepdims=0)
+    predictions = predict(*with_output(classifier(weights, batch), argmax, [batch or "batch"]), images, **RUN)
     np.testing.assert_array_equal(predictions.labels, predict(*classifier(weights, batch), images, **RUN).labels)
     assert predictions.labels.dtype == np.int64
     assert predictions.ties is None
@@ -213,10 +197,7 @@ def test_a_label_is_a_prediction_without_ties(labeller, classifier, images, weig
 
 def test_scores_in_int64_are_no_labels(classifier, images, weights):
     """[N, classes] is what it is, whatever its type."""
-    serialized, input_spec = classifier(weights)
-    model = onnx.load_from_string(serialized)
-    model.graph.node.append(helper.make_node("Cast", ["scores"], ["whole"], to=onnx.TensorProto.INT64))
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("whole", onnx.TensorProto.INT64, ["batch", 4]))
-    predictions = predict(model.SerializeToString(), input_spec, images, **RUN)
+    cast = helper.make_node("Cast", ["scores"], ["whole"], to=onnx.TensorProto.INT64)
+    predictions = predict(*with_output(classifier(weights), cast, ["batch", 4]), images, **RUN)
     np.testing.assert_array_equal(predictions.labels, scores(images, weights).argmax(1))
     assert predictions.ties == 0

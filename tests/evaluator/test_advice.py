@@ -13,33 +13,18 @@ from resnet8_quant.results import RunResult
 RUN = "python run.py"
 
 
+WELL = (
+    {"quant_type": "int8", "activation_type": "int8", "weight_type": "int8", "weight_bits": 8, "activation_bits": 8}
+    | {"per_channel": True, "format": "QDQ", "calibration_method": "minmax", "refine": "none", "deploy": "none"}
+    | {"data": "cifar10", "eval_images": 1000, "classes": 10, "quant_ties": 0, "float_ties": 0}
+    | {"accuracy": 0.88, "accuracy_delta": -0.002, "float_accuracy": 0.882, "mcnemar_p": 0.5}
+    | {"kernels": "integer", "latency_us_median": 100.0, "float_latency_us_median": 200.0}
+    | {"cpu": "some, 2 cores, avx2"}
+)
+
+
 def quantized(**changes: object) -> RunResult:
-    values: dict[str, object] = {
-        "quant_type": "int8",
-        "activation_type": "int8",
-        "weight_type": "int8",
-        "weight_bits": 8,
-        "activation_bits": 8,
-        "per_channel": True,
-        "format": "QDQ",
-        "calibration_method": "minmax",
-        "refine": "none",
-        "deploy": "none",
-        "data": "cifar10",
-        "eval_images": 1000,
-        "accuracy": 0.88,
-        "accuracy_delta": -0.002,
-        "float_accuracy": 0.882,
-        "mcnemar_p": 0.5,
-        "classes": 10,
-        "kernels": "integer",
-        "latency_us_median": 100.0,
-        "float_latency_us_median": 200.0,
-        "quant_ties": 0,
-        "float_ties": 0,
-        "cpu": "some, 2 cores, avx2",
-    }
-    return RunResult(**{**values, **changes})  # type: ignore[arg-type]
+    return RunResult(**(WELL | changes))  # type: ignore[arg-type]
 
 
 def only(**changes: object) -> tuple[str, str]:

@@ -81,43 +81,36 @@ def without_domains(ops: dict[str, int]) -> Counter[str]:
     return counts
 
 
+QOPERATOR = {"quant_format": QuantFormat.QOperator}
+
+
 @pytest.mark.parametrize(
-    ("activation", "weight", "arguments"),
+    ("activation", "weight", "arguments", "kernels", "integer"),
     [
-        ("QUInt8", "QUInt8", {}),
-        ("QUInt8", "QInt8", {"per_channel": True}),
-        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QOperator}),
-        ("QInt8", "QInt8", {}),
-        ("QUInt8", "QInt4", {}),
-        ("QUInt16", "QInt8", {}),
+        ("QUInt8", "QUInt8", {}, "integer", 3),
+        ("QUInt8", "QInt8", {"per_channel": True}, "integer", 3),
+        ("QUInt8", "QInt8", QOPERATOR, "integer", 3),
+        ("QUInt8", "QInt8", {"nodes_to_exclude": ["conv2"]}, "mixed", 2),
+        ("QInt16", "QInt16", {"op_types_to_quantize": ["Conv"]}, "simulated", 0),
+        ("QInt8", "QInt8", {}, None, None),  # depends on the CPU
+        ("QUInt8", "QInt4", {}, None, None),
+        ("QUInt16", "QInt8", {}, None, None),
     ],
 )
-def test_the_report_agrees_with_the_profiler(quantized, tmp_path, activation, weight, arguments):
+def test_the_report_agrees_with_the_profiler(quantized, tmp_path, activation, weight, arguments, kernels, integer):
     model = quantized(activation, weight, **arguments)
     report = kernel_report(model, 1)
     assert without_domains(report.ops) == executed(model, tmp_path)
     assert report.total == CONV_NET_PRODUCTS
     assert report.kernels == {0: "simulated", report.total: "integer"}.get(report.integer, "mixed")
-
-
-@pytest.mark.parametrize(
-    ("activation", "weight", "options", "kernels", "integer"),
-    [
-        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QDQ}, "integer", 3),
-        ("QUInt8", "QInt8", {"quant_format": QuantFormat.QOperator}, "integer", 3),
-        ("QUInt8", "QInt8", {"nodes_to_exclude": ["conv2"]}, "mixed", 2),
-        ("QInt16", "QInt16", {"op_types_to_quantize": ["Conv"]}, "simulated", 0),
-    ],
-)
-def test_what_the_kernels_are_called(quantized, activation, weight, options, kernels, integer):
-    report = kernel_report(quantized(activation, weight, **options), 1)
-    assert (report.kernels, report.integer, report.total) == (kernels, integer, CONV_NET_PRODUCTS)
+    if kernels is not None:
+        assert (report.kernels, report.integer) == (kernels, integer)
 
 
 def test_dynamic_quantization_is_seen(tmp_path):
     quantize_dynamic(conv_net(), tmp_path / "dynamic.onnx", weight_type=QuantType.QUInt8)
     report = kernel_report((tmp_path / "dynamic.onnx").read_bytes(), 1)
-    assert (report.kernels, report.integer, report.total) == ("integer", 3, 3)
+    assert (report.kernels, report.integer, report.total) == ("integer", 3, CONV_NET_PRODUCTS)
 
 
 def test_a_float_model_is_float_in_whatever_layout_it_runs(tmp_path):
@@ -125,18 +118,6 @@ def test_a_float_model_is_float_in_whatever_layout_it_runs(tmp_path):
     report = kernel_report(model, 1)
     assert (report.kernels, report.integer, report.total) == ("float", 0, CONV_NET_PRODUCTS)
     assert without_domains(report.ops) == executed(model, tmp_path)
-
-
-@pytest.mark.parametrize(("level", "integer"), [(0, 0), (1, 0), (4, 1)])
-def test_4_bit_products_are_integer_only_with_integer_compute(level, integer):
-    model = parse_model(f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
-        nbits (float[batch, 32] image) => (float[batch, 4] scores) <float[4] scale = {{1, 1, 1, 1}}> {{
-            scores = com.microsoft.MatMulNBits
-                <K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = {level}> (image, w, scale)
-        }}""")
-    model.graph.initializer.append(numpy_helper.from_array(RNG.integers(0, 256, (4, 1, 16), dtype=np.uint8), "w"))
-    report = kernel_report(model.SerializeToString(), 1)
-    assert (report.integer, report.total) == (integer, 1)
 
 
 def test_nothing_is_printed_and_nothing_is_left_behind(quantized, tmp_path, monkeypatch, capfd):

@@ -4,9 +4,7 @@ import gc
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout
 from resnet8_quant.errors import ExperimentError
@@ -20,7 +18,6 @@ from resnet8_quant.evaluator.latency import (
     measure,
     speedup,
 )
-from resnet8_quant.inputs.input_spec import InputSpec
 
 WARMUP = 2
 
@@ -105,10 +102,8 @@ def test_a_fixed_batch_overrules_and_images_are_repeated(images, simulate, fixed
 
 def test_each_model_is_fed_by_its_own_input_spec(images, simulate):
     simulation = simulate(a=[100], b=[100])
-    models = {
-        "a": fed(simulation.models["a"], mean=(1.0, 2.0, 3.0)),
-        "b": fed(simulation.models["b"], raw=True, layout=Layout.NCHW),
-    }
+    a, b = simulation.models.values()
+    models = {"a": fed(a, mean=(1.0, 2.0, 3.0)), "b": fed(b, raw=True, layout=Layout.NCHW)}
     measure(models, images, runs=1, warmup=0, threads=1)
     feeds = dict(simulation.record)
     np.testing.assert_array_equal(feeds[b"a"], images[:1].astype(np.float32) - np.array([1, 2, 3], np.float32))
@@ -123,36 +118,9 @@ def test_sessions_are_opened_as_asked(images, simulate):
     assert simulation.opened == [(0, ("CPUExecutionProvider",)), (3, ("X", "Y"))]
 
 
-def matmuls(repeats: int, width: int, raw: bool) -> BenchmarkModel:
-    """The flattened image times a [12, width] matrix, then ``repeats`` times a [width, width] matrix."""
-    rng = np.random.default_rng(0)
-    element = TensorProto.UINT8 if raw else TensorProto.FLOAT
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["float"], ["x0"]),
-        helper.make_node("MatMul", ["x0", "first"], ["x1"]),
-        *(helper.make_node("MatMul", [f"x{i}", "square"], [f"x{i + 1}"]) for i in range(1, repeats + 1)),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "matmuls",
-        [helper.make_tensor_value_info("image", element, ["batch", 2, 2, 3])],
-        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, ["batch", width])],
-        [
-            numpy_helper.from_array(rng.normal(0, width**-0.5, shape).astype(np.float32), name)
-            for name, shape in (("first", (12, width)), ("square", (width, width)))
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.checker.check_model(model)
-    return BenchmarkModel(
-        model.SerializeToString(), InputSpec("image", Layout.NHWC, (2, 2, 3), None, classes=width, raw=raw)
-    )
-
-
-@pytest.mark.parametrize("raw", [False, True])
-def test_a_hundred_times_the_work_takes_longer(images, raw):
-    models = {"light": matmuls(1, 8, raw), "heavy": matmuls(100, 256, raw)}  # 10^2 and 6.5 * 10^6 multiply-adds
+def test_ten_thousand_times_the_work_takes_longer(classifier, images, weights):
+    widths = {"light": 1, "heavy": 10_000}
+    models = {name: BenchmarkModel(*classifier(np.tile(weights, width))) for name, width in widths.items()}
     result = measure(models, images, runs=40, warmup=2, threads=1)
     assert list(result) == ["light", "heavy"]
     for measured in result.values():
@@ -176,13 +144,13 @@ def test_garbage_collection_is_left_as_it_was(classifier, images, weights, enabl
 
 def test_a_model_that_cannot_run_is_a_user_error(classifier, images, weights):
     model, input_spec = classifier(weights, batch=2)
-    with pytest.raises(ExperimentError, match="cannot run the model"):
-        measure({"a": BenchmarkModel(model, classifier(weights)[1])}, images, runs=1, warmup=0, threads=1)
-    with pytest.raises(ExperimentError, match="cannot load the model"):
-        measure({"a": BenchmarkModel(b"no model", input_spec)}, images, runs=1, warmup=0, threads=1)
-    floats = BenchmarkModel(model, InputSpec("image", Layout.NHWC, (2, 2, 3), 2, classes=4, raw=True))  # fed with bytes
-    with pytest.raises(ExperimentError, match="cannot run the model"):
-        measure({"a": floats}, images, runs=1, warmup=0, threads=1)
+    for serialized, spec, problem in (
+        (model, replace(input_spec, batch=None), "run"),
+        (model, replace(input_spec, raw=True), "run"),  # fed with bytes
+        (b"no model", input_spec, "load"),
+    ):
+        with pytest.raises(ExperimentError, match=f"cannot {problem} the model"):
+            measure({"a": BenchmarkModel(serialized, spec)}, images, runs=1, warmup=0, threads=1)
 
 
 def test_the_numbers_by_hand(images, simulate):
@@ -254,8 +222,8 @@ def test_the_interval_of_a_speedup_holds_the_truth():
 
 def test_against_itself_at_half_the_speed():
     blocks = np.random.default_rng(0).lognormal(5, 0.3, 37)
-    assert speedup(latency_of(2 * blocks), latency_of(blocks)) == Ratio(2.0, 2.0, 2.0)
-    assert speedup(latency_of(blocks), latency_of(blocks)) == Ratio(1.0, 1.0, 1.0)
+    for factor in (2.0, 1.0):
+        assert speedup(latency_of(factor * blocks), latency_of(blocks)) == Ratio(factor, factor, factor)
 
 
 def test_speedup_needs_one_measurement():

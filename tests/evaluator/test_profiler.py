@@ -62,14 +62,11 @@ def reshape() -> bytes:
 
 def test_every_operator_with_its_kind_in_the_order_of_execution() -> None:
     profile = profile_model(mixed(), runs=3, warmup=1)
-    assert {node.operator: node.kernel for node in profile.nodes} == {
-        "QuantizeLinear": "quantize",
-        "QLinearMatMul": "integer",
-        "MaxPool": "integer",
-        "DequantizeLinear": "quantize",
-        "Softmax": "float",
-        "Transpose": "layout",
-    }
+    kinds = {node.operator: node.kernel for node in profile.nodes}
+    assert kinds == (
+        {"QuantizeLinear": "quantize", "QLinearMatMul": "integer", "MaxPool": "integer"}
+        | {"DequantizeLinear": "quantize", "Softmax": "float", "Transpose": "layout"}
+    )
     assert [node.name for node in profile.nodes][:2] == ["quantize", "product"]
     assert profile.nodes[0].inputs == ("float[1,2,3,4]", "float[]", "uint8[]")
     assert profile.nodes[0].outputs == ("uint8[1,2,3,4]",)
@@ -109,7 +106,7 @@ def test_kind_of_kernel(operator: str, types: list[str], kind: str) -> None:
     assert kernel_kind(onnx.NodeProto(op_type=operator), types) == kind
 
 
-@pytest.mark.parametrize(("level", "kind"), [(0, "float"), (4, "integer")])
+@pytest.mark.parametrize(("level", "kind"), [(0, "float"), (1, "float"), (4, "integer")])
 def test_kind_that_an_attribute_decides(level: int, kind: str) -> None:
     sizes = f"K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = {level}"
     model = serialized(
@@ -117,6 +114,8 @@ def test_kind_that_an_attribute_decides(level: int, kind: str) -> None:
         w=np.ones((4, 1, 16), np.uint8),
         s=np.ones(4, np.float32),
     )
+    report = kernel_report(model, 1)
+    assert (report.integer, report.total) == (int(kind == "integer"), 1)
     assert [node.kernel for node in profile_model(model, runs=1, warmup=0).nodes] == [kind]
 
 
@@ -147,12 +146,10 @@ class Session:
 
 
 def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) -> None:
-    def opened(
-        model: bytes, threads: int, *, exact: bool, optimized_model: Path | None = None, trace: Path | None = None
-    ) -> Session:
+    def opened(model: bytes, threads: int, *, optimized_model: Path | None = None, **options: Any) -> Session:
         if optimized_model is not None:
             optimized_model.write_bytes(model)
-        return Session(trace, durations)
+        return Session(options.get("trace"), durations)
 
     monkeypatch.setattr(profiler, "open_session", opened)
 
@@ -164,9 +161,7 @@ def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) 
         ([[3], [3], [3], [4]], 0, [3 + 2 / 3]),  # whole microseconds, rounded down: 2/3 of the way from 3 to 4
     ],
 )
-def test_median_per_node_of_the_runs_after_the_warm_up(
-    monkeypatch: pytest.MonkeyPatch, durations: list[list[int]], warmup: int, medians: list[float]
-) -> None:
+def test_median_per_node_of_the_runs_after_the_warm_up(monkeypatch, durations, warmup, medians) -> None:
     with_durations(monkeypatch, durations)
     profile = profile_model(relu(), runs=len(durations) - warmup, warmup=warmup)
     assert [node.name for node in profile.nodes] == [f"node{i}" for i in range(len(medians))]
@@ -200,11 +195,8 @@ def test_what_runs_within_a_branch_is_part_of_it() -> None:
         }}"""
     )
     profile = profile_model(model, runs=2, warmup=1)
-    assert [(node.name, node.kernel) for node in profile.nodes] == [
-        ("before", "float"),
-        ("choice", "control"),
-        ("after", "float"),
-    ]
+    kinds = [(node.name, node.kernel) for node in profile.nodes]
+    assert kinds == [("before", "float"), ("choice", "control"), ("after", "float")]
 
 
 @settings(max_examples=15, deadline=None, database=None, derandomize=True)
@@ -243,8 +235,6 @@ def test_several_inputs_are_fed() -> None:
     ("model", "arguments", "message"),
     [
         (relu(shape="2, 4"), {"batch": 2}, "no free axis"),
-        (relu(), {"batch": 10**9}, "more than 1024 MiB"),
-        (relu(), {"runs": 10**6}, "`--runs` 1000000 of 1 operators"),
         (b"not a model", {}, "cannot load the model"),
         (copy_of("string", "n"), {}, r"'x' is tensor\(string\)"),
     ],
@@ -262,9 +252,7 @@ def test_a_model_that_fails_on_its_inputs_is_a_user_error() -> None:
 
 
 @pytest.mark.parametrize("batch", [3, 1], ids=["works", "fails"])
-def test_nothing_is_printed_or_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], batch: int
-) -> None:
+def test_nothing_is_printed_or_left_behind(tmp_path, monkeypatch, capfd, batch: int) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     capfd.readouterr()

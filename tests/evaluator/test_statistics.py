@@ -38,10 +38,10 @@ def test_wilson_ends_are_where_the_score_test_just_rejects(count, confidence):
     assert (high == 1.0) == (correct == total)
 
 
-def test_wilson_refuses_impossible_counts():
-    for correct, total in ((0, 0), (-1, 5), (6, 5)):
-        with pytest.raises(ValueError, match=f"{correct} correct of {total}"):
-            wilson_interval(correct, total)
+@pytest.mark.parametrize(("correct", "total"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(correct, total):
+    with pytest.raises(ValueError, match=f"{correct} correct of {total}"):
+        wilson_interval(correct, total)
 
 
 @given(st.integers(0, 900), st.integers(0, 900))
@@ -50,11 +50,6 @@ def test_mcnemar_is_twice_the_smaller_tail_of_the_binomial(to_wrong, to_right):
     tail = sum(comb(flips, flipped) for flipped in range(min(to_wrong, to_right) + 1))
     expected = float(min(Fraction(1), Fraction(2 * tail, 2**flips)))
     assert mcnemar_p(to_wrong, to_right) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemar_by_hand():
-    assert mcnemar_p(10, 3) == pytest.approx(2 * (1 + 13 + 78 + 286) / 2**13)
-    assert mcnemar_p(0, 0) == mcnemar_p(4, 4) == 1.0
 
 
 def test_compare_by_hand():
