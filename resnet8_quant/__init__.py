@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet8_quant.api import (
         Calibration,
-        Comparison,
-        Evaluation,
         QuantizedModel,
         calibrate,
         compare,
@@ -38,6 +36,8 @@ if TYPE_CHECKING:
         TrackingConfig,
     )
     from resnet8_quant.errors import ExperimentError
+    from resnet8_quant.evaluator.accuracy import Evaluation
+    from resnet8_quant.evaluator.statistics import Comparison
     from resnet8_quant.inputs.dataset import Dataset, Split
     from resnet8_quant.inputs.model import FloatModel
     from resnet8_quant.options import quant_name

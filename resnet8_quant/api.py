@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet8_quant.config import Config
+from resnet8_quant.config import Config, Sampling
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.evaluator import accuracy, statistics
 from resnet8_quant.evaluator.accuracy import Evaluation
@@ -23,30 +23,10 @@ from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.options import quant_name
 from resnet8_quant.results import RunResult
-from resnet8_quant.validation import is_float, validate
+from resnet8_quant.validation import check_validation_images, is_float, validate
 
 if TYPE_CHECKING:
     from resnet8_quant.quantizer.calibration.images import CalibrationImages
-
-# The public names that are defined elsewhere, too: mypy would take them for private here.
-__all__ = [
-    "Calibration",
-    "Comparison",
-    "Dataset",
-    "Evaluation",
-    "FloatModel",
-    "QuantizedModel",
-    "RunResult",
-    "Split",
-    "calibrate",
-    "compare",
-    "compose",
-    "evaluate",
-    "load_dataset",
-    "load_model",
-    "quantize",
-    "run",
-]
 
 
 @dataclass(frozen=True)
@@ -252,9 +232,7 @@ def _check_images(images: Split) -> None:
 
 def _calibration_images(images: Split, config: Config) -> CalibrationImages:
     """The images that calibrate, as a run draws them."""
-    from resnet8_quant.config import Sampling
     from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
-    from resnet8_quant.validation import check_validation_images
 
     _check(config)
     _check_images(images)

@@ -29,11 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         print(f"resnet8-quant {__version__}")
         return 0
-    if {"--help", "-h"} & set(arguments) and arguments[0] not in TOOLS:
-        return _help(arguments)
     if arguments and arguments[0] in TOOLS:
         return int(importlib.import_module(f"resnet8_quant.{arguments[0]}").main(arguments[1:]))
-    return _run()
+    return _help(arguments) if {"--help", "-h"} & set(arguments) else _run()
 
 
 def _help(arguments: Sequence[str]) -> int:
@@ -65,16 +63,13 @@ def job(composed: DictConfig) -> None:
     from hydra.types import RunMode
 
     from resnet8_quant.sweep.compose import to_config
+    from resnet8_quant.sweep.job import run_alone, start_job
     from resnet8_quant.terminal import show_error
 
     context = HydraConfig.get()
     if context.mode == RunMode.MULTIRUN:
-        from resnet8_quant.sweep.job import start_job
-
         start_job(composed, context)
         return
-    from resnet8_quant.sweep.job import run_alone
-
     overrides = list(context.overrides.task)
     try:
         run_alone(to_config(composed, overrides), Path(context.runtime.output_dir), overrides)

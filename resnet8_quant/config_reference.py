@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,31 @@ More
 """
 
 
+_REFERENCE = """\
+# Settings
+
+Written by `python -m resnet8_quant.config_reference > docs/config.md`; a test checks that it is current.
+`GROUP=OPTION` chooses a file of `conf/GROUP/`, which holds what differs from the defaults below;
+`SETTING=VALUE` sets one value. What may be combined with what: `resnet8_quant/validation.py`.
+
+An option of your own is a file with the lines that differ, for example `conf/quant/mine.yaml`, or
+`quant/mine.yaml` in a folder that `--config-dir` names:
+
+```yaml
+activation_type: uint8
+weight_bits: 5
+```
+
+`quant=mine` then runs it, and the results call it `mine`; changed settings show in the name, as in
+`mine+weight_bits=4`.
+"""
+
+# Group -> what it is; the settings at the top level last.
+_GROUPS = {
+    name: inspect.getdoc(type(part)) or "" for name, part in vars(Config()).items() if dataclasses.is_dataclass(part)
+} | {"": "Settings without a group"}
+
+
 def help_text(command: str = COMMAND, folders: tuple[Path, ...] = (CONF,)) -> str:
     """What ``--help`` prints, in 80 columns.
 
@@ -54,66 +79,44 @@ def help_text(command: str = COMMAND, folders: tuple[Path, ...] = (CONF,)) -> st
         folders: that hold option files.
     """
     summary = "python -m resnet8_quant.summary" if command == COMMAND else f"{command} summary"
-    studies = ", ".join(options("experiment", folders))
     lines = [
         _INTRODUCTION.format(command=command, summary=summary),
         "Groups (GROUP=OPTION) and their settings (SETTING=VALUE), with the defaults",
         "",
     ]
-    for group, title, part in _groups():
-        lines += _wrapped(f"{group}: {_unended(title)}" if part is not None else title, "", "  ")
-        names = ", ".join(options(group, folders)) if group in GROUPS else ""
-        if names:
-            lines += _wrapped(f"{group}={names.replace(', ', ' | ')}", "  ", "      ")
+    for group, title in _GROUPS.items():
+        lines += _wrapped(f"{group}: {title[0].lower()}{title[1:].removesuffix('.')}" if group else title, "", "  ")
+        if group in GROUPS:
+            lines += _wrapped(f"{group}={' | '.join(options(group, folders))}", "  ", "      ")
         for field, default, description in _settings(group):
             lines += [f"  {field}={default}", *_wrapped(description, "      ", "      ")]
         lines.append("")
+    studies = ", ".join(options("experiment", folders))
     lines += [*_wrapped(f"experiment=STUDY: a sweep by one word. Studies: {studies}", "", "  "), ""]
     return "\n".join(lines) + "\n" + _CLOSING.format(command=command)
 
 
 def reference() -> str:
     """The text of docs/config.md."""
-    lines = [
-        "# Settings",
-        "",
-        "Written by `python -m resnet8_quant.config_reference > docs/config.md`; a test checks that it is current.",
-        "`GROUP=OPTION` chooses a file of `conf/GROUP/`, which holds what differs from the defaults below;",
-        "`SETTING=VALUE` sets one value. What may be combined with what: `resnet8_quant/validation.py`.",
-        "",
-        "An option of your own is a file with the lines that differ, for example `conf/quant/mine.yaml`, or",
-        "`quant/mine.yaml` in a folder that `--config-dir` names:",
-        "",
-        "```yaml",
-        "activation_type: uint8",
-        "weight_bits: 5",
-        "```",
-        "",
-        "`quant=mine` then runs it, and the results call it `mine`; changed settings show in the name, as in",
-        "`mine+weight_bits=4`.",
-    ]
-    for group, title, part in _groups():
-        lines += ["", f"## {group or 'Top level'}", ""]
-        if part is not None:
-            lines += [title, ""]
+    lines = [_REFERENCE]
+    for group, title in _GROUPS.items():
+        lines += [f"## {group}", "", title, ""] if group else ["## Top level", ""]
         if group in GROUPS:
-            lines += ["| option | what it is |", "| --- | --- |"]
-            lines += [f"| `{group}={name}` | {_cell(about)} |" for name, about in options(group).items()] + [""]
-        lines += ["| setting | default | what it is |", "| --- | --- | --- |"]
-        lines += [f"| `{field}` | `{default}` | {_cell(about)} |" for field, default, about in _settings(group)]
-    lines += ["", "## experiment", "", "| study | what it is |", "| --- | --- |"]
-    lines += [f"| `experiment={name}` | {_cell(about)} |" for name, about in options("experiment").items()]
-    return "\n".join(lines) + "\n"
+            lines += _table(("option", "what it is"), _options(group))
+        settings = ((f"`{field}`", f"`{default}`", about) for field, default, about in _settings(group))
+        lines += _table(("setting", "default", "what it is"), settings)
+    lines += ["## experiment", "", *_table(("study", "what it is"), _options("experiment"))]
+    return "\n".join(lines)
 
 
-def _groups() -> Iterator[tuple[str, str, Any]]:
-    """(name, first line of the docstring, settings) of each group; the settings at the top level last, without them."""
-    config = Config()
-    for each in dataclasses.fields(Config):
-        part = getattr(config, each.name)
-        if dataclasses.is_dataclass(part):
-            yield each.name, inspect.getdoc(type(part)) or "", part
-    yield "", "Settings without a group", None
+def _options(group: str) -> Iterator[tuple[str, str]]:
+    return ((f"`{group}={name}`", about) for name, about in options(group).items())
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """The lines of a Markdown table, the last one empty."""
+    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
 
 def _settings(group: str) -> Iterator[tuple[str, str, str]]:
@@ -129,14 +132,6 @@ def _settings(group: str) -> Iterator[tuple[str, str, str]]:
         if not all(member in description for member in members):
             description += f"; {' | '.join(members)}"
         yield f"{group}.{each.name}".lstrip("."), word(getattr(part, each.name)), description
-
-
-def _unended(title: str) -> str:
-    return title[0].lower() + title[1:].removesuffix(".")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -77,14 +77,11 @@ def derive_name(group: str, part: Any, folders: tuple[Path, ...] = (CONF,)) -> s
     if base not in known:
         return str(part.name)
     plain = GROUPS[group]()
-
-    def distance(name: str) -> tuple[int, bool, int]:
-        return len(_changes(group, part, known[name])), name != base, len(_changes(group, known[name], plain))
-
-    name = min(known, key=distance)
-    changes = _changes(group, part, known[name])
-    rest = [f"{len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
-    return "+".join([name, *changes[:_SHOWN], *rest])
+    changes = {name: _changes(group, part, preset) for name, preset in known.items()}
+    settings = {name: len(_changes(group, preset, plain)) for name, preset in known.items()}
+    name = min(known, key=lambda name: (len(changes[name]), name != base, settings[name]))
+    more = len(changes[name]) - _SHOWN
+    return "+".join([name, *changes[name][:_SHOWN], *([f"{more} more"] if more > 0 else [])])
 
 
 def quant_name(quant: Any) -> str:

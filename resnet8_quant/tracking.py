@@ -26,7 +26,7 @@ from resnet8_quant.config import Config, TrackingConfig, TrackingKind, flatten
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import locked
 from resnet8_quant.results import RunResult
-from resnet8_quant.validation import SQLITE, validate_tracking
+from resnet8_quant.validation import SQLITE, validate
 
 _PACKAGES = {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"}
 _BATCH = 100  # params or tags that MLflow takes in one call
@@ -49,7 +49,7 @@ def connect(tracking: TrackingConfig) -> None:
     Raises:
         ExperimentError: a package is missing, the store cannot be reached, or the experiment cannot be used.
     """
-    validate_tracking(tracking)
+    validate(Config(tracking=tracking))
     if tracking.kind is TrackingKind.none:
         return
     for module, package in _PACKAGES.items():
@@ -68,13 +68,7 @@ def connect(tracking: TrackingConfig) -> None:
 
 
 def track(config: Config, folder: Path, result: RunResult) -> None:
-    """Log a finished or failed run; a failure to do so is a warning.
-
-    Args:
-        config: of the run; tracking=none logs nothing.
-        folder: of the run; its files are the artifacts.
-        result: of the run; ``status`` failed makes a FAILED run.
-    """
+    """Log a finished or failed run, whose folder's files are the artifacts; a failure to do so is a warning."""
     if config.tracking.kind is TrackingKind.none:
         return
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache, partial
 from operator import attrgetter
@@ -28,13 +28,11 @@ from resnet8_quant.config import (
     Rounding,
     Sampling,
     Target,
-    TrackingConfig,
     TrackingKind,
     WeightScale,
-    enum_fields,
     word,
 )
-from resnet8_quant.errors import COMMAND, ExperimentError, invalid_choice
+from resnet8_quant.errors import COMMAND, ExperimentError
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
@@ -73,17 +71,12 @@ PARAMETERS: dict[Method, dict[str, tuple[float, float]]] = {
     Method.mse: {"bins": _BINS},
     Method.lp: {"norm": (0.5, 10.0), "bins": _BINS},
 }
-_READERS = {
-    "averaging_constant": (Method.moving_average, 0.01),
-    "percentile": (Method.percentile, 99.999),
-    "norm": (Method.lp, 2.4),
-}
 # Without bins these take no histogram: faster, but ranges.csv cannot say how much noise a range makes.
 HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
 
-_DEPLOYABLE = (DType.uint8, DType.int8)
+_8_BITS = (DType.uint8, DType.int8)
 SQLITE = "sqlite:///"
-_LAYER_FIELDS = {"weight_bits": "weight_type", "activation_bits": "activation_type"}
+_LAYER_FIELDS = ("weight_bits", "activation_bits")
 # The fields of `refine` that change something, with the value that changes nothing.
 _UNREFINED: dict[str, object] = {
     "weight_scale": WeightScale.max,
@@ -94,20 +87,22 @@ _UNREFINED: dict[str, object] = {
     "activation_ranges": False,
 }
 
+Condition = Callable[[Config], bool]
+
 
 @dataclass(frozen=True)
 class Rule:
     """One thing that no run can do.
 
     Attributes:
-        field: the setting that is wrong, as on the command line; the sentence begins with it and its value.
+        field: the setting that is wrong, as on the command line; the problem begins with "`field` is value".
         broken: whether a config breaks the rule.
-        sentence: what is wrong; ``str.format`` fills in ``c``, the config, and ``value``.
+        sentence: how the problem goes on; ``str.format`` fills in ``c``, the config, and the facts of ``_error``.
         remedy: overrides that make the config valid in this respect, filled in likewise.
     """
 
     field: str
-    broken: Callable[[Config], bool]
+    broken: Condition
     sentence: str
     remedy: str
 
@@ -132,35 +127,6 @@ def allocates(config: Config) -> bool:
     return config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
 
 
-def layer_override(layer: str, field: str, bits: int) -> str:
-    """The bit width of a layer as a shell takes it; a name with dots or patterns needs the braces."""
-    return f"'quant.layers={{{layer}: {{{field}: {bits}}}}}'"
-
-
-def _outside(low: float, high: float | None) -> Callable[[Any], bool]:
-    """Whether a value is set and is not within these limits, both included; NaN is not."""
-    return lambda value: value is not None and not (low <= value and (high is None or value <= high))
-
-
-def _range(
-    field: str, low: float, high: float | None, remedy: object, when: Callable[[Config], bool], prefix: str = ""
-) -> Rule:
-    """The limits of a number, both included; ``prefix`` is typed before it in the remedy."""
-    limits = f"{low:g} or more" if high is None else f"{low:.10g} to {high:.10g}"
-    outside, read = _outside(low, high), attrgetter(field)
-    return Rule(field, lambda c: when(c) and outside(read(c)), f"; valid are {limits}", f"{prefix}{field}={remedy}")
-
-
-def _unread(field: str, when: Callable[[Config], bool], reader: str, remedy: str, unset: object = None) -> Rule:
-    """A setting that is set although nothing reads it, which would be a quiet surprise."""
-    read = attrgetter(field)
-    return Rule(field, lambda c: when(c) and read(c) != unset, f", but {reader}", remedy)
-
-
-def _always(config: Config) -> bool:
-    return True
-
-
 def _calibrates(config: Config) -> bool:
     return not is_float(config)
 
@@ -173,12 +139,59 @@ def _reconstructs(config: Config) -> bool:
     return is_refined(config.refine) or is_low_bit(config.quant)
 
 
-def _uses(method: Method) -> Callable[[Config], bool]:
-    return lambda c: not is_float(c) and c.calibration.method is method
+def _samples_test_images(config: Config) -> bool:
+    return _calibrates(config) and config.calibration.sampling is Sampling.mlperf_tiny
 
 
-def _kind_is_not(group: str, kind: str) -> Callable[[Config], bool]:
-    return lambda c: getattr(c, group).kind.name != kind
+def _tracks(config: Config) -> bool:
+    return config.tracking.kind is not TrackingKind.none
+
+
+def layer_override(layer: str, field: str, bits: int) -> str:
+    """The bit width of a layer as a shell takes it; a name with dots or patterns needs the braces."""
+    return f"'quant.layers={{{layer}: {{{field}: {bits}}}}}'"
+
+
+def _outside(value: Any, low: float, high: float | None) -> bool:
+    """Whether a value is set and is not within these limits, both included; NaN is not."""
+    return value is not None and not (low <= value and (high is None or value <= high))
+
+
+def _limits(
+    field: str, low: float, high: float | None, valid: float, when: Condition = lambda c: True, typed: str = ""
+) -> Rule:
+    """The limits of a number, both included; the remedy types ``valid``, with ``typed`` before it."""
+    limits = f"{low:g} or more" if high is None else f"{low:.10g} to {high:.10g}"
+    read = attrgetter(field)
+    return Rule(
+        field, lambda c: when(c) and _outside(read(c), low, high), f"; valid are {limits}", f"{typed}{field}={valid}"
+    )
+
+
+def _unread(field: str, when: Condition, reader: str, remedy: str, unset: object = None) -> Rule:
+    """A setting that is set although nothing reads it, which would be a quiet surprise."""
+    read = attrgetter(field)
+    return Rule(field, lambda c: when(c) and read(c) != unset, f", but {reader}", remedy)
+
+
+def _parameter(name: str, method: Method, default: float) -> tuple[Rule, Rule]:
+    """The rules of a parameter that one calibration method reads."""
+    field, choose = f"calibration.{name}", f"calibration={method.name}"
+    reader = f"calibration={{c.calibration.method.name}} does not read it; {choose} does"
+    by_another = _unread(
+        field, lambda c: _calibrates(c) and c.calibration.method is not method, reader, f"{choose} {field}={default}"
+    )
+    return by_another, _limits(field, *PARAMETERS[method][name], default, _calibrates, f"{choose} ")
+
+
+def _input(group: str, name: str, reader: str) -> Rule:
+    """A setting that one kind of model or data reads."""
+    return _unread(
+        f"{group}.{name}",
+        lambda c: getattr(c, group).kind.name != reader,
+        f"{group}={{c.{group}.kind.name}} does not read it",
+        f"{group}={reader} {group}.{name}={{value}}",
+    )
 
 
 def _is_store(uri: str | None) -> bool:
@@ -194,288 +207,127 @@ def _levels(config: Config) -> int:
     return 1 << config.quant.activation_type.bits
 
 
-def _set_but_not_read(name: str, method: Method) -> Callable[[Config], bool]:
-    """Whether the parameter of one calibration method is set with another method."""
-    return lambda c: _calibrates(c) and c.calibration.method is not method and getattr(c.calibration, name) is not None
+def _widest(dtype: DType) -> int:
+    return min(8, dtype.bits)
 
 
-def _listed_but_not_read(name: str) -> Callable[[Config], bool]:
-    """Whether a list of calibration images is set with a sampling that draws them."""
-    return lambda c: (
-        _calibrates(c)
-        and getattr(c.calibration, name) is not None
-        and c.calibration.sampling is not Sampling.mlperf_tiny
-    )
+# The rules in the order in which they are checked: field, condition, sentence, remedy.
+# fmt: off
+RULES: tuple[Rule, ...] = (
+    _limits("calibration.samples_per_class", 1, None, 1),
+    _limits("evaluation.batch_size", 1, 10_000, 50),
+    _limits("evaluation.threads", 0, 1024, 0),
+    _limits("latency.runs", 0, 1_000_000, 300),
+    _limits("latency.warmup", 0, 1_000_000, 50),
+    _limits("latency.threads", 0, 1024, 1),
+    _limits("latency.throughput_batch", 0, 10_000, 100),
+    _limits("seed", 0, 2**32 - 1, 42),
 
-
-_NUMBERS = (
-    _range("calibration.samples_per_class", 1, None, 1, _always),
-    _range("evaluation.batch_size", 1, 10_000, 50, _always),
-    _range("evaluation.threads", 0, 1024, 0, _always),
-    _range("latency.runs", 0, 1_000_000, 300, _always),
-    _range("latency.warmup", 0, 1_000_000, 50, _always),
-    _range("latency.threads", 0, 1024, 1, _always),
-    _range("latency.throughput_batch", 0, 10_000, 100, _always),
-    _range("seed", 0, 2**32 - 1, 42, _always),
-)
-
-_QUANT = (
-    Rule(
-        "quant.reduce_range",
-        lambda c: c.quant.reduce_range and c.quant.weight_type not in _DEPLOYABLE,
-        " with `quant.weight_type` {c.quant.weight_type.name}; it reduces 8-bit weights to 7 bits",
-        "quant.reduce_range=false",
-    ),
+    Rule("quant.reduce_range", lambda c: c.quant.reduce_range and c.quant.weight_type not in _8_BITS,
+         " with `quant.weight_type` {c.quant.weight_type.name}; it reduces 8-bit weights to 7 bits",
+         "quant.reduce_range=false"),
     _unread("quant.compact", is_float, "quant=float does not read it", "quant.compact=false", False),
-    *(
-        _unread(f"quant.{name}", is_float, "quant=float does not read it", f"quant=u8s8 quant.{name}=4")
-        for name in ("weight_bits", "activation_bits", "keep_first_last")
-    ),
-    _unread(
-        "quant.residual_bits",
-        lambda c: c.quant.activation_bits is None,
-        "without quant.activation_bits nothing reads it",
-        "quant.residual_bits=8",
-        8,
-    ),
-    _range("quant.keep_first_last", 2, 8, 8, _always),
-)
+    *(_unread(f"quant.{name}", is_float, "quant=float does not read it", f"quant=u8s8 quant.{name}=4")
+      for name in ("weight_bits", "activation_bits", "keep_first_last")),
+    _unread("quant.residual_bits", lambda c: c.quant.activation_bits is None,
+            "without quant.activation_bits nothing reads it", "quant.residual_bits=8", 8),
+    _limits("quant.keep_first_last", 2, 8, 8),
 
-_CALIBRATION = (
-    *(
-        Rule(
-            f"calibration.{name}",
-            _set_but_not_read(name, method),
-            f", but calibration={{c.calibration.method.name}} does not read it; calibration={method.name} does",
-            f"calibration={method.name} calibration.{name}={default}",
-        )
-        for name, (method, default) in _READERS.items()
-    ),
-    *(
-        _range(f"calibration.{name}", *PARAMETERS[method][name], default, _uses(method), f"calibration={method.name} ")
-        for name, (method, default) in _READERS.items()
-    ),
-    _range("calibration.bins", *_BINS, 2048, _calibrates),
-    Rule(
-        "calibration.bins",
-        lambda c: _calibrates(c) and c.calibration.bins is None and c.calibration.method not in HISTOGRAM_OPTIONAL,
-        f"; valid are {_BINS[0]:.0f} to {_BINS[1]:.0f} with calibration={{c.calibration.method.name}}",
-        "calibration.bins=2048",
-    ),
-    Rule(
-        "calibration.bins",
-        lambda c: _uses(Method.entropy)(c) and c.calibration.bins is not None and c.calibration.bins < 2 * _levels(c),
-        "; entropy needs at least twice the {levels} levels of {c.quant.activation_type.name}, or there is nothing to "
-        "choose from",
-        "calibration.bins={enough_bins}",
-    ),
-    *(
-        Rule(
-            f"calibration.{name}",
-            _listed_but_not_read(name),
-            ", but calibration.sampling={c.calibration.sampling.name} does not read it; sampling=mlperf_tiny does",
-            f"calibration.{name}=null",
-        )
-        for name in ("index_file", "indices")
-    ),
-    Rule(
-        "calibration.sampling",
-        lambda c: (
-            _calibrates(c)
-            and c.calibration.sampling is Sampling.mlperf_tiny
-            and (c.calibration.index_file is None) == (c.calibration.indices is None)
-        ),
-        ", which needs either calibration.index_file (MLPerf Tiny's calibration_samples_idxs.npy) or "
-        "calibration.indices; now neither is set, or both are",
-        "calibration.sampling=mlperf_tiny calibration.allow_test_images=true calibration.indices=null "
-        "calibration.index_file=calibration_samples_idxs.npy",
-    ),
-    Rule(
-        "calibration.sampling",
-        lambda c: (
-            _calibrates(c) and c.calibration.sampling is Sampling.mlperf_tiny and not c.calibration.allow_test_images
-        ),
-        ", whose list names TEST images, but calibration.allow_test_images is false; true leaves these images out of "
-        "the evaluation",
-        "calibration.allow_test_images=true",
-    ),
-)
+    *_parameter("averaging_constant", Method.moving_average, 0.01),
+    *_parameter("percentile", Method.percentile, 99.999),
+    *_parameter("norm", Method.lp, 2.4),
+    _limits("calibration.bins", *_BINS, 2048, _calibrates),
+    Rule("calibration.bins",
+         lambda c: _calibrates(c) and c.calibration.bins is None and c.calibration.method not in HISTOGRAM_OPTIONAL,
+         f"; valid are {_BINS[0]:.0f} to {_BINS[1]:.0f} with calibration={{c.calibration.method.name}}",
+         "calibration.bins=2048"),
+    Rule("calibration.bins",
+         lambda c: (_calibrates(c) and c.calibration.method is Method.entropy
+                    and _outside(c.calibration.bins, 2 * _levels(c), None)),
+         "; entropy needs at least twice the {levels} levels of {c.quant.activation_type.name}, or there is nothing to "
+         "choose from", "calibration.bins={enough_bins}"),
+    *(_unread(f"calibration.{name}", lambda c: _calibrates(c) and not _samples_test_images(c),
+              "calibration.sampling={c.calibration.sampling.name} does not read it; sampling=mlperf_tiny does",
+              f"calibration.{name}=null") for name in ("index_file", "indices")),
+    Rule("calibration.sampling",
+         lambda c: _samples_test_images(c) and (c.calibration.index_file is None) == (c.calibration.indices is None),
+         ", which needs either calibration.index_file (MLPerf Tiny's calibration_samples_idxs.npy) or "
+         "calibration.indices; now neither is set, or both are",
+         "calibration.sampling=mlperf_tiny calibration.allow_test_images=true calibration.indices=null "
+         "calibration.index_file=calibration_samples_idxs.npy"),
+    Rule("calibration.sampling", lambda c: _samples_test_images(c) and not c.calibration.allow_test_images,
+         ", whose list names TEST images, but calibration.allow_test_images is false; true leaves these images out of "
+         "the evaluation", "calibration.allow_test_images=true"),
 
-_REFINE = (
-    Rule(
-        "refine",
-        lambda c: is_float(c) and is_refined(c.refine),
-        ", but quant=float has no weights to refine",
-        "refine=none",
-    ),
-    Rule(
-        "quant.format",
-        lambda c: _reconstructs(c) and c.quant.format is not Format.QDQ,
-        "; {cause} needs Q/DQ pairs",
-        "quant.format=QDQ",
-    ),
-    Rule(
-        "quant.reduce_range",
-        lambda c: _reconstructs(c) and c.quant.reduce_range,
-        "; with {cause} the bit width of weights is quant.weight_bits",
-        "quant.reduce_range=false quant.weight_bits=7",
-    ),
-    Rule(
-        "refine.damping",
-        lambda c: _reconstructs(c) and not 0.0 < c.refine.damping <= 1.0,
-        "; valid are above 0 to 1",
-        "refine.damping=0.01",
-    ),
-    _range("refine.images", 1, None, 1000, _reconstructs),
-)
+    Rule("refine", lambda c: is_float(c) and is_refined(c.refine), ", but quant=float has no weights to refine",
+         "refine=none"),
+    Rule("quant.format", lambda c: _reconstructs(c) and c.quant.format is not Format.QDQ,
+         "; {cause} needs Q/DQ pairs", "quant.format=QDQ"),
+    Rule("quant.reduce_range", lambda c: _reconstructs(c) and c.quant.reduce_range,
+         "; with {cause} the bit width of weights is quant.weight_bits",
+         "quant.reduce_range=false quant.weight_bits=7"),
+    Rule("refine.damping", lambda c: _reconstructs(c) and not 0.0 < c.refine.damping <= 1.0,
+         "; valid are above 0 to 1", "refine.damping=0.01"),
+    _limits("refine.images", 1, None, 1000, _reconstructs),
 
-_ALLOCATE = (
-    Rule(
-        "allocate",
-        lambda c: c.allocate.name != "none" and not allocates(c),
-        ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set",
-        "allocate.budget_bytes=48000",
-    ),
-    Rule(
-        "quant.reduce_range",
-        lambda c: allocates(c) and c.quant.reduce_range,
-        ", but allocate chooses the bit widths of weights",
-        "quant.reduce_range=false",
-    ),
-    Rule(
-        "allocate.budget_bytes",
-        lambda c: c.allocate.budget_bytes is not None and c.allocate.max_accuracy_drop is not None,
-        " and `allocate.max_accuracy_drop` {c.allocate.max_accuracy_drop}; a model has one of these limits",
-        "allocate.max_accuracy_drop=null",
-    ),
-    Rule(
-        "allocate.max_accuracy_drop",
-        lambda c: c.allocate.max_accuracy_drop is not None and not 0.0 <= c.allocate.max_accuracy_drop < 1.0,
-        "; valid are 0 to 1, a ratio",
-        "allocate.max_accuracy_drop=0.01",
-    ),
-    _range("allocate.validation_images", 1, None, 5000, allocates),
-    Rule(
-        "allocate",
-        lambda c: allocates(c) and is_float(c),
-        ", but quant=float has no weights whose bits could be chosen",
-        "allocate=none allocate.budget_bytes=null allocate.max_accuracy_drop=null",
-    ),
-    Rule(
-        "quant.format",
-        lambda c: allocates(c) and c.quant.format is not Format.QDQ,
-        "; allocate={c.allocate.name} needs Q/DQ pairs",
-        "quant.format=QDQ",
-    ),
-    _range("allocate.budget_bytes", 1, None, 48000, _always),
-    Rule(
-        "allocate.choices",
-        lambda c: (
-            allocates(c)
-            and not (
-                c.allocate.choices and all(2 <= bits <= _widest(c.quant.weight_type) for bits in c.allocate.choices)
-            )
-        ),
-        "; valid are one or more of 2 to {widest} with {c.quant.weight_type.name}",
-        "allocate.choices=[2,{widest}]",
-    ),
-)
+    Rule("allocate", lambda c: c.allocate.name != "none" and not allocates(c),
+         ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set", "allocate.budget_bytes=48000"),
+    Rule("quant.reduce_range", lambda c: allocates(c) and c.quant.reduce_range,
+         ", but allocate chooses the bit widths of weights", "quant.reduce_range=false"),
+    Rule("allocate.budget_bytes", lambda c: None not in (c.allocate.budget_bytes, c.allocate.max_accuracy_drop),
+         " and `allocate.max_accuracy_drop` {c.allocate.max_accuracy_drop}; a model has one of these limits",
+         "allocate.max_accuracy_drop=null"),
+    Rule("allocate.max_accuracy_drop",
+         lambda c: c.allocate.max_accuracy_drop is not None and not 0.0 <= c.allocate.max_accuracy_drop < 1.0,
+         "; valid are 0 to 1, a ratio", "allocate.max_accuracy_drop=0.01"),
+    _limits("allocate.validation_images", 1, None, 5000, allocates),
+    Rule("allocate", lambda c: allocates(c) and is_float(c),
+         ", but quant=float has no weights whose bits could be chosen",
+         "allocate=none allocate.budget_bytes=null allocate.max_accuracy_drop=null"),
+    Rule("quant.format", lambda c: allocates(c) and c.quant.format is not Format.QDQ,
+         "; allocate={c.allocate.name} needs Q/DQ pairs", "quant.format=QDQ"),
+    _limits("allocate.budget_bytes", 1, None, 48000),
+    Rule("allocate.choices",
+         lambda c: allocates(c) and (not c.allocate.choices or any(
+             _outside(bits, 2, _widest(c.quant.weight_type)) for bits in c.allocate.choices)),
+         "; valid are one or more of 2 to {widest} with {c.quant.weight_type.name}", "allocate.choices=[2,{widest}]"),
 
-_DEPLOY = (
-    *(
-        _unread(
-            f"deploy.{name}",
-            lambda c: not _deploys(c),
-            "deploy=none rewrites nothing",
-            f"deploy=x86 deploy.{name}={{value}}",
-            getattr(DeployConfig(), name),
-        )
-        for name in (field.name for field in dataclasses.fields(DeployConfig))
-        if name not in ("name", "activation_type")
-    ),
-    Rule(
-        "deploy.activation_type",
-        lambda c: _deploys(c) and c.deploy.activation_type not in _DEPLOYABLE,
-        "; valid are uint8, int8",
-        "deploy.activation_type=uint8",
-    ),
-    Rule(
-        "deploy",
-        lambda c: _deploys(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
-        ", but the model has no QuantizeLinear with quant=float, so there are no integers to deploy",
-        "quant=int8 deploy={deploy}",
-    ),
-    Rule(
-        "quant.activation_type",
-        lambda c: _deploys(c) and not is_float(c) and c.quant.activation_type not in _DEPLOYABLE,
-        " with deploy={deploy}: ONNX Runtime's integer kernels take 8-bit activations, uint8 or int8",
-        "quant.activation_type=uint8",
-    ),
-    Rule(
-        "quant.weight_type",
-        lambda c: _deploys(c) and c.quant.weight_type in (DType.int16, DType.uint16),
-        " with deploy={deploy}: ONNX Runtime's integer kernels take weights of 8 bits or fewer",
-        "quant.weight_type=int8",
-    ),
-    Rule(
-        "quant.format",
-        lambda c: _deploys(c) and c.quant.format is Format.QOperator,
-        " with deploy={deploy}, which starts from Q/DQ pairs and writes integer operators itself",
-        "quant.format=QDQ",
-    ),
-)
+    *(_unread(f"deploy.{field.name}", lambda c: not _deploys(c), "deploy=none rewrites nothing",
+              f"deploy=x86 deploy.{field.name}={{value}}", field.default)
+      for field in dataclasses.fields(DeployConfig) if field.name not in ("name", "activation_type")),
+    Rule("deploy.activation_type", lambda c: _deploys(c) and c.deploy.activation_type not in _8_BITS,
+         "; valid are uint8, int8", "deploy.activation_type=uint8"),
+    Rule("deploy", lambda c: _deploys(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
+         ", but the model has no QuantizeLinear with quant=float, so there are no integers to deploy",
+         "quant=int8 deploy={deploy}"),
+    Rule("quant.activation_type",
+         lambda c: _deploys(c) and _calibrates(c) and c.quant.activation_type not in _8_BITS,
+         " with deploy={deploy}: ONNX Runtime's integer kernels take 8-bit activations, uint8 or int8",
+         "quant.activation_type=uint8"),
+    Rule("quant.weight_type", lambda c: _deploys(c) and c.quant.weight_type in (DType.int16, DType.uint16),
+         " with deploy={deploy}: ONNX Runtime's integer kernels take weights of 8 bits or fewer",
+         "quant.weight_type=int8"),
+    Rule("quant.format", lambda c: _deploys(c) and c.quant.format is Format.QOperator,
+         " with deploy={deploy}, which starts from Q/DQ pairs and writes integer operators itself",
+         "quant.format=QDQ"),
 
-_INPUTS = (
-    *(
-        _unread(
-            f"{group}.{name}",
-            _kind_is_not(group, reader),
-            f"{group}={{c.{group}.kind.name}} does not read it",
-            f"{group}={reader} {group}.{name}={{value}}",
-        )
-        for group, name, reader in (
-            ("model", "path", "onnx"),
-            ("model", "source", "mlperf_tiny"),
-            ("data", "path", "arrays"),
-            ("data", "root", "cifar10"),
-        )
-    ),
-    Rule(
-        "model.std",
-        lambda c: c.model.std is not None and any(value <= 0 for value in c.model.std),
-        "; every value must be above 0",
-        "model.std=[63.0,62.1,66.7]",
-    ),
-)
+    _input("model", "path", "onnx"),
+    _input("model", "source", "mlperf_tiny"),
+    _input("data", "path", "arrays"),
+    _input("data", "root", "cifar10"),
+    Rule("model.std", lambda c: any(value <= 0 for value in c.model.std or []),
+         "; every value must be above 0", "model.std=[63.0,62.1,66.7]"),
 
-_TRACKING = (
-    *(
-        _unread(
-            f"tracking.{name}",
-            lambda c: c.tracking.kind is TrackingKind.none,
-            "tracking=none does not read it",
-            f"tracking=mlflow tracking.{name}={{value}}",
-        )
-        for name in ("uri", "experiment")
-    ),
-    Rule(
-        "tracking.experiment",
-        lambda c: (
-            c.tracking.kind is not TrackingKind.none
-            and (not c.tracking.experiment or c.tracking.experiment != c.tracking.experiment.strip())
-        ),
-        "; it needs a name without space around it",
-        "tracking=mlflow tracking.experiment=resnet8-quant",
-    ),
-    Rule(
-        "tracking.uri",
-        lambda c: c.tracking.kind is not TrackingKind.none and not _is_store(c.tracking.uri),
-        "; valid are sqlite:///FILE, http://HOST:PORT, https://HOST:PORT (MLflow no longer writes to folders of files)",
-        "tracking=mlflow tracking.uri=sqlite:///outputs/mlflow/mlflow.db",
-    ),
+    *(_unread(f"tracking.{name}", lambda c: not _tracks(c), "tracking=none does not read it",
+              f"tracking=mlflow tracking.{name}={{value}}") for name in ("uri", "experiment")),
+    Rule("tracking.experiment",
+         lambda c: _tracks(c) and (not c.tracking.experiment or c.tracking.experiment != c.tracking.experiment.strip()),
+         "; it needs a name without space around it", "tracking=mlflow tracking.experiment=resnet8-quant"),
+    Rule("tracking.uri", lambda c: _tracks(c) and not _is_store(c.tracking.uri),
+         "; valid are sqlite:///FILE, http://HOST:PORT, https://HOST:PORT "
+         "(MLflow no longer writes to folders of files)", "tracking=mlflow tracking.uri=sqlite:///outputs/mlflow/mlflow.db"),
 )
-
-RULES: tuple[Rule, ...] = (*_NUMBERS, *_QUANT, *_CALIBRATION, *_REFINE, *_ALLOCATE, *_DEPLOY, *_INPUTS, *_TRACKING)
+# fmt: on
 
 
 def validate(config: Config) -> None:
@@ -493,28 +345,14 @@ def validate(config: Config) -> None:
             raise _error(rule, config)
 
 
-def validate_tracking(tracking: TrackingConfig) -> None:
-    """Refuse what cannot be tracked, without a look at the store itself.
-
-    Raises:
-        ExperimentError: a setting that nothing reads, or an address of no store.
-    """
-    config = Config(tracking=tracking)
-    _check_credentials(config)
-    for rule in _TRACKING:
-        if rule.broken(config):
-            raise _error(rule, config)
-
-
 def _error(rule: Rule, config: Config) -> ExperimentError:
     value = attrgetter(rule.field)(config)
+    low_bit = "what quant.weight_bits, activation_bits and layers ask for"
     facts = {
         "c": config,
         "value": word(_preset(value) if isinstance(value, Group) else value),
         "deploy": _preset(config.deploy),
-        "cause": f"refine={_preset(config.refine)}"
-        if is_refined(config.refine)
-        else "what quant.weight_bits, activation_bits and layers ask for",
+        "cause": f"refine={_preset(config.refine)}" if is_refined(config.refine) else low_bit,
         "levels": _levels(config),
         "enough_bins": max(2048, 2 * _levels(config)),
         "widest": _widest(config.quant.weight_type),
@@ -527,10 +365,6 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
 def _preset(part: Any) -> str:
     """The option that a group of settings started from, for a sentence."""
     return str(part.name).partition("+")[0]
-
-
-def _widest(dtype: DType) -> int:
-    return min(8, dtype.bits)
 
 
 def _check_dtypes(quant: QuantConfig) -> None:
@@ -550,47 +384,31 @@ def _check_dtypes(quant: QuantConfig) -> None:
 
 def _check_bit_widths(quant: QuantConfig) -> None:
     """Refuse bit widths below 2 or above those of the type that stores them, and layers that say something else."""
-    for field, value, dtype, remedy in _bit_widths(quant):
-        _, _, key = field.rpartition(".")
-        if quant.activation_type is DType.float32:
-            if field.startswith("layers."):
-                raise ExperimentError(
-                    f"`quant.{field}` is {value}, but quant=float does not read it", f"{COMMAND} quant=u8s8 {remedy(4)}"
-                )
-            continue  # a rule of the table
-        if key not in (*_LAYER_FIELDS, "residual_bits"):
-            raise ExperimentError(
-                f"`quant.{field}` is not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}",
-                f"{COMMAND} {remedy(8)}",
-            )
-        if dtype.bits > 8 and "activation" in key:
-            raise ExperimentError(
-                f"`quant.{field}` is {value} with `quant.activation_type` {dtype.name}; ONNX Runtime has no kernel for "
-                "16-bit integers that are clipped; valid types are int8, uint8",
-                f"{COMMAND} quant.activation_type=uint8",
-            )
-        if _outside(2, _widest(dtype))(value):
-            raise ExperimentError(
-                f"`quant.{field}` is {value}; valid are 2 to {_widest(dtype)} with {dtype.name}",
-                f"{COMMAND} {remedy(_widest(dtype))}",
-            )
-
-
-def _bit_widths(quant: QuantConfig) -> Iterator[tuple[str, int, DType, Callable[[int], str]]]:
-    """Every bit width that is set: its field below `quant`, its value, the type that stores it, and how to type it."""
-    for field, dtype in (
-        ("weight_bits", quant.weight_type),
-        ("activation_bits", quant.activation_type),
-        ("residual_bits", quant.activation_type),
-    ):
-        value = getattr(quant, field)
-        if value is not None and (field != "residual_bits" or quant.activation_bits is not None):
-            yield field, value, dtype, f"quant.{field}={{}}".format
+    fields = _LAYER_FIELDS if quant.activation_bits is None else (*_LAYER_FIELDS, "residual_bits")
+    # setting, its last word, its value, and how to type another value
+    widths: list[tuple[str, str, int, Callable[[int], str]]] = []
+    for key in fields:
+        if quant.activation_type is not DType.float32 and getattr(quant, key) is not None:  # for float32: RULES
+            widths.append((f"quant.{key}", key, getattr(quant, key), f"quant.{key}={{}}".format))
     for layer, settings in quant.layers.items():
         for key, value in settings.items():
-            dtype = getattr(quant, _LAYER_FIELDS.get(key, "weight_type"))
             known = key if key in _LAYER_FIELDS else "weight_bits"
-            yield f"layers.{layer}.{key}", value, dtype, partial(layer_override, layer, known)
+            widths.append((f"quant.layers.{layer}.{key}", key, value, partial(layer_override, layer, known)))
+    for field, key, value, override in widths:
+        dtype = quant.weight_type if key == "weight_bits" else quant.activation_type
+        if quant.activation_type is DType.float32:
+            problem, remedy = f"{value}, but quant=float does not read it", f"quant=u8s8 {override(4)}"
+        elif field.startswith("quant.layers.") and key not in _LAYER_FIELDS:
+            problem, remedy = f"not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}", override(8)
+        elif dtype.bits > 8 and key == "activation_bits":
+            reason = "ONNX Runtime has no kernel for 16-bit integers that are clipped; valid types are int8, uint8"
+            problem = f"{value} with `quant.activation_type` {dtype.name}; {reason}"
+            remedy = "quant.activation_type=uint8"
+        elif _outside(value, 2, _widest(dtype)):
+            problem, remedy = f"{value}; valid are 2 to {_widest(dtype)} with {dtype.name}", override(_widest(dtype))
+        else:
+            continue
+        raise ExperimentError(f"`{field}` is {problem}", f"{COMMAND} {remedy}")
 
 
 def _check_credentials(config: Config) -> None:
@@ -605,20 +423,17 @@ def _check_credentials(config: Config) -> None:
 
 def _check_value_types(config: Config) -> None:
     """Refuse values of wrong types, which only Python code can set: the command line has refused them already."""
-    for group, part in {"": config, **vars(config)}.items():
-        if not dataclasses.is_dataclass(part):
-            continue
-        kind: Any = type(part)
-        hints, enums = _hints(kind), enum_fields(kind)
-        for each in dataclasses.fields(part):
-            value, field = getattr(part, each.name), f"{group}.{each.name}".lstrip(".")
-            if each.name in enums and isinstance(value, str):  # assigned after the dataclass was created
-                if value not in enums[each.name].__members__:
-                    raise invalid_choice(field, value, list(enums[each.name].__members__))
-                setattr(part, each.name, enums[each.name][value])
-            elif not _has_type(value, hints[each.name]):
+    groups = {name: part for name, part in vars(config).items() if isinstance(part, Group)}
+    for part in groups.values():
+        part.__post_init__()  # takes the names of members that were assigned later
+    for group, settings in {"": config, **groups}.items():
+        kind: Any = type(settings)
+        for name, hint in _hints(kind).items():
+            value = getattr(settings, name)
+            if not _has_type(value, hint):
+                field = f"{group}.{name}".lstrip(".")
                 raise ExperimentError(
-                    f"`{field}` is {value!r}, of type {type(value).__name__}; valid is {_type_name(hints[each.name])}",
+                    f"`{field}` is {value!r}, of type {type(value).__name__}; valid is {_type_name(hint)}",
                     f"{COMMAND} --help",
                 )
 

@@ -69,13 +69,8 @@ def test_a_model_of_the_api_is_that_of_a_run(overrides: list[str], tmp_path: Pat
     result, baseline = rq.evaluate(quantized, data.test, config), rq.evaluate(model, data.test)
     np.testing.assert_array_equal(result.predictions, np.load(tmp_path / "run" / "predictions.npy"))
     comparison = rq.compare(result, baseline)
-    assert (comparison.accuracy, comparison.float_accuracy, comparison.accuracy_delta, comparison.mcnemar_p) == (
-        row.accuracy,
-        row.float_accuracy,
-        row.accuracy_delta,
-        row.mcnemar_p,
-    )
-    assert (comparison.flips_to_wrong, comparison.flips_to_right) == (row.flips_to_wrong, row.flips_to_right)
+    same = ("accuracy", "float_accuracy", "accuracy_delta", "mcnemar_p", "flips_to_wrong", "flips_to_right")
+    assert [getattr(comparison, name) for name in same] == [getattr(row, name) for name in same]
     for value in (config, data, data.test, model, quantized, result, comparison, row):
         assert len(repr(value)) < 600
         assert "\n" not in repr(value)
@@ -88,22 +83,21 @@ def test_the_row_says_what_was_really_set(tmp_path: Path) -> None:
     assert rq.run(config, tmp_path / "run").quant_type == "int8+weight_bits=4"
 
 
-@pytest.mark.parametrize("name", ["load_dataset", "load_model", "calibrate", "quantize", "evaluate", "run"])
-def test_every_function_validates_the_config(name: str, tmp_path: Path) -> None:
-    good = rq.compose("quant=int8", *SMALL)
-    data, model = rq.load_dataset(good), rq.load_model(good)
-    arguments = {
-        "calibrate": (model, data.train),
-        "quantize": (model, data.train),
-        "evaluate": (model, data.test),
-    }.get(name, ())
-    more = (tmp_path / "run",) if name == "run" else ()
-    bad = rq.compose("quant=int8", *SMALL)
-    bad.quant.weight_bits = 9
-    with pytest.raises(rq.ExperimentError, match=r"`quant\.weight_bits` is 9; valid are 2 to 8 with int8"):
-        getattr(rq, name)(*arguments, bad, *more)
-    with pytest.raises(rq.ExperimentError, match="`config` is a str; it takes a Config"):
-        getattr(rq, name)(*arguments, "quant=int8", *more)
+def test_every_function_validates_the_config(tmp_path: Path) -> None:
+    config = rq.compose("quant=int8", *SMALL)
+    data, model = rq.load_dataset(config), rq.load_model(config)
+    config.quant.weight_bits = 9
+    for wrong, problem in ((config, "`quant.weight_bits` is 9; valid are 2"), ("quant=int8", "`config` is a str")):
+        for call in (
+            lambda config: rq.load_dataset(config),
+            lambda config: rq.load_model(config),
+            lambda config: rq.calibrate(model, data.train, config),
+            lambda config: rq.quantize(model, data.train, config),
+            lambda config: rq.evaluate(model, data.test, config),
+            lambda config: rq.run(config, tmp_path / "run"),
+        ):
+            with pytest.raises(rq.ExperimentError, match=problem):
+                call(wrong)
 
 
 def test_wrong_calls_are_sentences() -> None:

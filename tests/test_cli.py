@@ -1,4 +1,4 @@
-"""run.py as a user starts it: exit codes, messages, files; deployed and low-bit models; refusals in two lines."""
+"""run.py and the console command as a user starts them: exit codes, messages, files, and refusals in two lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,16 +21,18 @@ import onnxruntime
 import pandas
 import pytest
 
+from resnet8_quant import __version__, terminal
+from resnet8_quant.cli import TOOLS, completed, main
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.results import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a command has unless the test says otherwise: the bundled sample, ten images for calibration, no latency.
 DEFAULTS = {"data": "sample", "calibration.samples_per_class": "1", "latency.runs": "0"}
-SINGLE = ("latency_us_median", "latency_us_p95", "float_latency_us_median", "speedup", "latency_iqr_ratio")
-THREADS = ("threads_available", "all_threads_latency_us_median", "all_threads_speedup", "throughput_batch")
-BATCH = ("images_per_second", "float_images_per_second", "throughput_speedup", "latency_runs", "latency_batch")
-MEASURED = (*SINGLE, *THREADS, *BATCH, "latency_threads", "machine_load", "machine_busy", "latency_seconds")
+# Columns that are empty without a measurement, and only then.
+MEASUREMENT = re.compile(r"(?!default_session).*(latency|speedup|images_per_second|throughput|machine_|threads)")
+MEASURED = [name for name in COLUMNS if MEASUREMENT.match(name)]
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,13 @@ class Done:
 
     @property
     def row(self) -> dict[str, str]:
-        """The only row of results.csv."""
         assert self.code == 0, self.err
         (row,) = rows(self.folder / "results.csv")
         return row
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json."""
-        record: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        return record
+        return dict(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
 
     @property
     def table(self) -> list[str]:
@@ -103,52 +104,38 @@ def assert_refused(done: Done, problem: str, remedy: str = "") -> None:
     """Exit code 1, what is wrong, what to type, nothing else."""
     assert done.code == 1
     assert "Traceback" not in done.err
+    assert list(done.folder.parent.rglob("results.csv")) == []
     error, attempt = done.err.rpartition("error: ")[2].split("\n  try: ")
     assert problem in " ".join(error.split())  # it is wrapped
     assert attempt.strip()
     assert remedy in " ".join(attempt.split())
-    assert list(done.folder.parent.rglob("results.csv")) == []
 
 
-def test_run_shows_a_table(first: Done) -> None:
+def test_run_shows_a_table_that_ends_the_log(first: Done) -> None:
     assert first.code == 0, first.err
     assert [line.split("|")[1].strip() for line in first.table if "---" not in line] == ["Model", "FP32", "int8"]
     assert max(map(len, first.table)) <= 80
-    assert "Traceback" not in first.err
-    assert first.out.count("McNemar p = ") == (first.folder / "run.log").read_text().count("McNemar p = ") == 1
-    assert "McNemar p = " not in first.err
-
-
-def test_run_log_ends_with_what_the_terminal_shows(first: Done) -> None:
     text = (first.folder / "run.log").read_text(encoding="utf-8")
     shown, _, paths = first.out.partition("Written to\n")
     assert text.endswith(shown)
-    assert "McNemar p = " in shown
+    assert text.count("McNemar p = ") == shown.count("McNemar p = ") == 1
+    assert not [word for word in ("Traceback", "McNemar") if word in first.err]
     assert [Path(line.strip()).name for line in paths.splitlines()][:2] == ["results.csv", "model.onnx"]
 
 
-def test_run_writes_one_row_that_pandas_types(first: Done) -> None:
-    assert first.code == 0, first.err
+def test_row_describes_the_written_model_and_pandas_types_it(first: Done) -> None:
     table = pandas.read_csv(first.folder / "results.csv")
-    assert tuple(table.columns) == (
-        *COLUMNS,
-        *("config.calibration.samples_per_class", "config.data.kind", "config.latency.runs"),
-    )
-    assert table["config.latency.runs"][0] == 5
+    settings = ("calibration.samples_per_class", "data.kind", "latency.runs")
+    assert tuple(table.columns) == (*COLUMNS, *(f"config.{name}" for name in settings))
     assert len(table) == 1
     assert pandas.api.types.is_float_dtype(table["accuracy"])
     assert pandas.api.types.is_bool_dtype(table["per_channel"])
     assert pandas.api.types.is_integer_dtype(table["eval_images"])
-    assert table["status"][0] == "ok"
-    assert table["eval_images"][0] == 1000
-
-
-def test_row_describes_the_written_model(first: Done) -> None:
-    row = first.row
+    row = table.iloc[0]
     model = (first.folder / "model.onnx").read_bytes()
-    assert row["model_sha256"] == hashlib.sha256(model).hexdigest()
-    assert int(row["model_bytes"]) == len(model)
-    assert len(np.load(first.folder / "predictions.npy")) == int(row["eval_images"])
+    assert (row["status"], row["eval_images"], row["config.latency.runs"]) == ("ok", 1000, 5)
+    assert (row["model_sha256"], row["model_bytes"]) == (hashlib.sha256(model).hexdigest(), len(model))
+    assert len(np.load(first.folder / "predictions.npy")) == 1000
 
 
 def test_same_command_gives_the_same_bytes(first: Done, start: Start, tmp_path: Path) -> None:
@@ -189,7 +176,6 @@ def test_sweep_writes_a_summary_and_all_targets_agree(start: Start) -> None:
 def test_sweep_goes_on_after_a_failed_job(start: Start) -> None:
     done = start("-m", "calibration.samples_per_class=5,101", kind="sweep")
     assert done.code == 1
-    assert "Traceback" not in done.err
     jobs = rows(done.folder / "summary.csv")
     assert [(row["samples_per_class"], row["status"]) for row in jobs] == [("5", "ok"), ("101", "failed")]
     assert "calibration.samples_per_class" in jobs[1]["error"]
@@ -245,6 +231,9 @@ def outputs_of(folder: Path, feed: np.ndarray) -> np.ndarray:
 
 def test_row_of_a_deployed_model(deployed: Done) -> None:
     row = deployed.row
+    assert [line.split("|")[1].strip() for line in deployed.table][2:] == ["FP32", "int8*"]
+    assert "* with deploy=x86\n" in deployed.out
+    assert max(map(len, deployed.table)) <= 80
     assert (row["status"], row["quant_type"], row["deploy"]) == ("ok", "int8", "x86")
     assert (row["deploy_input"], row["deploy_output"], row["provider"]) == ("float32", "same", "CPU")
     assert (row["activation_type"], row["weight_type"], row["portable"]) == ("uint8", "uint8", "True")
@@ -261,13 +250,6 @@ def test_row_of_a_deployed_model(deployed: Done) -> None:
     assert row["machine_busy"] in ("True", "False")
 
 
-def test_the_table_says_what_it_was_deployed_for(deployed: Done) -> None:
-    assert [line.split("|")[1].strip() for line in deployed.table][2:] == ["FP32", "int8*"]
-    assert "* with deploy=x86\n" in deployed.out
-    assert max(map(len, deployed.table)) <= 80
-    assert "Traceback" not in deployed.err
-
-
 def test_the_written_model_is_the_evaluated_one(deployed: Done) -> None:
     predicted = outputs_of(deployed.folder, load_sample().test.images.astype(np.float32)).argmax(1)
     np.testing.assert_array_equal(predicted, np.load(deployed.folder / "predictions.npy"))
@@ -279,7 +261,7 @@ def test_bytes_in_and_labels_out(start: Start) -> None:
     row = done.row
     assert (row["deploy_input"], row["deploy_output"], row["kernels"]) == ("uint8", "label", "integer")
     assert (row["quant_ties"], row["float_ties"] != "") == ("", True)
-    assert not [name for name in (*MEASURED, "latency_us_ci_low", "other_processes_share") if row[name]]
+    assert not [name for name in (*MEASURED, "other_processes_share") if row[name]]
     predicted = outputs_of(done.folder, load_sample().test.images)
     assert predicted.dtype == np.int64
     np.testing.assert_array_equal(predicted, np.load(done.folder / "predictions.npy"))
@@ -320,3 +302,66 @@ def test_a_budget_and_a_refinement(start: Start) -> None:
     assert done.row["refine"] == "bias"
     assert 45_000 < int(done.row["model_bytes"]) <= 50_000
     assert done.record["layers"][-1]["output"] == "dense"  # the file has short names, the record the model's
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "remedy"),
+    [
+        ("quant=int9", "`quant` is int9; valid are float", "python run.py quant=int8"),
+        ("calibration.samples_per_class=101", "`calibration.samples_per_class` is 101", "samples_per_class=100"),
+        ("calibration.samples_per_class=many", "`calibration.samples_per_class`", "--help"),
+        ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=3"),
+        ("quan=int8", "`quan` is not a field", "python run.py quant=int8"),
+        ("sumary", "commands are summary, report and profile", "--help"),
+        ("quant=int8 quant=uint8", "`quant` is given twice", "give it once"),
+        ("+calibration.foo=1", "`calibration.foo` is not a field", "--help"),
+        ("model=onnx", "`model.path`", ""),
+        ("quant=w4a8 quant.layers={dens:{weight_bits:8}}", "names 'dens'", "'quant.layers={dense: {weight_bits: 8}}'"),
+        ("allocate=bytes allocate.budget_bytes=100 quant=u8s8", "`allocate.budget_bytes` is 100", "budget_bytes="),
+        ("allocate=accuracy", "leaves 0", "samples_per_class=50 allocate.validation_images=250"),
+        ("quant=int8,uint8 seed=7", "lists several values", "python run.py -m quant=int8,uint8 seed=7"),
+        # the remedy repeats what else was typed
+        ("quant=w4a8 quant.format=QOperator", "`quant.format` is QOperator", "run.py quant=w4a8 quant.format=QDQ"),
+    ],
+)
+def test_a_refusal_is_two_sentences(words: str, problem: str, remedy: str, tmp_path: Path) -> None:
+    places = [f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'out'}"]
+    line = [sys.executable, "run.py", *words.split(), "data=sample", *places]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert_refused(Done(done.returncode, done.stdout, done.stderr, tmp_path / "out"), problem, remedy)
+
+
+def test_remedies_repeat_what_else_was_typed() -> None:
+    typed = ["seed=7", "quant=w4a8", "'quant.layers={a: {weight_bits: 4}}'"]
+    error = completed(ExperimentError("no", "python run.py quant=u8s8 refine=best"), typed)
+    assert error.remedy == shlex.join(["python", "run.py", "seed=7", "quant=u8s8", typed[2], "refine=best"])
+    assert completed(ExperimentError("no", "seed=8"), typed[:1]).remedy == "python run.py seed=8"
+    for remedy in ("python run.py --help", "give it once", "python run.py -m quant=int8", "a=b, or c=d", "it's"):
+        assert completed(ExperimentError("no", remedy), typed).remedy == remedy
+
+
+def test_the_console_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/resnet8-quant"])
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"resnet8-quant {__version__}\n"
+    assert main(["--help"]) == 0
+    assert "resnet8-quant -m quant=int8,uint8" in capsys.readouterr().out
+    terminal.show_error(ExperimentError("no", "python run.py quant=int8"))
+    assert capsys.readouterr().err == "error: no\n  try: resnet8-quant quant=int8\n"
+    own = "resnet8-quant --config-dir 'my conf' quant=mine"
+    monkeypatch.setattr(sys, "argv", shlex.split(own))
+    assert as_typed_here("python run.py quant=mine") == own
+    assert as_typed_here("python -m resnet8_quant.profile model.onnx") == "resnet8-quant profile model.onnx"
+    for tool in TOOLS:
+        with pytest.raises(SystemExit):
+            main([tool, "--help"])
+        assert f"usage: resnet8-quant {tool}" in capsys.readouterr().out
+
+
+def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "quant").mkdir()
+    (tmp_path / "quant" / "mine.yaml").write_text("# Mine.\nactivation_type: uint8\nweight_bits: 6\n")
+    words = ("-m", "--config-dir", str(tmp_path), "quant=mine,int8", "quant.reduce_range=false")
+    done = start(*words, kind="sweep")
+    assert done.code == 0, done.err
+    assert {row["quant_type"] for row in rows(done.folder / "summary.csv")} == {"mine", "int8"}

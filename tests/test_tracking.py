@@ -147,9 +147,7 @@ def test_a_sweep_tracks_every_job_and_a_wrong_address_stops_it(uri: str, tmp_pat
         places = [f"hydra.sweep.dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}", f"tracking.uri={address}"]
         command = [sys.executable, "run.py", *words, "tracking.experiment=sweep", *places]
         environment = {**os.environ, "PYTHONWARNINGS": "default"}
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
     done = start("good", uri)
     assert done.returncode == 1, done.stderr  # one job fails

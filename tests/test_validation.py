@@ -8,15 +8,12 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from omegaconf import open_dict, read_write
 
 from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, ModelConfig, QuantConfig
 from resnet8_quant.errors import COMMAND, ExperimentError
-from resnet8_quant.options import CONF
-from resnet8_quant.sweep.compose import register, to_config
+from resnet8_quant.sweep.compose import compose_config
 from resnet8_quant.validation import HISTOGRAM_OPTIONAL, LEGAL, PARAMETERS, RULES, check_validation_images, validate
 
 LISTED = ["calibration.sampling=mlperf_tiny", "calibration.indices=[1,2]"]
@@ -44,6 +41,7 @@ REFUSED: dict[str, str] = {
     "quant=u8s8 quant.weight_type=int4 quant.weight_bits=5": "`quant.weight_bits` is 5; valid are 2 to 4 with int4",
     "'quant.layers={stack1.*: {activation_bits: 9}}'": "`quant.layers.stack1.*.activation_bits` is 9; valid are 2 to 8",
     "'quant.layers={stack1.conv1: {bits: 4}}'": "`quant.layers.stack1.conv1.bits` is not a field of a layer; valid are",
+    "'quant.layers={dense: {residual_bits: 4}}'": "`quant.layers.dense.residual_bits` is not a field of a layer; valid",
     "quant=float 'quant.layers={dense: {weight_bits: 4}}'": "`quant.layers.dense.weight_bits` is 4, but quant=float",
     "quant.activation_type=uint16 quant.activation_bits=4": "`quant.activation_bits` is 4 with `quant.activation_type`",
     "quant=float quant.weight_bits=4": "`quant.weight_bits` is 4, but quant=float does not read it",
@@ -60,7 +58,11 @@ REFUSED: dict[str, str] = {
     "calibration=lp calibration.norm=10.5": "`calibration.norm` is 10.5; valid are 0.5 to 10",
     "calibration=moving_average calibration.averaging_constant=0": "`calibration.averaging_constant` is 0.0; valid are",
     "calibration.bins=127": "`calibration.bins` is 127; valid are 128 to 131072",
-    "calibration=mse calibration.bins=null": "`calibration.bins` is null; valid are 128 to 131072 with calibration=mse",
+    **{
+        f"calibration={method.name} calibration.bins=null": f"128 to 131072 with calibration={method.name}"
+        for method in Method
+        if method not in HISTOGRAM_OPTIONAL
+    },
     "calibration=entropy calibration.bins=511": "`calibration.bins` is 511; entropy needs at least twice the 256",
     "calibration=entropy quant.activation_type=int16": "is 2048; entropy needs at least twice the 65536",
     "calibration.indices=[1]": "`calibration.indices` is [1], but calibration.sampling=stratified does not read it",
@@ -120,7 +122,7 @@ PASSES = [
     "calibration=percentile calibration.percentile=null",
     "calibration=lp calibration.norm=0.5",
     "calibration=moving_average calibration.averaging_constant=1",
-    "calibration.bins=null",
+    *(f"calibration={method.name} calibration.bins=null" for method in HISTOGRAM_OPTIONAL),
     "calibration=mse calibration.bins=131072",
     "calibration=entropy calibration.bins=512",
     f"{shlex.join(LISTED)} calibration.allow_test_images=true",
@@ -133,25 +135,12 @@ PASSES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _hydra():
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+cached_config = cache(lambda *overrides: compose_config(overrides))
 
 
 def composed(overrides):
-    """The config of a command line."""
-    return deepcopy(_composed(tuple(overrides)))
-
-
-@cache
-def _composed(overrides):
-    config = compose("config", list(overrides), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    with read_write(config), open_dict(config):
-        del config["hydra"]
-    return to_config(config, overrides, choices)
+    """The config of a command line, composed once; `validate` may change it."""
+    return deepcopy(cached_config(*overrides))
 
 
 def refusal(config):
@@ -202,7 +191,7 @@ def test_bit_widths_are_2_to_those_of_the_type(bits, field, in_layer, dtype):
         or DType.float32 in types.values()
     ):
         return
-    quant = QuantConfig(**types, **({"layers": {"dense": {field: bits}}} if in_layer else {field: bits}))
+    quant = replace(QuantConfig(**types), **({"layers": {"dense": {field: bits}}} if in_layer else {field: bits}))
     if 2 <= bits <= min(8, dtype.bits) and not (field == "activation_bits" and dtype.bits > 8):
         validate(Config(quant=quant))
     else:
@@ -219,15 +208,6 @@ def test_parameters_of_calibration_are_those_of_the_method_within_their_limits(m
         validate(config)
     else:
         assert f"`calibration.{name}` is {value}" in refusal(config).problem
-
-
-def test_only_some_methods_need_no_histogram():
-    for method in Method:
-        config = Config(calibration=CalibrationConfig(method=method, bins=None))
-        if method in HISTOGRAM_OPTIONAL:
-            validate(config)
-        else:
-            refusal(config)
 
 
 @pytest.mark.parametrize(
