@@ -36,8 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ExperimentError("no run is left to report on", "another folder, or another --where")
     path = chosen.out or chosen.folders[0] / ("selection.html" if chosen.where else "report.html")
     plots = path.parent / "plots" if chosen.plots else None
-    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots))
-    terminal.show(f"{len(jobs):,} runs. Written to {terminal.shown(path)}")
+    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots), f"{len(jobs):,} runs. ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,17 +19,9 @@ from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name
 
 TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
 # What runs and sweeps write about themselves; a results.csv anywhere else would be taken for a run.
-RECORDS = MARKS | {
-    plan.FILE_NAME,
-    results.RECORD,
-    *results.FILES,
-    "run.log",
-    "multirun.yaml",
-    "search.db",
-    "pareto.csv",
-}
+RECORDS = MARKS | {plan.FILE_NAME, results.RECORD, *results.FILES}
+RECORDS |= {"run.log", "multirun.yaml", "search.db", "pareto.csv"}
 OUTPUTS = {"--csv": "summary.csv", "--report": "report.html", "--out": "report.html"}  # a name that is free for each
-
 
 WHERE = (
     "an expression of pandas' DataFrame.query over the columns of the CSV, which pandas evaluates in your own process, "
@@ -63,13 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def check_output(option: str, path: Path | None, free: str | None = None) -> None:
     """Refuse a file that would take the place of a run's own record, whichever folder it is in.
 
-    Args:
-        option: of the command line.
-        path: its value.
-        free: a name to propose; None: that of `OUTPUTS`.
-
-    Raises:
-        ExperimentError: ``path`` has the name of a record.
+    The remedy proposes the name ``free``, or that of `OUTPUTS`.
     """
     if path is not None and path.name.casefold() in RECORDS:  # not every disk tells Results.csv from results.csv
         raise ExperimentError(
@@ -78,12 +64,8 @@ def check_output(option: str, path: Path | None, free: str | None = None) -> Non
         )
 
 
-def write_output(option: str, path: Path, write: Callable[[Path], None]) -> None:
-    """``write`` to ``path``; where that cannot be written, the remedy is ``option``, the only one of the command.
-
-    Raises:
-        ExperimentError: it cannot be written, or ``write`` lacks a package.
-    """
+def write_output(option: str, path: Path, write: Callable[[Path], None], said: str = "") -> None:
+    """``write`` to ``path`` and say so, after ``said``; where that fails, the remedy is ``option`` of the command."""
     try:
         write(path)
     except ExperimentError as error:
@@ -91,6 +73,7 @@ def write_output(option: str, path: Path, write: Callable[[Path], None]) -> None
             raise
         remedy = f"free some space, or choose a file in another folder: {option} FOLDER/{OUTPUTS[option]}"
         raise ExperimentError(f"`{option}`: {error.problem}", remedy) from error
+    terminal.show(f"{said}Written to {terminal.shown(path)}")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -111,12 +94,10 @@ def run(arguments: Sequence[str]) -> None:
     terminal.show(f"{summary.table(chosen, columns)}\n\n{len(chosen):,} of {len(jobs):,} runs.{note}")
     if options.csv is not None:
         write_output("--csv", options.csv, lambda path: summary.write_csv(chosen, path))
-        terminal.show(f"Written to {terminal.shown(options.csv)}")
     if options.report is not None:
         from resnet8_quant.sweep.report.page import write_report
 
         write_output("--report", options.report, lambda path: write_report(chosen, path))
-        terminal.show(f"Written to {terminal.shown(options.report)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,12 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _joined(arguments: Sequence[str]) -> list[str]:
     """``--sort -accuracy`` as ``--sort=-accuracy``: argparse takes a word that begins with - for an option."""
-    result: list[str] = []
-    for word in arguments:
-        if result and result[-1] == "--sort":
-            result[-1] = f"--sort={word}"
-        else:
-            result.append(word)
+    result = [*arguments]
+    while "--sort" in result[:-1]:
+        place = result.index("--sort")
+        result[place : place + 2] = [f"--sort={result[place + 1]}"]
     return result
 
 

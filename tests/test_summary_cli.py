@@ -25,9 +25,8 @@ def sweeps(tmp_path: Path) -> Path:
         "b/1_x": RunResult(status="failed", error="no luck", overrides="quant=w4a8 seed=2"),
     }
     for name, row in rows.items():
-        folder = tmp_path / "sweeps" / name
-        folder.mkdir(parents=True)
-        results.write(row, folder)
+        (tmp_path / "sweeps" / name).mkdir(parents=True)
+        results.write(row, tmp_path / "sweeps" / name)
     return tmp_path / "sweeps"
 
 
@@ -56,12 +55,9 @@ def test_where_sort_and_top(sort: list[str], sweeps: Path, capsys: pytest.Captur
 
 
 def test_columns_of_the_table_and_of_the_csv(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert summary.main([str(sweeps / "a"), "--columns", "Job, Top-1,model_bytes"]) == 0
-    assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
-    assert (
-        summary.main([str(sweeps / "a"), "--columns", "job,TOP-1,Model_Bytes", "--where", "quant_type == 'u8s8'"]) == 0
-    )
-    assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
+    for columns in ("Job, Top-1,model_bytes", "job,TOP-1,Model_Bytes"):
+        assert summary.main([str(sweeps / "a"), "--columns", columns, "--where", "quant_type == 'u8s8'"]) == 0
+        assert "| 1   | 90.00 % |         200 |" in capsys.readouterr().out
 
 
 def test_csv_and_report_are_written(sweeps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +84,6 @@ def test_mark_survives_a_pipe(sweeps: Path) -> None:
     ("words", "said"),
     [
         (["--where", "acuracy > 1"], "acuracy"),
-        (["--where", "accuracy = 1"], "--where"),
         (["--sort", "nothing"], "nothing"),
         (["--columns", "Jobs"], "Job"),
         (["--top", "0"], "--top"),
@@ -125,9 +120,8 @@ def test_a_runs_own_record_is_not_written_over(
 
 def test_an_earlier_output_is_written_over(sweeps: Path) -> None:
     for _ in range(2):
-        words = [str(sweeps), "--csv", str(sweeps / "summary.csv"), "--report", str(sweeps / "report.html")]
-        assert summary.main(words) == 0
-        assert report.main([str(sweeps), "--out", str(sweeps / "report.html")]) == 0
+        outputs = ["--csv", str(sweeps / "summary.csv"), "--report", str(sweeps / "report.html")]
+        assert summary.main([str(sweeps), *outputs]) == report.main([str(sweeps)]) == 0
 
 
 @pytest.mark.parametrize("place", ["folder", "file/below", "full", "n" * 300, "pipe"])

@@ -19,23 +19,18 @@ NOTE = (
 )
 
 
-def is_portable(row: RunResult) -> bool:
-    """Whether the accuracy of ``row`` holds on every CPU; a row that does not say, such as a float model's, counts."""
-    return row.portable is not False
-
-
 def mark(row: RunResult) -> str:
-    """What stands behind the accuracy of ``row``: `MARK` or nothing."""
-    return "" if is_portable(row) else MARK
+    """What stands behind an accuracy that does not hold on every CPU; nothing where the row does not say."""
+    return MARK if row.portable is False else ""
 
 
 def notes(jobs: Sequence[Job]) -> list[str]:
     """The sentences below a table of ``jobs``: what the mark means, and the largest loss that was measured."""
     marked = [job for job in jobs if job.ok and mark(job.row)]
-    measured = [(_loss(job.row), job) for job in marked if job.row.default_session_accuracy is not None]
+    measured = [job for job in marked if job.row.default_session_accuracy is not None]
     if not measured:
         return [NOTE] if marked else []
-    _, worst = max(measured, key=lambda pair: pair[0])
+    worst = max(measured, key=lambda job: (job.row.accuracy or 0.0) - (job.row.default_session_accuracy or 0.0))
     count = "run was" if len(measured) == 1 else "runs were"
     return [NOTE, f"{len(measured):,} such {count} measured in it, at worst {worst.label}: {_there(worst.row)}."]
 
@@ -56,7 +51,3 @@ def _there(row: RunResult) -> str:
     if row.default_session_latency_us_median is not None:
         parts.append(terminal.microseconds(row.default_session_latency_us_median))
     return ", ".join(parts)
-
-
-def _loss(row: RunResult) -> float:
-    return (row.accuracy or 0.0) - (row.default_session_accuracy or 0.0)

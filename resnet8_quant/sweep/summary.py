@@ -39,8 +39,8 @@ COLUMNS: dict[str, Callable[[Job], str]] = {
     "Choices": lambda job: job.choices,
     "Model": lambda job: "FP32" if is_baseline(job.row) else job.row.quant_type or "",
     "Data": lambda job: job.row.data or "",
-    "Accuracy": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
-    "Top-1": lambda job: _failed(job.row) or terminal.percent(job.row.accuracy),
+    "Accuracy": lambda job: terminal.percent(job.row.accuracy) if job.ok else job.row.status,
+    "Top-1": lambda job: terminal.percent(job.row.accuracy) if job.ok else job.row.status,
     "Delta": lambda job: terminal.points(job.row.accuracy_delta),
     "95 % CI": lambda job: terminal.interval(job.row.accuracy_ci_low, job.row.accuracy_ci_high),
     "p": lambda job: "" if job.row.mcnemar_p is None or is_baseline(job.row) else f"{job.row.mcnemar_p:.2g}",
@@ -65,16 +65,13 @@ def check_columns(columns: Sequence[str]) -> None:
 
 
 def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plots: bool = False) -> int:
-    """Write summary.csv, summary.md and report.html into ``folder`` and show the table.
+    """Write summary.csv, summary.md and report.html into a sweep's folder, show the table, and return how many failed.
 
     Args:
         folder: of the sweep; its jobs are in folders named NUMBER_CHOICES.
         columns: of the table.
         expected: number of jobs; those that left no row are listed as failed. None: not known.
         plots: whether the report's plots are also drawn as files, in the folder plots/.
-
-    Returns:
-        How many jobs failed.
 
     Raises:
         ExperimentError: one of the files could not be written; the others were, and the table was shown. Or the table
@@ -86,12 +83,12 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
     failed = sum(not job.ok for job in jobs)
     body = table(jobs, columns)
     lines = [f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to"]
+    error_to_raise: ExperimentError | None = None
     writers: dict[str, Callable[[Path], None]] = {
         "summary.csv": lambda path: write_csv(jobs, path),
-        "summary.md": lambda path: _write_text(_literal(body) + "\n", path),
+        "summary.md": lambda path: _write_markdown(body, path),
         "report.html": lambda path: _write_report(jobs, path, plots),
     }
-    error_to_raise: ExperimentError | None = None
     for name, write in writers.items():
         try:
             write(folder / name)
@@ -137,17 +134,15 @@ def _baselines(jobs: Sequence[Job]) -> list[str]:
             continue
         row = rows[0]
         times = [row.float_latency_us_median for row in rows if row.float_latency_us_median]
-        parts = [terminal.percent(row.float_accuracy), terminal.size(row.float_model_bytes)]
-        parts += [terminal.microseconds(median(times))] if times else []
+        latency = terminal.microseconds(median(times)) if times else ""
+        parts = (terminal.percent(row.float_accuracy), terminal.size(row.float_model_bytes), latency)
         images = f", {row.eval_images:,} images" if row.eval_images else ""
         name = f"FP32 {row.model or 'model'} on {row.data or 'its data'}{images}" if several else "FP32"
         notes.append(f"{name}: {', '.join(filter(None, parts))}")
-    if not notes:
-        return []
     meaning = "Delta in points; p: exact McNemar test against it"
-    if several:
+    if several and notes:
         return [*(f"{note}." for note in notes), f"{meaning}, on the same data."]
-    return [f"{notes[0]}; {meaning}."]
+    return [f"{note}; {meaning}." for note in notes]
 
 
 def _busy(jobs: Sequence[Job]) -> list[str]:
@@ -189,7 +184,7 @@ def select(
     """The jobs that an expression is true for, in order.
 
     Args:
-        jobs: any.
+        jobs: to choose from.
         where: expression of pandas' DataFrame.query over the columns of `frame`; None: all. It runs in the user's own
             process, as a line of Python would.
         sort: columns separated by commas, a leading - for descending, empty cells last; None: float, best, failed.
@@ -226,11 +221,7 @@ def select(
 
 
 def column_named(name: str, columns: Collection[str], option: str) -> str:
-    """The one of ``columns`` that ``name`` is, whether in small or in capital letters.
-
-    Raises:
-        ExperimentError: it is none; the remedy is the name that is most like it.
-    """
+    """The one of ``columns`` that ``name`` is, whatever its capitals; if it is none, the remedy is the most alike."""
     for column in (name, *columns):
         if column in columns and column.casefold() == name.casefold():
             return column
@@ -272,6 +263,13 @@ def is_baseline(row: RunResult) -> bool:
     return row.activation_type == "float32"
 
 
+def _write_markdown(text: str, path: Path) -> None:
+    # The mark at the beginning of a line would be a bullet.
+    literal = text.replace(f"\n{portability.MARK} ", f"\n\\{portability.MARK} ")
+    with replacing(path) as temporary:
+        temporary.write_text(literal + "\n", encoding="utf-8")
+
+
 def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
     """A fault of the report must not cost the sweep its exit code: it becomes an error like any other."""
     from resnet8_quant.sweep.report.page import write_report
@@ -285,21 +283,7 @@ def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
         raise ExperimentError(f"cannot make {path}: {type(error).__name__}: {error}", "see the log") from error
 
 
-def _write_text(text: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _literal(text: str) -> str:
-    """``text`` for a Markdown file, where the mark at the beginning of a line would be a bullet."""
-    return text.replace(f"\n{portability.MARK} ", f"\n\\{portability.MARK} ")
-
-
 def _cell(job: Job, name: str) -> str:
     own = {"job": job.number, "folder": job.folder, **config_columns(job.row)}
     value = own[name] if name in own else getattr(job.row, name, None)
     return "" if value is None else str(value)
-
-
-def _failed(row: RunResult) -> str:
-    return "" if row.status == "ok" else row.status

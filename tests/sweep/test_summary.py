@@ -26,7 +26,21 @@ def _row(name: str, accuracy: float, **more: object) -> RunResult:
     )  # type: ignore[arg-type]
 
 
-def test_markdown_aligns_and_keeps_every_cell_whole() -> None:
+def _jobs(*rows: RunResult) -> list[Job]:
+    return [Job(number, f"{number}_x", row, choices=row.quant_type or "") for number, row in enumerate(rows)]
+
+
+def _run(folder: Path, row: RunResult) -> None:
+    folder.mkdir()
+    results.write(row, folder)
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_markdown_aligns_escapes_pipes_and_keeps_every_cell_whole() -> None:
     assert markdown(("A", "Number"), [("long name", "1"), ("x", "1234567")]).splitlines() == [
         "| A         |  Number |",
         "|-----------|--------:|",
@@ -34,8 +48,6 @@ def test_markdown_aligns_and_keeps_every_cell_whole() -> None:
         "| x         | 1234567 |",
     ]
 
-
-def test_markdown_escapes_pipes_and_columns_are_three_wide() -> None:
     assert markdown(("A", "B"), [("x|y", "1")]).splitlines() == ["| A    |   B |", "|------|----:|", "| x\\|y |   1 |"]
     assert markdown(("A", "B"), []).splitlines() == ["| A   |   B |", "|-----|----:|"]
 
@@ -48,8 +60,7 @@ def test_order_baseline_then_accuracy_then_failed(tmp_path: Path, capsys: pytest
         "3_d": _row("float", 0.9),
     }
     for folder, row in rows.items():
-        (tmp_path / folder).mkdir()
-        results.write(row, tmp_path / folder)
+        _run(tmp_path / folder, row)
     assert summarize(tmp_path, ("Job", "Model", "Accuracy"), 4) == 1
     text = (tmp_path / "summary.md").read_text()
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == list("3210")
@@ -63,15 +74,13 @@ def test_order_baseline_then_accuracy_then_failed(tmp_path: Path, capsys: pytest
 
 def test_csv_keeps_every_value_as_it_is_in_results_csv(tmp_path: Path) -> None:
     """Integers stay integers and booleans booleans beside empty cells, and floats keep all their digits."""
-    rows = [
+    jobs = _jobs(
         _row("int8", 0.1 + 0.2, per_channel=True, overrides='quant=int8 x="a,b"', quant_ties=0, model_bytes=10**12),
         RunResult(status="failed", error="no\nluck"),
         _row("u8s8", 1.0, per_channel=False, latency_us_median=1e-07, seed=3),
-    ]
-    jobs = [Job(number, f"{number}_x", row) for number, row in enumerate(rows)]
+    )
     write_csv(jobs, tmp_path / "summary.csv")
-    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
-        written = list(csv.DictReader(file))
+    written = _csv_rows(tmp_path / "summary.csv")
     assert tuple(written[0])[2:] == results.COLUMNS
     for job, row in zip(jobs, written, strict=True):
         expected = {name: getattr(job.row, name) for name in results.COLUMNS}
@@ -86,12 +95,10 @@ def test_settings_of_any_job_are_columns(monkeypatch: pytest.MonkeyPatch, tmp_pa
         {"config.quant.weight_bits": "10", "config.quant.version": "1.10"},
         {},
     ]
-    rows = [_row("int8", 0.8, seed=number) for number in range(3)]
     monkeypatch.setattr(summary, "config_columns", lambda row: settings[row.seed])
-    jobs = [Job(number, f"{number}_x", row) for number, row in enumerate(rows)]
+    jobs = _jobs(*(_row("int8", 0.8, seed=number) for number in range(3)))
     write_csv(jobs, tmp_path / "summary.csv")
-    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
-        written = list(csv.DictReader(file))
+    written = _csv_rows(tmp_path / "summary.csv")
     names = ["calibration.percentile", "data.path", "quant.version", "quant.weight_bits"]
     assert list(written[0])[2 + len(results.COLUMNS) :] == [f"config.{name}" for name in names]
     assert [[row[f"config.{name}"] for name in names] for row in written] == [
@@ -104,11 +111,11 @@ def test_settings_of_any_job_are_columns(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [job.number for job in select(jobs, sort="-config.quant.weight_bits")] == [1, 0, 2]  # as numbers
 
 
-TABLE = [
-    Job(0, "0_x", RunResult(quant_type="int8", accuracy=0.9, per_channel=False, model_bytes=100)),
-    Job(1, "1_x", RunResult(quant_type="u8s8", accuracy=0.8, per_channel=True, model_bytes=50)),
-    Job(2, "2_x", RunResult(quant_type="uint8", status="failed", error="no luck")),
-]
+TABLE = _jobs(
+    RunResult(quant_type="int8", accuracy=0.9, per_channel=False, model_bytes=100),
+    RunResult(quant_type="u8s8", accuracy=0.8, per_channel=True, model_bytes=50),
+    RunResult(quant_type="uint8", status="failed", error="no luck"),
+)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +157,14 @@ def test_order_is_stable_and_empty_cells_come_last() -> None:
     assert numbers("accuracy") == [1, 0, 2]
     assert numbers("-accuracy") == numbers("-Accuracy") == [0, 1, 2]
     assert numbers("error, -model_bytes") == [2, 0, 1]
-    same = [Job(number, f"{number}_x", RunResult(accuracy=0.5)) for number in range(3)]
-    assert numbers("-accuracy", same) == [0, 1, 2]
+    assert numbers("-accuracy", _jobs(*[RunResult(accuracy=0.5)] * 3)) == [0, 1, 2]
     with pytest.raises(ExperimentError, match="--sort") as caught:
         numbers("-model_byte")
     assert caught.value.remedy == "--sort model_bytes"
 
 
 def test_an_integer_of_any_size_is_no_crash(tmp_path: Path) -> None:
-    jobs = [Job(0, "0_x", RunResult(accuracy=0.5, model_bytes=10**30))]
+    jobs = _jobs(RunResult(accuracy=0.5, model_bytes=10**30))
     write_csv(jobs, tmp_path / "summary.csv")
     assert str(10**30) in (tmp_path / "summary.csv").read_text()
     assert select(jobs, where="model_bytes > 5") == jobs
@@ -170,11 +176,8 @@ def test_each_model_and_data_set_has_its_own_float_line() -> None:
         {"data": "cifar10", "data_sha256": "b", "eval_images": 10_000, "model": "resnet8", "float_model_sha256": "r"},
         {"data": "cifar10", "data_sha256": "b", "eval_images": 10_000, "model": "cnn", "float_model_sha256": "c"},
     ]
-    accuracies = (0.9, 0.88, 0.7)
-    jobs = [
-        Job(place, f"{place}_x", RunResult(accuracy=0.5, float_accuracy=accuracy, **row))  # type: ignore[arg-type]
-        for place, (row, accuracy) in enumerate(zip(rows * 2, accuracies * 2, strict=True))
-    ]
+    pairs = zip(rows * 2, (0.9, 0.88, 0.7) * 2, strict=True)
+    jobs = _jobs(*(RunResult(accuracy=0.5, float_accuracy=accuracy, **row) for row, accuracy in pairs))  # type: ignore[arg-type]
     text = " ".join(table(jobs, ("Job", "Data", "Top-1")).split())
     assert "FP32 resnet8 on sample, 1,000 images: 90.00 %." in text
     assert "FP32 resnet8 on cifar10, 10,000 images: 88.00 %." in text
@@ -189,13 +192,12 @@ def test_each_model_and_data_set_has_its_own_float_line() -> None:
 
 def test_float_latency_below_the_table_is_of_all_its_runs() -> None:
     rows = [_row("int8", 0.8, float_latency_us_median=us, float_model_bytes=1000) for us in (100.0, 200.0, 900.0)]
-    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
+    jobs = _jobs(*rows)
     assert "FP32: 90.00 %, 1,000 B, 200 us;" in table(jobs, ("Job",))
 
 
 def test_runs_on_a_busy_machine_are_counted_where_times_are_shown() -> None:
-    rows = [_row("int8", 0.8, latency_us_median=10.0, machine_busy=busy) for busy in (True, False)]
-    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
+    jobs = _jobs(*(_row("int8", 0.8, latency_us_median=10.0, machine_busy=busy) for busy in (True, False)))
     note = "1 of 2 runs were timed on a busy machine (machine_busy)."
     assert note in table(jobs, ("Job", "Latency"))
     assert note not in table(jobs, ("Job", "Top-1"))
@@ -217,7 +219,7 @@ def test_single_run_is_named_by_its_folder() -> None:
     ],
 )  # fmt: skip
 def test_choices_can_be_read_without_a_heading(overrides: list[str], choices: list[str]) -> None:
-    jobs = [Job(i, f"{i}_x", RunResult(quant_type="int8", overrides=words)) for i, words in enumerate(overrides)]
+    jobs = _jobs(*(RunResult(quant_type="int8", overrides=words) for words in overrides))
     name_choices(jobs)
     assert [job.choices for job in jobs] == choices
 
@@ -229,13 +231,12 @@ def test_settings_that_no_override_names_are_choices(monkeypatch: pytest.MonkeyP
         {"config.calibration.percentile": "99.99", "config.quant.weight_bits": "8"},
         {},
     ]
-    rows = [
+    jobs = _jobs(
         RunResult(quant_type="w4a8", seed=0, overrides="quant=w4a8"),
         RunResult(quant_type="int8", seed=1, overrides="quant=int8"),
         RunResult(status="failed", seed=2, overrides="quant=int8"),
-    ]
+    )
     monkeypatch.setattr(collect, "config_columns", lambda row: settings[row.seed])
-    jobs = [Job(place, f"{place}_x", row) for place, row in enumerate(rows)]
     name_choices(jobs)
     assert [job.choices for job in jobs] == ["w4a8 percentile=99.9", "int8 percentile=99.99", "int8"]
 
@@ -243,8 +244,7 @@ def test_settings_that_no_override_names_are_choices(monkeypatch: pytest.MonkeyP
 def test_summary_that_cannot_be_written_costs_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "0_a").mkdir()
-    results.write(_row("int8", 0.8), tmp_path / "0_a")
+    _run(tmp_path / "0_a", _row("int8", 0.8))
     (tmp_path / "summary.csv").mkdir()  # nothing can take its place
     with pytest.raises(ExperimentError, match=r"cannot write .*summary.csv") as caught:
         summarize(tmp_path, ("Job", "Top-1"), None)
@@ -262,8 +262,7 @@ def test_fault_of_the_report_is_an_error_and_no_crash(tmp_path: Path, monkeypatc
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(page, "write_report", fail)
-    (tmp_path / "0_a").mkdir()
-    results.write(_row("int8", 0.8), tmp_path / "0_a")
+    _run(tmp_path / "0_a", _row("int8", 0.8))
     with pytest.raises(ExperimentError, match="ZeroDivisionError: oops"):
         summarize(tmp_path, ("Job",), None)
     assert (tmp_path / "summary.csv").is_file()
@@ -272,8 +271,7 @@ def test_fault_of_the_report_is_an_error_and_no_crash(tmp_path: Path, monkeypatc
 def test_plots_are_drawn_where_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     for number, accuracy in enumerate((0.8, 0.9)):
-        (tmp_path / f"{number}_a").mkdir()
-        results.write(_row("int8", accuracy, model_bytes=1000 + number), tmp_path / f"{number}_a")
+        _run(tmp_path / f"{number}_a", _row("int8", accuracy, model_bytes=1000 + number))
     summarize(tmp_path, ("Job",), None)
     assert not (tmp_path / "plots").exists()
     summarize(tmp_path, ("Job",), None, plots=True)
@@ -288,13 +286,12 @@ def saturating() -> list[Job]:
         "default_session_changed": 1234,
         "default_session_latency_us_median": 80.2,
     }
-    rows = [
+    return _jobs(
         _row("u8s7", 0.85, portable=True, latency_us_median=100.0),
         _row("int8", 0.86, portable=False, latency_us_median=100.0, **measured),
         _row("u8s8", 0.87, portable=False, latency_us_median=100.0),
         RunResult(status="failed", error="no luck", portable=False),
-    ]
-    return [Job(number, f"{number}_x", row, choices=row.quant_type or "") for number, row in enumerate(rows)]
+    )
 
 
 def test_accuracy_that_does_not_hold_everywhere_is_marked(saturating: list[Job]) -> None:
@@ -309,10 +306,8 @@ def test_accuracy_that_does_not_hold_everywhere_is_marked(saturating: list[Job])
     ]
     words = " ".join(text.split())
     assert words.count(NOTE) == 1
-    measured = (
-        "1 such run was measured in it, at worst Job 1: 70.00 % instead of 86.00 %, 1,234 predictions changed, 80 us"
-    )
-    assert measured in words
+    measured = "at worst Job 1: 70.00 % instead of 86.00 %, 1,234 predictions changed, 80 us"
+    assert f"1 such run was measured in it, {measured}" in words
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 80
 
@@ -342,17 +337,16 @@ def test_mark_in_a_table_without_top_1(columns: tuple[str, ...], marked: str, sa
 
 
 def test_worst_of_several_measurements_is_named() -> None:
-    rows = [
+    jobs = _jobs(
         _row("a", 0.9, portable=False, default_session_accuracy=0.9, default_session_changed=0),
         _row("b", 0.8, portable=False, default_session_accuracy=0.75, default_session_changed=1),
-    ]
-    words = " ".join(table([Job(i, f"{i}_x", row) for i, row in enumerate(rows)], ("Top-1",)).split())
+    )
+    words = " ".join(table(jobs, ("Top-1",)).split())
     assert "2 such runs were measured in it, at worst Job 1: 75.00 % instead of 80.00 %, 1 prediction changed." in words
 
 
 def test_mark_is_no_bullet_in_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "0_a").mkdir()
-    results.write(_row("int8", 0.8, portable=False), tmp_path / "0_a")
+    _run(tmp_path / "0_a", _row("int8", 0.8, portable=False))
     assert summarize(tmp_path, ("Job", "Top-1"), None) == 0
     shown, written = capsys.readouterr().out, (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "| 0   | 80.00 %* |" in shown
@@ -380,8 +374,7 @@ def test_files_are_written_whatever_becomes_of_the_terminal(
         def fileno(self) -> int:
             return spare
 
-    (tmp_path / "0_a").mkdir()
-    results.write(RunResult(status="failed", error="no luck"), tmp_path / "0_a")
+    _run(tmp_path / "0_a", RunResult(status="failed", error="no luck"))
     with (tmp_path / "spare").open("w") as file:
         spare = file.fileno()
         monkeypatch.setattr("sys.stdout", Terminal())

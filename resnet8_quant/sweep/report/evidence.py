@@ -7,24 +7,21 @@ nothing that a run's folder holds is trusted before it agrees with the run's res
 from __future__ import annotations
 
 import csv
-import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.folders import read_json
 
 if TYPE_CHECKING:
     from resnet8_quant.inputs.dataset import Dataset
-
-log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-9  # of a ratio that was written and read back
 MAX_HEADER_BYTES = 4096  # more than that of any .npy file that a run writes
@@ -40,9 +37,8 @@ class Evidence:
     Attributes:
         jobs: runs that were evaluated on the same images, all with an accuracy, in the order of the table.
         predictions: for each of them the predicted classes, int16 [N]; None where the file is missing or does not fit.
-        labels: int64 [N], the true classes.
-        images: uint8 [N, H, W, C], the evaluated images.
-        classes: names of the classes, from per_class.csv.
+        labels, images: int64 [N], the true classes, and uint8 [N, H, W, C].
+        classes: their names, from per_class.csv.
         missing: what could not be had -> why, in a sentence.
         notes: which runs are left out of comparisons, in sentences.
     """
@@ -62,8 +58,8 @@ class Evidence:
 
     def float_predictions(self, job: Job) -> Predictions | None:
         """What the float original of ``job`` predicts: from its folder, else from a run of quant=float."""
-        own = read_predictions(job.path / "float_predictions.npy", job.row.eval_images or 0)
-        if own is not None and self.fits(own, job.row.float_accuracy):
+        own = self.read(job.path / "float_predictions.npy", job.row.eval_images or 0, job.row.float_accuracy)
+        if own is not None:
             return own
         for other, predictions in zip(self.jobs, self.predictions, strict=True):
             original = other.row.activation_type == "float32" and other.row.model_sha256 == job.row.float_model_sha256
@@ -71,11 +67,13 @@ class Evidence:
                 return predictions
         return None
 
-    def fits(self, predictions: Predictions, accuracy: float | None) -> bool:
-        """Whether ``predictions`` have this accuracy; where no labels are known, whether none is claimed either way."""
-        if self.labels is None or accuracy is None:
-            return self.labels is None
-        return abs(float(np.mean(predictions == self.labels)) - accuracy) < TOLERANCE
+    def read(self, path: Path, count: int, accuracy: float | None) -> Predictions | None:
+        """The ``count`` predictions in a file, if they have this accuracy; without labels that cannot be checked."""
+        predictions = read_predictions(path, count)
+        if predictions is None or self.labels is None:
+            return predictions
+        agrees = accuracy is not None and abs(float(np.mean(predictions == self.labels)) - accuracy) < TOLERANCE
+        return predictions if agrees else None
 
 
 def gather(jobs: Sequence[Job]) -> Evidence:
@@ -89,7 +87,8 @@ def gather(jobs: Sequence[Job]) -> Evidence:
         return Evidence([])
     # More test images decide more; of equally many, the images that more runs have seen.
     (digest, count, overlap), compared = max(groups.items(), key=lambda group: (group[0][1], len(group[1])))
-    evidence = Evidence(compared, classes=_class_names(compared[0].path))
+    tables = read_table(compared[0].path / "per_class.csv", ("class_name", "images"))
+    evidence = Evidence(compared, classes=[row["class_name"] for row in tables])
     if len(groups) > 1:
         evidence.notes.append(
             f"Only runs on the same images can be compared: these are the ones on {count:,} images of "
@@ -106,10 +105,7 @@ def gather(jobs: Sequence[Job]) -> Evidence:
             evidence.labels, evidence.images = data.test.labels, data.test.images
         except ExperimentError as error:
             evidence.missing["labels"] = f"the test images and their labels could not be loaded: {error.problem}"
-    for job in compared:
-        predictions = read_predictions(job.path / "predictions.npy", count)
-        agrees = predictions is not None and evidence.fits(predictions, job.row.accuracy)
-        evidence.predictions.append(predictions if agrees else None)
+    evidence.predictions = [evidence.read(job.path / "predictions.npy", count, job.row.accuracy) for job in compared]
     absent = sum(predictions is None for predictions in evidence.predictions)
     if absent:
         evidence.notes.append(
@@ -133,15 +129,6 @@ def read_predictions(path: Path, count: int) -> Predictions | None:
     return array.astype(np.int16)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A run's run.json; empty where it is missing or damaged."""
-    try:
-        content = json.loads((path / "run.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _load(job: Job, digest: str) -> Dataset:
     """The dataset of a run, from the bundle, the cache or the file that it named; never from the network.
 
@@ -153,10 +140,9 @@ def _load(job: Job, digest: str) -> Dataset:
     from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
 
-    config = read_record(job.path).get("config")
-    config = config if isinstance(config, dict) else {}
-    data = config.get("data")
-    data = data if isinstance(data, dict) else {"kind": job.row.data}
+    recorded = read_json(job.path / "run.json").get("config")
+    config = recorded if isinstance(recorded, dict) else {}
+    data = config["data"] if isinstance(config.get("data"), dict) else {"kind": job.row.data}
     try:
         kind = DataKind(data.get("kind"))
     except ValueError as error:
@@ -192,7 +178,3 @@ def number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _class_names(path: Path) -> list[str]:
-    return [row["class_name"] for row in read_table(path / "per_class.csv", ("class_name", "images"))]

@@ -29,16 +29,21 @@ LETTER = 6  # pixels; where the cells of a heat map are narrower than their text
 FILE_WIDTH = 560  # pixels of the drawing area, before PNG_SCALE
 PNG_SCALE = 2
 LOG_RATIO = 8  # an axis that spans more than this is logarithmic
+LEGEND = {"title": None, "symbolOpacity": 1}
+ZOOM = {"name": "zoom", "select": {"type": "interval", "zoom": "wheel![event.shiftKey]"}, "bind": "scales"}
 
-LIGHT = {"ink": "#1b1f24", "soft": "#5b6470", "grid": "#e1e4e8", "paper": "#ffffff"}
-DARK = {"ink": "#e6e9ed", "soft": "#9aa4b1", "grid": "#2d333b", "paper": "#14171b"}
-# Loss to gain. The middle is the page's background; white text is readable on both ends.
+# Diverging colours go from loss to gain. The middle is the page's background; white text is readable on both ends.
+COLOURS = {
+    "light": {"ink": "#1b1f24", "soft": "#5b6470", "grid": "#e1e4e8", "paper": "#ffffff"},
+    "dark": {"ink": "#e6e9ed", "soft": "#9aa4b1", "grid": "#2d333b", "paper": "#14171b"},
+}
 DIVERGING = {
     "light": ["#B4480A", "#EBA577", "#F3F2EF", "#79B0DA", "#005F9E"],
     "dark": ["#C4571C", "#7A452A", "#23282F", "#2C618A", "#2F86C8"],
 }
 
 Row = dict[str, Any]
+Rows = Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,61 @@ class Plot:
     spec: Row
 
 
-def theme(colours: dict[str, str], diverging: Sequence[str]) -> Row:
-    """The Vega-Lite config of a light or a dark page."""
+@dataclass(frozen=True)
+class Axes:
+    """Titles, name and height of a dashed line, and where y ends at first: points outside are drawn on request."""
+
+    x_title: str
+    y_title: str
+    level: tuple[str, float] | None = None
+    y_range: tuple[float, float] | None = None
+
+    def x(self, values: Sequence[Any]) -> Row:
+        """The x axis of numbers or of words; numbers are on a logarithmic scale where they span much."""
+        if any(isinstance(value, str) for value in values):
+            labels = {"labelAngle": -60, "labelFontSize": 9, "labelLimit": 120}
+            return {"field": "x", "type": "nominal", "title": self.x_title or None, "sort": None, "axis": labels}
+        logarithmic = max(values, default=1) > LOG_RATIO * min(values, default=1) > 0
+        scale = {"type": "log", "nice": False} if logarithmic else {"zero": False}
+        distinct = sorted(set(values))
+        # Where the axis is logarithmic and the values are few, labels stand at the values themselves.
+        ticks = {"values": distinct} if logarithmic and len(distinct) <= MAX_TICKS else {}
+        axis = {**ticks, "format": ",.4~g"}
+        title = self.x_title or None
+        return {"field": "x", "type": "quantitative", "title": title, "scale": {**scale, "padding": 12}, "axis": axis}
+
+    def y(self, points: Rows) -> Row:
+        """The y axis, which a box to tick extends to all ``points``."""
+        scale: Row = {"zero": False, "padding": 16}
+        if self.y_range is not None:
+            lowest, (low, high) = min(point["y"] for point in points), self.y_range
+            scale = {"zero": False, "domainMin": {"expr": f"all_runs ? {lowest - 1} : {low}"}, "domainMax": high}
+        return {"field": "y", "type": "quantitative", "title": self.y_title, "scale": scale}
+
+    def spec(self, layers: Rows, y: Row) -> Row:
+        """The plot of ``layers`` with the dashed line and the box to tick."""
+        box = {"name": "all_runs", "value": False, "bind": {"input": "checkbox", "name": "all runs "}}
+        params = {} if self.y_range is None else {"params": [box]}
+        if self.level is None:
+            return {"layer": [*layers], "height": 380, **params}
+        name, height = self.level
+        data = {"values": [{"y": height, "name": name}]}
+        text = {"type": "text", "align": "right", "dx": -4, "dy": -7, "fontSize": 11, "color": GREY, "clip": True}
+        at_the_end = {"y": y, "x": {"value": "width"}, "text": {"field": "name"}}
+        rule = {"type": "rule", "strokeDash": [5, 4], "color": GREY, "clip": True}
+        dashed = [
+            {"data": data, "mark": rule, "encoding": {"y": y}},
+            {"data": data, "mark": text, "encoding": at_the_end},
+        ]
+        return {"layer": [*layers, *dashed], "height": 380, **params}
+
+
+def themes() -> dict[str, Row]:
+    """{"light": config, "dark": config} of Vega-Lite, of which the page takes one."""
+    return {name: _theme(colours, DIVERGING[name]) for name, colours in COLOURS.items()}
+
+
+def _theme(colours: dict[str, str], diverging: Sequence[str]) -> Row:
     soft, grid = colours["soft"], colours["grid"]
     axis = {"labelColor": soft, "titleColor": soft, "gridColor": grid, "domainColor": grid, "tickColor": grid}
     return {
@@ -75,22 +133,7 @@ def theme(colours: dict[str, str], diverging: Sequence[str]) -> Row:
     }
 
 
-def themes() -> dict[str, Row]:
-    """{"light": config, "dark": config}, of which the page takes one."""
-    return {"light": theme(LIGHT, DIVERGING["light"]), "dark": theme(DARK, DIVERGING["dark"])}
-
-
-def scatter(
-    points: Sequence[Row],
-    series: Sequence[str],
-    front: Sequence[Row],
-    recommended: Sequence[Row],
-    *,
-    x_title: str,
-    y_title: str,
-    level: tuple[str, float] | None,
-    y_range: tuple[float, float] | None,
-) -> Row:
+def scatter(points: Rows, series: Sequence[str], front: Rows, recommended: Rows, axes: Axes) -> Row:
     """Points of a few colours with the front that no other point beats and a ring around the recommended one.
 
     Args:
@@ -98,91 +141,64 @@ def scatter(
         series: names in the order of their colours; "other" is grey.
         front: {"x", "y"}, by rising x.
         recommended: like ``points``, one or none.
-        x_title, y_title: of the axes.
-        level: name and height of a dashed line.
-        y_range: of the axis at first, points outside it are drawn on request; None: all are.
+        axes: of numbers.
     """
     xs = [point["x"] for point in points]
-    x = {"field": "x", "type": "quantitative", "title": x_title, "scale": _x_scale(xs), "axis": _x_axis(xs)}
-    y = {"field": "y", "type": "quantitative", "title": y_title, "scale": _y_scale(points, y_range)}
+    x, y = axes.x(xs), axes.y(points)
     colours = [GREY if name == "other" else PALETTE[place % MAX_SERIES] for place, name in enumerate(series)]
-    legend = {"title": None, "symbolOpacity": 1}
+    shapes = ["circle" if name == "other" else SHAPES[place % MAX_SERIES] for place, name in enumerate(series)]
+    coloured = {"field": "series", "scale": {"domain": list(series), "range": colours}, "legend": LEGEND}
+    shaped = {"field": "series", "scale": {"domain": list(series), "range": shapes}, "legend": LEGEND}
+    hover = {"tooltip": {"field": "hover"}}
     drawn = {
         "data": {"values": list(points)},
         "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.85, "clip": True},
         "params": [ZOOM],
-        "encoding": {
-            "x": x,
-            "y": y,
-            "color": {"field": "series", "scale": {"domain": list(series), "range": colours}, "legend": legend},
-            "shape": {"field": "series", "scale": {"domain": list(series), "range": _shapes(series)}, "legend": legend},
-            "tooltip": {"field": "hover"},
-        },
+        "encoding": {"x": x, "y": y, "color": coloured, "shape": shaped, **hover},
     }
-    line = {
-        "data": {"values": list(front)},
-        "mark": {"type": "line", "interpolate": "step-after", "color": GREY, "strokeWidth": 1.5, "clip": True},
-        "encoding": {"x": x, "y": y},
-    }
-    place = {"data": {"values": list(recommended)}, "encoding": {"x": x, "y": y, "tooltip": {"field": "hover"}}}
+    step = {"type": "line", "interpolate": "step-after", "color": GREY, "strokeWidth": 1.5, "clip": True}
+    line = {"data": {"values": list(front)}, "mark": step, "encoding": {"x": x, "y": y}}
+    place = {"data": {"values": list(recommended)}, "encoding": {"x": x, "y": y, **hover}}
     ring = {"type": "point", "filled": False, "size": 320, "strokeWidth": 2.5, "color": PALETTE[0], "clip": True}
     left = bool(recommended) and recommended[0]["x"] < (min(xs) + max(xs)) / 2
     beside: Row = {"align": "left", "dx": 12} if left else {"align": "right", "dx": -12}
     name = {"type": "text", "text": "recommended", "dy": -12, "color": PALETTE[0], "fontWeight": "bold", **beside}
-    layers = [line, drawn, place | {"mark": ring}, place | {"mark": name}, *_level(level, y)]
-    return {"layer": layers, "height": 380, **_all_runs(y_range)}
+    return axes.spec([line, drawn, place | {"mark": ring}, place | {"mark": name}], y)
 
 
-def lines(
-    points: Sequence[Row],
-    series: Sequence[str],
-    *,
-    x_title: str,
-    y_title: str,
-    level: tuple[str, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-) -> Row:
+def lines(points: Rows, series: Sequence[str], axes: Axes) -> Row:
     """A line for each of ``series`` through its points, with a band from "low" to "high" where points have them.
 
     Args:
         points: {"x", "y", "series", "hover"} and perhaps {"low", "high"}; x are all numbers or all words.
         series: names in the order of their colours.
-        x_title, y_title, level, y_range: as of `scatter`.
+        axes: of numbers or words.
     """
-    xs = [point["x"] for point in points]
-    words = any(isinstance(value, str) for value in xs)
-    x: Row = {"field": "x", "type": "nominal" if words else "quantitative", "title": x_title or None}
-    if words:
-        x |= {"sort": None, "axis": {"labelAngle": -60, "labelFontSize": 9, "labelLimit": 120}}
-    else:
-        x |= {"scale": _x_scale(xs), "axis": _x_axis(xs)}
-    y = {"field": "y", "type": "quantitative", "title": y_title, "scale": _y_scale(points, y_range)}
+    y = axes.y(points)
     scale = {"domain": list(series), "range": list(PALETTE)}
-    colour = {"field": "series", "type": "nominal", "scale": scale, "legend": {"title": None, "symbolOpacity": 1}}
-    encoding = {"x": x, "y": y, "color": colour}
+    colour = {"field": "series", "type": "nominal", "scale": scale, "legend": LEGEND}
+    encoding = {"x": axes.x([point["x"] for point in points]), "y": y, "color": colour}
     line = {"mark": {"type": "line", "strokeWidth": 2, "clip": True}, "encoding": encoding}
     mark = {"type": "point", "filled": True, "size": 45, "clip": True}
-    dots = {"mark": mark, "encoding": {**encoding, "tooltip": {"field": "hover"}}}
-    layers: list[Row] = [line, dots]
+    layers: list[Row] = [line, {"mark": mark, "encoding": {**encoding, "tooltip": {"field": "hover"}}}]
     if any("low" in point for point in points):
         edges = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
         layers.insert(0, {"mark": {"type": "area", "opacity": 0.16, "clip": True}, "encoding": {**encoding, **edges}})
-    spec = {"layer": [*layers, *_level(level, y)], "height": 380, **_all_runs(y_range)}
-    return {"data": {"values": list(points)}, **spec}
+    return {"data": {"values": list(points)}, **axes.spec(layers, y)}
 
 
 def heat_map(
-    cells: Sequence[Row], columns: Sequence[str], rows: Sequence[str], *, x_title: str, y_title: str, unit: str,
-    diverging: bool = False,
-) -> Row:  # fmt: skip
+    cells: Rows, columns: Sequence[str], rows: Sequence[str], titles: tuple[str, str, str], *, diverging: bool = False
+) -> Row:
     """Coloured cells with their values.
 
     Args:
         cells: {"x", "y", "z", "text", "hover"}; a cell that is not there stays empty.
         columns, rows: all x and all y, in their order.
-        x_title, y_title, unit: of the axes and of the colours.
+        titles: of the x axis, the y axis and the colours.
         diverging: colours from loss to gain with zero in the middle; else from low to high.
     """
+    x_title, y_title, unit = titles
     values = [float(cell["z"]) for cell in cells]
     bound = max(map(abs, values), default=0.0) or 1.0
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -190,16 +206,14 @@ def heat_map(
         {"domain": [-bound, bound], "range": "diverging", "interpolate": "rgb"} if diverging else {"scheme": "viridis"}
     )
     legend = {"title": unit, "orient": "right", "columns": 1, "gradientLength": 120}
-    x: Row = {"field": "x", "type": "nominal", "sort": None, "scale": {"domain": list(columns)}}
-    y: Row = {"field": "y", "type": "nominal", "sort": None, "scale": {"domain": list(rows)}}
-    long = max(map(len, columns), default=0) * len(columns) > 80
-    x |= {"title": x_title or None, "axis": {"labelAngle": -60 if long else 0, "grid": False, "ticks": False}}
-    y |= {"title": y_title or None, "axis": {"grid": False, "ticks": False}}
+    axis = {"grid": False, "ticks": False}
+    turned = {"labelAngle": -60 if max(map(len, columns), default=0) * len(columns) > 80 else 0}
+    nominal: Row = {"type": "nominal", "sort": None}
+    x = {"field": "x", **nominal, "scale": {"domain": list(columns)}, "title": x_title or None, "axis": turned | axis}
+    y = {"field": "y", **nominal, "scale": {"domain": list(rows)}, "title": y_title or None, "axis": axis}
     colour = {"field": "z", "type": "quantitative", "scale": scale, "legend": legend}
-    layers: list[Row] = [{
-        "mark": {"type": "rect", "stroke": None},
-        "encoding": {"x": x, "y": y, "color": colour, "tooltip": {"field": "hover"}},
-    }]  # fmt: skip
+    encoding: Row = {"x": x, "y": y, "color": colour, "tooltip": {"field": "hover"}}
+    layers: list[Row] = [{"mark": {"type": "rect", "stroke": None}, "encoding": encoding}]
     if len(columns) * len(rows) <= MAX_CELLS_WITH_TEXT:
         # Text on the cell's own colour: white on dark ends, black on viridis' light half, else the page's ink.
         strong = f"abs(datum.z) > {0.6 * bound}" if diverging else f"datum.z < {low + 0.6 * (high - low)}"
@@ -212,59 +226,6 @@ def heat_map(
         layers.append({"mark": {"type": "text", "fontSize": 11, "tooltip": None}, "encoding": encoding})
     bands = {"scale": {"bandPaddingInner": 0.04, "bandPaddingOuter": 0.02}}
     return {"data": {"values": list(cells)}, "layer": layers, "height": 32 * len(rows), "config": bands}
-
-
-ZOOM: Row = {
-    "name": "zoom",
-    "select": {"type": "interval", "zoom": "wheel![event.shiftKey]"},
-    "bind": "scales",
-}
-
-
-def _is_log(values: Sequence[float]) -> bool:
-    return max(values, default=1) > LOG_RATIO * min(values, default=1) > 0
-
-
-def _x_scale(values: Sequence[float]) -> Row:
-    return {"type": "log", "nice": False, "padding": 12} if _is_log(values) else {"zero": False, "padding": 12}
-
-
-def _x_axis(values: Sequence[float]) -> Row:
-    """Where the axis is logarithmic and the values are few, labels at the values themselves."""
-    distinct = sorted(set(values))
-    at_values = _is_log(values) and len(distinct) <= MAX_TICKS
-    return {"values": distinct, "format": ",.4~g"} if at_values else {"format": ",.4~g"}
-
-
-def _shapes(series: Sequence[str]) -> list[str]:
-    return ["circle" if name == "other" else SHAPES[place % MAX_SERIES] for place, name in enumerate(series)]
-
-
-def _y_scale(points: Sequence[Row], y_range: tuple[float, float] | None) -> Row:
-    if y_range is None:
-        return {"zero": False, "padding": 16}
-    lowest = min(point["y"] for point in points)
-    return {"zero": False, "domainMin": {"expr": f"all_runs ? {lowest - 1} : {y_range[0]}"}, "domainMax": y_range[1]}
-
-
-def _all_runs(y_range: tuple[float, float] | None) -> Row:
-    """A box to tick that draws the points outside the range too."""
-    if y_range is None:
-        return {}
-    return {"params": [{"name": "all_runs", "value": False, "bind": {"input": "checkbox", "name": "all runs "}}]}
-
-
-def _level(level: tuple[str, float] | None, y: Row) -> list[Row]:
-    if level is None:
-        return []
-    name, height = level
-    data = {"values": [{"y": height, "name": name}]}
-    text = {"type": "text", "align": "right", "dx": -4, "dy": -7, "fontSize": 11, "color": GREY, "clip": True}
-    rule = {"type": "rule", "strokeDash": [5, 4], "color": GREY, "clip": True}
-    return [
-        {"data": data, "mark": rule, "encoding": {"y": y}},
-        {"data": data, "mark": text, "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "name"}}},
-    ]
 
 
 def vega_script() -> str | None:
@@ -287,17 +248,12 @@ def vega_script() -> str | None:
         return vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
-def write_files(plots: Iterable[Plot], folder: Path) -> list[Path]:
-    """Write each plot as KEY.png and KEY.svg into ``folder``, on white; every file is whole or absent.
-
-    Raises:
-        ExperimentError: vl-convert-python is not installed, or the folder cannot be written to.
-    """
+def write_files(plots: Iterable[Plot], folder: Path) -> None:
+    """Write each plot as KEY.png and KEY.svg into ``folder``, on white; every file is whole or absent."""
     try:
         import vl_convert
     except ModuleNotFoundError as error:
         raise missing_extra("vl-convert-python", "report") from error
-    written = []
     config = themes()["light"]
     for plot in plots:
         spec = {**plot.spec, "width": FILE_WIDTH, "title": plot.title, "padding": 12}
@@ -306,8 +262,5 @@ def write_files(plots: Iterable[Plot], folder: Path) -> list[Path]:
             "svg": vl_convert.vegalite_to_svg(spec, config=config).encode(),
         }
         for kind, content in rendered.items():
-            path = folder / f"{plot.key}.{kind}"
-            with replacing(path) as temporary:
+            with replacing(folder / f"{plot.key}.{kind}") as temporary:
                 temporary.write_bytes(content)
-            written.append(path)
-    return written

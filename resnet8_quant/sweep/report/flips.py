@@ -47,15 +47,13 @@ def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
     # Half of the places each, and what the one kind leaves goes to the other.
     shown_wrong = max(MAX_IMAGES // 2, MAX_IMAGES - len(to_right))
     chosen = [*to_wrong[:shown_wrong], *to_right[: MAX_IMAGES - min(shown_wrong, len(to_wrong))]]
-    classes = evidence.classes
-
-    def name(label: int) -> str:
-        return classes[label] if label < len(classes) else str(label)
-
+    names = dict(enumerate(evidence.classes))
     flips = []
     for index in map(int, chosen):
-        true, old, new = (int(values[index]) for values in (labels, before, after))
-        flips.append(Flip(index, name(true), name(old), name(new), new != true, data_uri(images[index])))
+        true, old, new = (
+            names.get(label, str(label)) for label in map(int, (labels[index], before[index], after[index]))
+        )
+        flips.append(Flip(index, true, old, new, bool(after[index] != labels[index]), data_uri(images[index])))
     shown = "All" if len(chosen) == len(to_wrong) + len(to_right) else f"The first {len(chosen)}"
     sentence = (
         f"{job.label} ({job.choices}) against its float model: {len(to_wrong)} flipped to wrong, {len(to_right)} to "

@@ -6,7 +6,7 @@ In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s, or the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean
 
@@ -16,7 +16,7 @@ from resnet8_quant import terminal
 from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.portability import MARK, in_default_session, mark
 from resnet8_quant.sweep.report.evidence import Evidence, number, read_table
-from resnet8_quant.sweep.report.figures import MAX_SERIES, Plot, Row, heat_map, lines, scatter
+from resnet8_quant.sweep.report.figures import MAX_SERIES, Axes, Plot, Row, heat_map, lines, scatter
 from resnet8_quant.sweep.report.tables import shortened
 
 MAX_POINTS = 2000
@@ -26,11 +26,16 @@ MAX_RUNS = 12
 MAX_CLASSES = 40
 MAX_NAME = 44  # characters of a run's name on an axis
 WINDOW = 10.0  # percentage points below the best where an axis of accuracy ends at first
-LATENCY = "Median latency, \N{MICRO SIGN}s"
 SIZE = "calibration.samples_per_class"
+ACCURACY = "Top-1, %"
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
-PlotOrReason = tuple[Plot | None, str]  # the reason says why there is no plot
+NO_MAPS = f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
+# Key, title, title of the x axis, column on it, and what it is divided by.
+TRADE_OFFS = (
+    ("pareto_bytes", "Accuracy against size", "Model, kB", "model_bytes", 1000),
+    ("pareto_latency", "Accuracy against latency", "Median latency, \N{MICRO SIGN}s", "latency_us_median", 1),
+)
 
 
 def compared_settings(jobs: Sequence[Job]) -> list[str]:
@@ -39,15 +44,6 @@ def compared_settings(jobs: Sequence[Job]) -> list[str]:
 
 
 # ---- all runs
-
-
-def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
-    """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
-    plots = (
-        _trade_off(jobs, recommended, "pareto_bytes", "Accuracy against size", "Model, kB", _kilobytes),
-        _trade_off(jobs, recommended, "pareto_latency", "Accuracy against latency", LATENCY, _latency),
-    )
-    return [plot for plot in plots if plot is not None]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -59,60 +55,52 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _trade_off(
-    jobs: Sequence[Job], recommended: Job, key: str, title: str, x_title: str, measure: Callable[[Job], float | None]
-) -> Plot | None:
-    known = [(job, x, _percent(job)) for job in jobs if (x := measure(job)) is not None and x > 0]
-    if not known:
-        return None
-    front = pareto([(x, y) for _, x, y in known])
-    kept = sorted(set(sorted(range(len(known)), key=lambda i: -known[i][2])[:MAX_POINTS]) | set(front))
-    names = _series([known[i][0] for i in kept], jobs)
-    points = [
-        {"x": x, "y": y, "series": name, "hover": describe(job)}
-        for name, (job, x, y) in zip(names, (known[i] for i in kept), strict=True)
-    ]
-    ring = [
-        {"x": x, "y": y, "hover": f"Recommended\n{describe(job)}"} for job, x, y in known if job is recommended
-    ]  # fmt: skip
-    y_range, below = window([y for *_, y in known])
-    hidden = f"The {len(kept):,} most accurate runs of {len(known):,} are drawn." if len(kept) < len(known) else ""
-    busy = sum(bool(job.row.machine_busy) for job, *_ in known) if measure is _latency else 0
-    timed = f"{busy} of {len(known)} runs were timed on a busy machine." if busy else ""
-    spec = scatter(
-        points,
-        list(dict.fromkeys(names)),
-        [{"x": known[i][1], "y": known[i][2]} for i in front],
-        ring,
-        x_title=x_title,
-        y_title="Top-1, %",
-        level=_float_level(jobs),
-        y_range=y_range,
-    )
-    note = "Up and to the left is better; the grey line joins the runs that no other run beats in both."
-    return Plot(key, title, " ".join(filter(None, (note, below, hidden, timed))), spec)
+def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
+    """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
+    plots = []
+    for key, title, x_title, column, unit in TRADE_OFFS:
+        known = [(job, getattr(job.row, column) / unit, _percent(job)) for job in jobs if getattr(job.row, column)]
+        if not known:
+            continue
+        front = pareto([(x, y) for _, x, y in known])
+        kept = sorted({*sorted(range(len(known)), key=lambda i: -known[i][2])[:MAX_POINTS], *front})
+        drawn = [known[i] for i in kept]
+        names = _series([job for job, *_ in drawn], jobs)
+        points = [
+            {"x": x, "y": y, "series": name, "hover": describe(job)}
+            for name, (job, x, y) in zip(names, drawn, strict=True)
+        ]
+        ring = [{"x": x, "y": y, "hover": f"Recommended\n{describe(job)}"} for job, x, y in known if job is recommended]
+        y_range, below = window([y for *_, y in known])
+        notes = ["Up and to the left is better; the grey line joins the runs that no other run beats in both.", below]
+        if len(kept) < len(known):
+            notes.append(f"The {len(kept):,} most accurate runs of {len(known):,} are drawn.")
+        busy = sum(bool(job.row.machine_busy) for job, *_ in known)
+        if busy and column == "latency_us_median":
+            notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
+        axes = Axes(x_title, ACCURACY, _float_level(jobs), y_range)
+        front_points = [{"x": known[i][1], "y": known[i][2]} for i in front]
+        spec = scatter(points, list(dict.fromkeys(names)), front_points, ring, axes)
+        plots.append(Plot(key, title, " ".join(filter(None, notes)), spec))
+    return plots
 
 
 def window(values: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
     """Where an axis of accuracies in percent ends at first, and the sentence that says what lies below it."""
-    best, worst = max(values), min(values)
-    if worst >= best - WINDOW:
-        return None, ""
+    best = max(values)
     low = best - WINDOW
     below = sum(value < low for value in values)
+    if not below:
+        return None, ""
     lie = "run lies" if below == 1 else "runs lie"
     return (low, best + 0.06 * WINDOW), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
 
 
-def heat_maps(jobs: Sequence[Job]) -> tuple[list[Plot], str]:
-    """Mean accuracy over each pair of settings that vary; the second value says why there is none."""
-    keys = [key for key in compared_settings(jobs) if key != "seed"]
-    usable = [key for key in keys if 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
-    maps = [pair for y, x in combinations(usable, 2) if (pair := _heat(jobs, x, y)) is not None]
-    maps.sort(key=lambda pair: pair[0])  # whole grids first
-    if maps:
-        return [plot for _, plot in maps[:MAX_MAPS]], ""
-    return [], f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
+def heat_maps(jobs: Sequence[Job]) -> list[Plot]:
+    """Mean accuracy over each pair of settings that vary, whole grids first."""
+    keys = [key for key in compared_settings(jobs) if key != "seed" and 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
+    maps = [pair for y, x in combinations(keys, 2) if (pair := _heat(jobs, x, y)) is not None]
+    return [plot for _, plot in sorted(maps, key=lambda pair: pair[0])[:MAX_MAPS]]
 
 
 def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | None:
@@ -125,27 +113,21 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | Non
     for job in jobs:
         setting = settings(job.row)
         accuracies.setdefault((setting[x_key], setting[y_key]), []).append(_percent(job))
-    cells = [
-        {
-            "x": x,
-            "y": y,
-            "z": fmean(values),
-            "text": f"{fmean(values):.2f}",
-            "hover": f"{y_key}={y}\n{x_key}={x}\nmean {_spread(values)}",
-        }
-        for (x, y), values in accuracies.items()
-    ]
-    spec = heat_map(cells, columns, rows, x_title=x_key, y_title=y_key, unit="Top-1, %")
+    cells = []
+    for (x, y), values in accuracies.items():
+        mean, hover = fmean(values), f"{y_key}={y}\n{x_key}={x}\nmean {_spread(values)}"
+        cells.append({"x": x, "y": y, "z": mean, "text": f"{mean:.2f}", "hover": hover})
+    spec = heat_map(cells, columns, rows, (x_key, y_key, ACCURACY))
     note = "Each cell is the mean over all runs with these two values, whatever else they vary."
     plot = Plot(f"heat_{_plain(y_key)}_{_plain(x_key)}", f"{y_key} by {x_key}", note, spec)
     return len(columns) * len(rows) - len(cells), plot
 
 
-def calibration_size(jobs: Sequence[Job]) -> PlotOrReason:
+def calibration_size(jobs: Sequence[Job]) -> Plot | str:
     """Accuracy against the number of calibration images; a band over the seeds."""
     known = [job for job in jobs if job.row.calibration_images]
     if len({job.row.calibration_images for job in known}) < 2:
-        return None, "the number of calibration images does not vary"
+        return "the number of calibration images does not vary"
     keys = [key for key in compared_settings(known) if key.removeprefix("config.") not in (SIZE, "seed")]
     configurations: dict[str, dict[int, list[float]]] = {}
     for job in known:
@@ -156,7 +138,7 @@ def calibration_size(jobs: Sequence[Job]) -> PlotOrReason:
     ranked = sorted(configurations.items(), key=lambda item: -max(fmean(values) for values in item[1].values()))
     shown = dict([(name, sizes) for name, sizes in ranked if len(sizes) > 1][:MAX_SERIES])
     if not shown:
-        return None, "no configuration was run with more than one number of calibration images"
+        return "no configuration was run with more than one number of calibration images"
     points: list[Row] = []
     for name, sizes in shown.items():
         several = any(len(values) > 1 for values in sizes.values())
@@ -165,20 +147,13 @@ def calibration_size(jobs: Sequence[Job]) -> PlotOrReason:
             band = {"low": min(values), "high": max(values)} if several else {}
             points.append({"x": size, "y": fmean(values), "series": name, "hover": hover, **band})
     seeds = max(len(values) for sizes in shown.values() for values in sizes.values())
-    band_note = f"Line: mean over {seeds} seeds; band: smallest to largest." if seeds > 1 else "One seed: no band."
-    left_out = len(shown) < len(configurations)
-    left = f"The {len(shown)} most accurate of {len(configurations)} configurations." if left_out else ""
+    notes = [f"Line: mean over {seeds} seeds; band: smallest to largest." if seeds > 1 else "One seed: no band."]
+    if len(shown) < len(configurations):
+        notes.append(f"The {len(shown)} most accurate of {len(configurations)} configurations.")
     y_range, below = window([point["y"] for point in points])
-    spec = lines(
-        points,
-        list(shown),
-        x_title="Calibration images",
-        y_title="Top-1, %",
-        level=_float_level(jobs),
-        y_range=y_range,
-    )
-    note = " ".join(filter(None, (band_note, left, below)))
-    return Plot("calibration_size", "Accuracy against calibration images", note, spec), ""
+    spec = lines(points, list(shown), Axes("Calibration images", ACCURACY, _float_level(jobs), y_range))
+    note = " ".join(filter(None, (*notes, below)))
+    return Plot("calibration_size", "Accuracy against calibration images", note, spec)
 
 
 def describe(job: Job) -> str:
@@ -187,12 +162,11 @@ def describe(job: Job) -> str:
     accuracy = f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}"
     if row.accuracy_ci_low is not None and row.accuracy_ci_high is not None:
         accuracy += f" ({terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)})"
-    delta = f"{terminal.points(row.accuracy_delta)} points against float" if row.accuracy_delta is not None else ""
-    measures = [terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels or ""]
+    measures = (terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels)
     parts = (
-        f"{job.label}: {job.choices}",
+        _title(job),
         accuracy,
-        delta,
+        f"{terminal.points(row.accuracy_delta)} points against float" if row.accuracy_delta is not None else "",
         ", ".join(filter(None, measures)),
         "timed on a busy machine" if row.machine_busy else "",
         f"{MARK} not portable" if mark(row) else "",
@@ -220,79 +194,77 @@ def selection(evidence: Evidence, first: Job, most: int = MAX_RUNS) -> list[Job]
     return list(distinct.values())[:most]
 
 
-def per_class(evidence: Evidence, first: Job) -> PlotOrReason:
+def per_class(evidence: Evidence, first: Job) -> Plot | str:
     """How far each class moved from float, in points, for a few runs."""
     cells = []
     jobs = selection(evidence, first)
-    names = _names(jobs)
-    for job, run in zip(jobs, names, strict=True):
+    for job, run in zip(jobs, _names(jobs), strict=True):
         for row in read_table(job.path / "per_class.csv", ("class_name", "images", "accuracy", "accuracy_delta")):
             delta, accuracy, name = number(row["accuracy_delta"]), number(row["accuracy"]), row["class_name"]
             if delta is None or accuracy is None:
                 continue
-            hover = f"{job.label}: {job.choices}\n{name}: {100 * delta:+.2f} points\n{100 * accuracy:.2f} % of "
+            moved = f"{name}: {100 * delta:+.2f} points\n{100 * accuracy:.2f} % of {row['images']} images"
             text = f"{100 * delta:+.1f}" if delta else "0.0"
-            cells.append(
-                {"x": name, "y": run, "z": 100 * delta, "text": text, "hover": f"{hover}{row['images']} images"}
-            )
+            cells.append({"x": name, "y": run, "z": 100 * delta, "text": text, "hover": f"{_title(job)}\n{moved}"})
     if not cells:
-        return None, "no run has a readable per_class.csv"
+        return "no run has a readable per_class.csv"
     classes = list(dict.fromkeys(str(cell["x"]) for cell in cells))[:MAX_CLASSES]
     cells = [cell for cell in cells if cell["x"] in classes]
-    rows = [name for name in names if any(cell["y"] == name for cell in cells)]
-    spec = heat_map(cells, classes, rows, x_title="", y_title="", unit="Points", diverging=True)
+    rows = list(dict.fromkeys(str(cell["y"]) for cell in cells))
+    spec = heat_map(cells, classes, rows, ("", "", "Points"), diverging=True)
     note = "The recommended run first, then the most accurate others; of runs that differ only in the seed, one."
-    return Plot("per_class", "Accuracy of each class against float", note, spec), ""
+    return Plot("per_class", "Accuracy of each class against float", note, spec)
 
 
-def confusion(evidence: Evidence, job: Job) -> PlotOrReason:
+def confusion(evidence: Evidence, job: Job) -> Plot | str:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None:
-        return None, evidence.missing["labels"]
+        return evidence.missing["labels"]
     if after is None or before is None:
-        return None, "the run's or the float model's predictions are missing"
+        return "the run's or the float model's predictions are missing"
     count = int(max(labels.max(), after.max(), before.max())) + 1
     if count > MAX_CLASSES:
-        return None, f"{count} classes are more than fit, {MAX_CLASSES}"
+        return f"{count} classes are more than fit, {MAX_CLASSES}"
     # A pair of classes is one number, so that counting numbers counts pairs: a confusion matrix.
     pairs = (np.bincount(labels * count + predicted, minlength=count**2) for predicted in (after, before))
     new, old = (table.reshape(count, count) for table in pairs)
+    moved = new - old
     names = evidence.classes if len(evidence.classes) == count else [str(label) for label in range(count)]
     cells = [
         {
             "x": names[j],
             "y": names[i],
-            "z": int(new[i, j] - old[i, j]),
-            "text": f"{new[i, j] - old[i, j]:+d}" if new[i, j] != old[i, j] else "",
+            "z": int(moved[i, j]),
+            "text": f"{moved[i, j]:+d}" if moved[i, j] else "",
             "hover": f"true {names[i]}, predicted {names[j]}\n{new[i, j]} images, {old[i, j]} of the float model",
         }
         for i, j in np.ndindex(count, count)
     ]
-    spec = heat_map(cells, names, names, x_title="Predicted", y_title="True class", unit="Images", diverging=True)
+    spec = heat_map(cells, names, names, ("Predicted", "True class", "Images"), diverging=True)
     note = (
         f"Confusion matrix of {job.label} ({job.choices}) minus that of its float model, in images. "
         "On the diagonal more is better, elsewhere less."
     )
-    return Plot("confusion", "Where the predictions moved", note, spec), ""
+    return Plot("confusion", "Where the predictions moved", note, spec)
 
 
-def layer_snr(evidence: Evidence, first: Job) -> PlotOrReason:
+def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
     """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
     known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
     if not known:
-        return None, "no run has a ranges.csv with signal-to-noise ratios (calibration.bins=null keeps no histograms)"
+        return "no run has a ranges.csv with signal-to-noise ratios (calibration.bins=null keeps no histograms)"
     tensors = list(known[0][1])
     shown = [(job, ratios) for job, ratios in known if list(ratios) == tensors][:MAX_SERIES]
     names = _names([job for job, _ in shown])
     points = [
-        {"x": tensor, "y": snr, "series": name, "hover": f"{job.label}: {job.choices}\n{tensor}\n{snr:.1f} dB"}
+        {"x": tensor, "y": snr, "series": name, "hover": f"{_title(job)}\n{tensor}\n{snr:.1f} dB"}
         for name, (job, ratios) in zip(names, shown, strict=True)
         for tensor, snr in ratios.items()
     ]
-    spec = lines(points, names, x_title="", y_title="SNR, dB")
     note = "On the calibration images, in the order of the graph; higher is better, 6 dB are about one bit."
-    return Plot("layer_snr", "Signal to quantization noise of each activation", note, spec), ""
+    spec = lines(points, names, Axes("", "SNR, dB"))
+    return Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)
 
 
 def _snr(job: Job) -> dict[str, float]:
@@ -309,8 +281,7 @@ def _names(jobs: Sequence[Job]) -> list[str]:
     names: list[str] = []
     for job in jobs:
         name = shortened(job.choices, MAX_NAME)
-        taken = name in names
-        names.append(f"{shortened(name, MAX_NAME - 10)} ({job.label})" if taken else name)
+        names.append(f"{shortened(name, MAX_NAME - 10)} ({job.label})" if name in names else name)
     return names
 
 
@@ -345,12 +316,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f}, n = {len(values)}"
 
 
-def _kilobytes(job: Job) -> float | None:
-    return None if job.row.model_bytes is None else job.row.model_bytes / 1000
-
-
-def _latency(job: Job) -> float | None:
-    return job.row.latency_us_median
+def _title(job: Job) -> str:
+    return f"{job.label}: {job.choices}"
 
 
 def _percent(job: Job) -> float:

@@ -9,14 +9,14 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from resnet8_quant import __version__
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.folders import read_json
 from resnet8_quant.sweep.plan import read_plan
-from resnet8_quant.sweep.report.evidence import read_record
 from resnet8_quant.sweep.report.tables import shortened
 
 MAX_VALUES = 8  # of one fact
@@ -61,35 +61,30 @@ def provenance(jobs: Sequence[Job], *, today: datetime | None = None) -> dict[st
         ],
         "Report": [f"written {(today or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC by resnet8-quant {__version__}"],
     }
-    listed = {name: [shortened(value) for value in values if value] for name, values in facts.items()}
-    return {name: _limited(values) for name, values in listed.items() if values}
+    shown = {name: [shortened(value) for value in values if value] for name, values in facts.items()}
+    for values in shown.values():
+        if len(values) > MAX_VALUES:
+            values[MAX_VALUES:] = [f"and {len(values) - MAX_VALUES} more"]
+    return {name: values for name, values in shown.items() if values}
 
 
 def measurement(row: RunResult) -> str:
     """How the latency of a run was measured, in words."""
     if row.latency_us_median is None:
         return "not measured"
-    facts = (
-        f"median of {row.latency_runs} calls" if row.latency_runs else "",
-        f"batch {row.latency_batch}" if row.latency_batch else "",
-        f"{row.latency_threads} thread{'' if row.latency_threads == 1 else 's'}" if row.latency_threads else "",
-    )
-    return ", ".join(filter(None, facts)) or "measured"
+    facts = [f"median of {row.latency_runs} calls"] if row.latency_runs else []
+    facts += [f"batch {row.latency_batch}"] if row.latency_batch else []
+    facts += [f"{row.latency_threads} thread{'' if row.latency_threads == 1 else 's'}"] if row.latency_threads else []
+    return ", ".join(facts) or "measured"
 
 
 def launchers(jobs: Sequence[Job]) -> list[str]:
     """Names of the launchers that started the jobs, from Hydra's record of one job of each sweep."""
-    first = {job.path.parent: job.path for job in reversed(jobs) if job.number is not None}
-    return sorted(set(filter(None, map(_launcher, first.values()))))
-
-
-def _launcher(folder: Path) -> str:
-    try:
-        record = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    choice = LAUNCHER.search(record)
-    return choice[1] if choice else ""
+    names = set()
+    for folder in {job.path.parent: job.path for job in reversed(jobs) if job.number is not None}.values():
+        with suppress(OSError, UnicodeDecodeError):
+            names.update(LAUNCHER.findall((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))[:1])
+    return sorted(names)
 
 
 def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
@@ -106,19 +101,13 @@ def _sweep_commands(jobs: Sequence[Job]) -> list[str]:
 
 def _counted(values: Iterable[str | None]) -> list[str]:
     """Distinct values, the most frequent first; how often each, where there are several."""
-    counts = Counter(value for value in values if value)
-    several = len(counts) > 1
-    return [
-        f"{value} ({count} run{'' if count == 1 else 's'})" if several else value
-        for value, count in counts.most_common()
-    ]
-
-
-def _limited(values: list[str]) -> list[str]:
-    return values if len(values) <= MAX_VALUES else [*values[:MAX_VALUES], f"and {len(values) - MAX_VALUES} more"]
+    counts = Counter(filter(None, values))
+    if len(counts) == 1:
+        return list(counts)
+    return [f"{value} ({count} run{'' if count == 1 else 's'})" for value, count in counts.most_common()]
 
 
 def _versions(jobs: Sequence[Job]) -> str:
     first = next((job for job in jobs if job.ok), None)
-    versions = read_record(first.path).get("versions") if first else None
+    versions = read_json(first.path / "run.json").get("versions") if first else None
     return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.portability import is_portable
+from resnet8_quant.sweep.portability import mark
 from resnet8_quant.sweep.report.evidence import Evidence
 
 LEVEL = 0.05
@@ -41,13 +41,7 @@ UNPAIRED = (
 
 @dataclass(frozen=True)
 class Model:
-    """One model file and the runs that made it.
-
-    Attributes:
-        job: the first of the runs, which stands for all.
-        runs: all of them.
-        predictions: int16 [N], its predicted classes; None: not known.
-    """
+    """One model file, the runs that made it, the one that stands for all, and the predicted classes if known."""
 
     job: Job
     runs: tuple[Job, ...]
@@ -78,10 +72,8 @@ class PairedTest:
     """A model against the most accurate one.
 
     Attributes:
-        to_wrong: images that only the most accurate model gets right.
-        to_right: images that only this model gets right.
-        p: exact McNemar test, two-sided.
-        holm: the same, corrected for the number of models compared.
+        to_wrong, to_right: images that only the most accurate model, and that only this model gets right.
+        p, holm: exact McNemar test, two-sided; the same, corrected for the number of models compared.
     """
 
     model: Model
@@ -96,8 +88,7 @@ class Recommendation:
     """The model to ship.
 
     Attributes:
-        model: recommended.
-        best: the most accurate model.
+        model, best: recommended, and the most accurate one.
         paired: whether paired tests decided what qualifies.
         qualified: how many models are not worse than the best.
         portable: how many of these compute the same on every CPU; 0: ``model`` is chosen among all that qualify.
@@ -137,15 +128,14 @@ def recommend(evidence: Evidence) -> Recommendation | None:
     best = min(models, key=lambda model: model.quality)
     tests = tests_against_best(evidence, models)
     paired = evidence.labels is not None and best.predictions is not None
-    if not paired:
-        compared = models
-        bar = best.job.row.accuracy_ci_low
-        qualified = [model for model in models if model is best or (bar is not None and model.accuracy >= bar)]
-    else:
+    if paired:
         compared = [model for model in models if model.predictions is not None]
         worse = {id(test.model) for test in tests if test.holm < LEVEL}
         qualified = [model for model in compared if id(model) not in worse]
-    portable = [model for model in qualified if is_portable(model.job.row)]
+    else:
+        compared, bar = models, best.job.row.accuracy_ci_low
+        qualified = [model for model in models if model is best or (bar is not None and model.accuracy >= bar)]
+    portable = [model for model in qualified if not mark(model.job.row)]
     quantized = [model for model in qualified if model.job.row.calibration_method]
     if quantized and not any(model.job.row.calibration_method for model in portable):
         portable = []  # the float model computes the same everywhere, and is not what was asked for

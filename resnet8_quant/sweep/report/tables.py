@@ -54,6 +54,9 @@ class Cell(NamedTuple):
     style: str = ""
 
 
+EMPTY = Cell("")
+
+
 class Table(NamedTuple):
     """Columns, rows, and the sentences below."""
 
@@ -65,13 +68,13 @@ class Table(NamedTuple):
 def all_runs(jobs: Sequence[Job], recommendation: Recommendation | None) -> Table:
     """Every run of ``jobs``, at most MAX_ROWS."""
     keys = varied(jobs)[:MAX_SETTINGS]
+    numeric = {key for key in keys if all(number(settings(job.row).get(key) or "0") is not None for job in jobs)}
     fixed = [*FIXED]
     fixed += DEFAULT_SESSION if any(job.row.default_session_accuracy is not None for job in jobs) else ()
     fixed += BUSY if any(job.row.machine_busy for job in jobs) else ()
     more = [name for name in results.COLUMNS if name not in NEVER and len({getattr(j.row, name) for j in jobs}) > 1]
     numbers = {name for name in more if any(isinstance(getattr(job.row, name), int | float) for job in jobs)}
     tests = {id(run): test for test in recommendation.tests for run in test.model.runs} if recommendation else {}
-    numeric = {key for key in keys if all(cell.value is not None for cell in _settings(jobs, key) if cell.text)}
     columns = [
         Column("Job", "job", True),
         Column("Status", "status"),
@@ -83,19 +86,13 @@ def all_runs(jobs: Sequence[Job], recommendation: Recommendation | None) -> Tabl
     ]
     rows = []
     for job in jobs[:MAX_ROWS]:
-        setting = settings(job.row)
-        test = tests.get(id(job))
-        rows.append(
-            [
-                Cell("" if job.number is None else str(job.number), job.number),
-                _status(job, recommendation),
-                *(_setting(setting.get(key)) for key in keys),
-                *(_fixed(job, name) for name in fixed),
-                *([Cell("") if test is None else Cell(p_value(test.holm), test.holm)] if tests else []),
-                *(_value(getattr(job.row, name)) for name in more),
-                Cell(shortened(job.folder)),
-            ]
-        )
+        setting, test = settings(job.row), tests.get(id(job))
+        cells = [Cell("" if job.number is None else str(job.number), job.number), _status(job, recommendation)]
+        cells += [Cell(shortened(setting[key]), number(setting[key])) if key in setting else EMPTY for key in keys]
+        cells += [_fixed(job, name) for name in fixed]
+        cells += [EMPTY if test is None else Cell(p_value(test.holm), test.holm)] if tests else []
+        cells += [_value(getattr(job.row, name)) for name in more]
+        rows.append([*cells, Cell(shortened(job.folder))])
     return Table(columns, rows, portability.notes(jobs[:MAX_ROWS]))
 
 
@@ -105,10 +102,9 @@ def shortened(text: str, longest: int = MAX_CELL) -> str:
 
 
 def _status(job: Job, recommendation: Recommendation | None) -> Cell:
-    if recommendation is not None and job is recommendation.job:
-        return Cell("recommended", style="recommended")
     if recommendation is not None and any(run is job for run in recommendation.model.runs):
-        return Cell("same model as recommended")
+        recommended = Cell("recommended", style="recommended")
+        return recommended if job is recommendation.job else Cell("same model as recommended")
     return Cell(job.row.status, style="" if job.ok else "failed")
 
 
@@ -116,7 +112,7 @@ def _fixed(job: Job, name: str) -> Cell:
     """A measurement as it is shown, and its number in the unit of the heading."""
     value = getattr(job.row, name)
     if value is None:
-        return Cell("")
+        return EMPTY
     if name in BUSY:
         return Cell("yes" if value else "no")
     if name == "accuracy_delta":
@@ -127,22 +123,15 @@ def _fixed(job: Job, name: str) -> Cell:
     return Cell(f"{value:,.0f}", value)
 
 
-def p_value(value: float) -> str:
-    """A p-value with three digits, as many as matter."""
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _settings(jobs: Sequence[Job], key: str) -> list[Cell]:
-    return [_setting(settings(job.row).get(key)) for job in jobs]
-
-
-def _setting(text: str | None) -> Cell:
-    return Cell("") if text is None else Cell(shortened(text), number(text))
-
-
 def _value(value: object) -> Cell:
+    """Any other value; the number that the table sorts by keeps all its digits."""
     if value is None:
-        return Cell("")
+        return EMPTY
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Cell(shortened(str(value), 60))
     return Cell(f"{value:,}" if isinstance(value, int) else f"{value:.4g}", value)
+
+
+def p_value(value: float) -> str:
+    """A p-value with three digits, as many as matter."""
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -31,7 +31,7 @@ def data() -> Dataset:
 
 @pytest.fixture(scope="session")
 def float_predictions(data: Dataset) -> np.ndarray:
-    return _changed(data.test.labels, 120, 0)
+    return _changed(data.test.labels, data.test.labels, 120, 0)
 
 
 @pytest.fixture
@@ -42,9 +42,7 @@ def make_run(tmp_path: Path, data: Dataset, float_predictions: np.ndarray) -> Ma
         folder = tmp_path / "sweep" / f"{number}_x"
         folder.mkdir(parents=True)
         labels = data.test.labels
-        predictions = float_predictions.copy()
-        hit = np.random.default_rng(draw).permutation(np.flatnonzero(predictions == labels))[:wrong]
-        predictions[hit] = (labels[hit] + 1) % 10
+        predictions = _changed(float_predictions, labels, wrong, draw)
         right = predictions == labels
         low, high = wilson_interval(int(right.sum()), len(labels))
         quantized = "quant=float" not in overrides
@@ -116,11 +114,12 @@ def grid(make_run: MakeRun, jobs_of: Callable[[], list[Job]]) -> list[Job]:
     return jobs_of()
 
 
-def _changed(labels: np.ndarray, wrong: int, seed: int) -> np.ndarray:
-    predictions = labels.copy()
-    hit = np.random.default_rng(seed).permutation(len(labels))[:wrong]
-    predictions[hit] = (labels[hit] + 1) % 10
-    return predictions
+def _changed(predictions: np.ndarray, labels: np.ndarray, wrong: int, seed: int) -> np.ndarray:
+    """``predictions`` with ``wrong`` right ones replaced by the class after the true one."""
+    hit = np.random.default_rng(seed).permutation(np.flatnonzero(predictions == labels))[:wrong]
+    changed = predictions.copy()
+    changed[hit] = (labels[hit] + 1) % 10
+    return changed
 
 
 def _tables(folder: Path, labels: np.ndarray, predictions: np.ndarray, before: np.ndarray, quantized: bool) -> None:

@@ -15,15 +15,6 @@ MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
 
 
-def test_evidence_of_a_grid(grid: list[Job]) -> None:
-    evidence = gather(grid)
-    assert len(evidence.jobs) == 13
-    assert all(predictions is not None for predictions in evidence.predictions)
-    assert evidence.labels is not None
-    assert evidence.classes[3] == "cat"
-    assert (evidence.missing, evidence.notes) == ({}, [])
-
-
 def test_predictions_that_do_not_fit_the_row_are_not_used(make_run: MakeRun, jobs_of: Read) -> None:
     make_run(0, "quant=int8", 3)
     np.save(make_run(1, "quant=uint8", 3) / "predictions.npy", np.zeros(1000, np.int64))

@@ -8,6 +8,7 @@ import pytest
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report import recommendation
 from resnet8_quant.sweep.report.evidence import Evidence
 from resnet8_quant.sweep.report.recommendation import PAIRED, PORTABLE, UNPAIRED, Model, choose, holm, recommend
 
@@ -26,6 +27,12 @@ def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidenc
     return Evidence(jobs, list(predictions), labels)
 
 
+def _answer(evidence: Evidence) -> recommendation.Recommendation:
+    answer = recommend(evidence)
+    assert answer is not None
+    return answer
+
+
 def test_holm_against_a_worked_example() -> None:
     # Sorted: 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.04 * 1, each at least the one before.
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
@@ -39,8 +46,7 @@ def test_a_smaller_run_that_is_not_worse_wins() -> None:
         small={"model_bytes": 50},
         tiny={"model_bytes": 10},
     )
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert (answer.job.folder, answer.best.job.folder) == ("small", "best")
     assert (answer.qualified, answer.compared) == (2, 3)
     small, tiny = answer.tests
@@ -61,19 +67,16 @@ def test_portable_runs_come_first() -> None:
     }
     for portable in (True, None):  # a row that does not say, as a float model's, counts as portable
         rows["middle"]["portable"] = portable
-        answer = recommend(_evidence(right, **rows))
-        assert answer is not None
+        answer = _answer(_evidence(right, **rows))
         assert (answer.job.folder, answer.best.job.folder) == ("middle", "best")
         assert (answer.qualified, answer.portable, answer.compared) == (3, 1, 4)
         assert PORTABLE in answer.rule
     rows["middle"]["portable"] = False
-    answer = recommend(_evidence(right, **rows))
-    assert answer is not None
+    answer = _answer(_evidence(right, **rows))
     assert (answer.job.folder, answer.qualified, answer.portable) == ("small", 3, 0)
     evidence = _evidence(right, **rows | {"middle": {"model_bytes": 50}})
     evidence.labels = None
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert (answer.job.folder, answer.portable) == ("middle", 1)
 
 
@@ -81,12 +84,10 @@ def test_correction_decides() -> None:
     """Eight to one, p = 0.039, is significant alone and not among many."""
     best = list(range(30))
     other = [*range(8, 30), 35]
-    alone = recommend(_evidence({"best": best, "other": other}, other={"model_bytes": 10}))
-    assert alone is not None
+    alone = _answer(_evidence({"best": best, "other": other}, other={"model_bytes": 10}))
     assert alone.job.folder == "best"
     many = {f"same{i}": best[1:] for i in range(5)}
-    among = recommend(_evidence({"best": best, "other": other, **many}, other={"model_bytes": 10}))
-    assert among is not None
+    among = _answer(_evidence({"best": best, "other": other, **many}, other={"model_bytes": 10}))
     assert among.job.folder == "other"
 
 
@@ -120,14 +121,12 @@ def test_runs_of_one_model_are_one_candidate_with_the_median_of_their_latencies(
     latencies = {"lucky": 80.0, "usual": 120.0, "slow": 125.0, "other": 100.0}
     rows = {name: {"latency_us_median": us, "model_sha256": "same"} for name, us in latencies.items()}
     rows["other"]["model_sha256"] = "other"
-    answer = recommend(_evidence(right, **rows))
-    assert answer is not None
+    answer = _answer(_evidence(right, **rows))
     assert (answer.job.folder, answer.qualified, answer.compared, len(answer.tests)) == ("other", 2, 2, 1)
     assert [model.latency for model in answer.timed] == [120.0, 100.0]
     evidence = _evidence(right, **rows | {"other": {"latency_us_median": 130.0, "model_sha256": "other"}})
     evidence.predictions[0] = None  # another run of the model still has them
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert (answer.job.folder, [run.folder for run in answer.model.runs]) == ("usual", ["lucky", "usual", "slow"])
     assert answer.test_of(evidence.jobs[3]) is answer.tests[0]
 
@@ -135,8 +134,7 @@ def test_runs_of_one_model_are_one_candidate_with_the_median_of_their_latencies(
 def test_without_labels_the_interval_decides_and_the_rule_says_so() -> None:
     evidence = _evidence({"best": list(range(30)), "small": list(range(19)), "near": list(range(20))})
     evidence.labels = None
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert (answer.qualified, answer.compared, answer.tests) == (2, 3, ())
     assert answer.rule.startswith(UNPAIRED)
 
@@ -144,14 +142,12 @@ def test_without_labels_the_interval_decides_and_the_rule_says_so() -> None:
 def test_a_run_without_predictions_is_not_recommended() -> None:
     images = {"best": list(range(31)), "small": list(range(30)), "middle": list(range(30))}
     evidence = _evidence(images, best={"model_bytes": 200}, small={"model_bytes": 10})
-    assert recommend(evidence).job.folder == "small"  # type: ignore[union-attr]
+    assert _answer(evidence).job.folder == "small"
     evidence.predictions[1] = None
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert (answer.job.folder, answer.compared, len(answer.tests)) == ("middle", 2, 1)
     evidence.predictions[0] = None
-    answer = recommend(evidence)
-    assert answer is not None
+    answer = _answer(evidence)
     assert answer.rule.startswith(UNPAIRED)
 
 
