@@ -14,13 +14,13 @@ BATCH = 50
 
 def main() -> None:
     files = sys.argv[1:]
-    for model, given, wanted in zip(files[::3], files[1::3], files[2::3], strict=True):
+    for model, images, outputs in zip(files[::3], files[1::3], files[2::3], strict=True):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # the one setting that is not the default; it chooses no kernel
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name, values = session.get_inputs()[0].name, np.load(given)
+        name, values = session.get_inputs()[0].name, np.load(images)
         batches = (values[start : start + BATCH] for start in range(0, len(values), BATCH))
-        np.save(wanted, np.concatenate([session.run(None, {name: batch})[0] for batch in batches]))
+        np.save(outputs, np.concatenate([session.run(None, {name: batch})[0] for batch in batches]))
 
 
 if __name__ == "__main__":

@@ -105,12 +105,14 @@ def measure(method: str, feed: int, size: int, kind: str, source: str | None) ->
     clock = time.perf_counter()
     if feed:
         ranges = onnxruntime_ranges(model, images, CalibrationMethod[THEIRS[method]], feed)
-        found = Calibration(ranges, {}, {}, False, 0.0)
+        calibration = Calibration(ranges, {}, {}, False, 0.0)
     else:
-        found = calibrate(model, images, Config(quant, config))
+        calibration = calibrate(model, images, Config(quant, config))
     seconds, peak, mapped = time.perf_counter() - clock, peak_rss_mb(), kilobytes("/proc/self/status", "RssFile")
-    answers = predict(insert_ranges(model, found, quant), model.input_spec, data.test.images, batch_size=500, threads=0)
-    top1 = 100 * float(np.mean(answers.labels == data.test.labels))
+    predictions = predict(
+        insert_ranges(model, calibration, quant), model.input_spec, data.test.images, batch_size=500, threads=0
+    )
+    top1 = 100 * float(np.mean(predictions.labels == data.test.labels))
     return Measured(seconds, peak or 0.0, (mapped or 0) * 1024 / 1e6, top1)
 
 
@@ -126,8 +128,8 @@ def onnxruntime_ranges(
         path.write_bytes(model.serialized)
         calibrator = create_calibrator(path, OPERATORS, str(augmented), method, extra_options={"symmetric": False})
         calibrator.collect_data(SimpleNamespace(get_next=lambda: next(feeds, None)))
-        found = calibrator.compute_data()
-    ends = {name: [np.asarray(end).item() for end in tensor.range_value] for name, tensor in found.items()}
+        computed = calibrator.compute_data()
+    ends = {name: [np.asarray(end).item() for end in tensor.range_value] for name, tensor in computed.items()}
     return {name: (np.float32(low), np.float32(high)) for name, (low, high) in ends.items()}
 
 
@@ -176,8 +178,8 @@ def named(method: str, feed: int) -> str:
 
 
 def middle(results: Results, method: str, feed: int, size: int, value: str = "seconds") -> float | None:
-    found = results.get((method, feed), {}).get(size)
-    return median(getattr(one, value) for one in found) if found else None
+    runs = results.get((method, feed), {}).get(size)
+    return median(getattr(one, value) for one in runs) if runs else None
 
 
 def verdict(goal: str, values: dict[str, float], limit: float, *, at_least: bool = False) -> str:
@@ -215,8 +217,8 @@ def size_table(
     for method, feed in sorted(results, key=lambda case: case[1] > 0):
         if method == FORWARD or (ours and feed):
             continue
-        found = {size: middle(results, method, feed, size, value) for size in sizes}
-        values = {size: one / (size / per if per else 1) for size, one in found.items() if one is not None}
+        medians = {size: middle(results, method, feed, size, value) for size in sizes}
+        values = {size: one / (size / per if per else 1) for size, one in medians.items() if one is not None}
         first, *_, last = [*values.values(), *values.values()]
         cells = [text.format(values[size]) if size in values else "" for size in sizes]
         rows.append((named(method, feed), *cells, f"{last / first:.3f}"))

@@ -108,8 +108,8 @@ def test_table(tests: list[Test]) -> str:
 
 def listed(tests: Iterable[Test]) -> str:
     """Names of the significant ones, with their differences."""
-    found = [f"{t.name} ({t.difference:+.2f})" for t in tests if t.holm < LEVEL]
-    return ", ".join(found) or "none"
+    significant = [f"{t.name} ({t.difference:+.2f})" for t in tests if t.holm < LEVEL]
+    return ", ".join(significant) or "none"
 
 
 def draw(study: Study, folder: Path) -> str:

@@ -95,15 +95,15 @@ def cpus(arm_root: Path | None) -> list[Cpu]:
     for program in ("qemu-x86_64", *(["qemu-aarch64"] if arm_root else [])):
         if shutil.which(program) is None:
             raise ExperimentError(f"{program} is missing", "apt-get install qemu-user")
-    found = [
+    cpus = [
         Cpu("This machine", (sys.executable,)),
         Cpu("x86 AVX2", ("qemu-x86_64", "-cpu", "max", sys.executable)),
         Cpu("x86 SSE4.1", ("qemu-x86_64", "-cpu", "Nehalem", sys.executable)),
     ]
     if arm_root is not None:
-        found.append(Cpu("Arm NEON dot product", arm_command(arm_root, "neoverse-n1")))
-        found.append(Cpu("Arm i8mm", arm_command(arm_root, "max,sve=off")))
-    return found
+        cpus.append(Cpu("Arm NEON dot product", arm_command(arm_root, "neoverse-n1")))
+        cpus.append(Cpu("Arm i8mm", arm_command(arm_root, "max,sve=off")))
+    return cpus
 
 
 def arm_command(root: Path, cpu: str) -> tuple[str, ...]:
@@ -204,9 +204,9 @@ def close_calls(outputs: np.ndarray) -> np.ndarray:
 
 def cell(outputs: np.ndarray, model: Model, labels: np.ndarray) -> str:
     """Top-1, predictions that differ from exact ones, and how many of those are close calls."""
-    answers = outputs.argmax(axis=1)
-    differ = answers != model.outputs.argmax(axis=1)
-    text = f"{100 * np.mean(answers == labels):.2f} / {differ.sum()}"
+    predictions = outputs.argmax(axis=1)
+    differ = predictions != model.outputs.argmax(axis=1)
+    text = f"{100 * np.mean(predictions == labels):.2f} / {differ.sum()}"
     return f"{text} ({(differ & close_calls(model.outputs)).sum()})" if differ.any() else text
 
 
@@ -234,13 +234,13 @@ def table(
     """The Markdown table: the probe's row, then one for each model."""
     titles = ["Model", "Portable", "Exact", *(cpu.title for cpu in machines)]
     lines = [f"| {' | '.join(titles)} |", f"|---|---|{'---:|' * (len(titles) - 2)}"]
-    answers = [int(outputs[PROBE, cpu.title].min()) for cpu in machines]
-    probed = [f"{answer} {'exact' if answer == PROBE_EXACT else 'saturates'}" for answer in answers]
+    sums = [int(outputs[PROBE, cpu.title].min()) for cpu in machines]
+    probed = [f"{total} {'exact' if total == PROBE_EXACT else 'saturates'}" for total in sums]
     lines.append(f"| {' | '.join(['probe', '', str(PROBE_EXACT), *probed])} |")
     for model in models:
         exact = f"{100 * np.mean(model.outputs.argmax(axis=1) == labels):.2f}"
-        found = [cell(outputs[model.name, cpu.title], model, labels) for cpu in machines]
-        lines.append(f"| {' | '.join([model.words, 'yes' if model.portable else 'no', exact, *found])} |")
+        cells = [cell(outputs[model.name, cpu.title], model, labels) for cpu in machines]
+        lines.append(f"| {' | '.join([model.words, 'yes' if model.portable else 'no', exact, *cells])} |")
     return "\n".join(lines)
 
 

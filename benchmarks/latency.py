@@ -78,43 +78,43 @@ def configuration(words: list[str]) -> Config:
 def subjects(words: list[str]) -> tuple[dict[str, BenchmarkModel], dict[str, BenchmarkModel], np.ndarray, np.ndarray]:
     """Models to compare, steps of deploy=x86, test images and labels."""
     targets = {name: configuration([*words, f"deploy={name}"]).deploy for name in TARGETS}
-    lean = replace(targets["x86"], input=DeployInput.uint8, output=DeployOutput.label)
-    found: dict[str, BenchmarkModel] = {}
+    least = replace(targets["x86"], input=DeployInput.uint8, output=DeployOutput.label)
+    models: dict[str, BenchmarkModel] = {}
     steps: dict[str, BenchmarkModel] = {}
     for name in QUANTS:
         config = configuration([f"quant={name}", *words])
         prepared = prepare(config)
         assert prepared.images is not None
         model, test = prepared.model, prepared.data.test
-        found.setdefault("float", BenchmarkModel(model.serialized, model.input_spec))
+        models.setdefault("float", BenchmarkModel(model.serialized, model.input_spec))
         plain = quantize(
             model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache
         ).serialized
-        found[name] = BenchmarkModel(plain, model.input_spec)
+        models[name] = BenchmarkModel(plain, model.input_spec)
 
-        def made(
+        def deployed(
             target: DeployConfig, plain: bytes = plain, input_spec: InputSpec = model.input_spec
         ) -> BenchmarkModel:
             return BenchmarkModel(*deploy(plain, target, input_spec))
 
         portable = not kernels_saturate() or name == "u8s7"
         for target in TARGETS:
-            wanted = target in EXACT or portable
+            useful = target in EXACT or portable
             if target == "arm":
-                wanted = name == "int8"
+                useful = name == "int8"
             if target == "x86_vnni":  # the same file as x86 where no layer can saturate
-                wanted = portable and name != "u8s7"
-            if wanted:
-                found[f"{name} deploy={target}"] = made(targets[target])
+                useful = portable and name != "u8s7"
+            if useful:
+                models[f"{name} deploy={target}"] = deployed(targets[target])
         if name == "u8s7":
             fused = fuse(convert_activations(onnx.load_from_string(plain), DType.uint8))[0].finish().SerializeToString()
             steps = {"converted, fused": BenchmarkModel(fused, model.input_spec)}
-            steps |= {step: made(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
-            steps["deploy=x86_amx"] = made(targets["x86_amx"])
-            amx = replace(targets["x86_amx"], input=lean.input, output=lean.output)
-            steps[f"deploy=x86_amx, {BYTES_IN}, label"] = made(amx)
-            found[f"u8s7 deploy=x86, {BYTES_IN}, label"] = made(lean)
-    return found, steps, test.images, test.labels
+            steps |= {step: deployed(replace(targets["x86"], **changes)) for step, changes in STEPS.items()}
+            steps["deploy=x86_amx"] = deployed(targets["x86_amx"])
+            amx = replace(targets["x86_amx"], input=least.input, output=least.output)
+            steps[f"deploy=x86_amx, {BYTES_IN}, label"] = deployed(amx)
+            models[f"u8s7 deploy=x86, {BYTES_IN}, label"] = deployed(least)
+    return models, steps, test.images, test.labels
 
 
 @dataclass(frozen=True)
@@ -233,18 +233,18 @@ def speed_table(
 
 def operator_table(model: bytes) -> str:
     """Where the time of a model goes."""
-    found = profile_model(model, runs=500, warmup=100)
+    profile = profile_model(model, runs=500, warmup=100)
     rows = [
         (
             node.name,
             node.operator,
             node.kernel,
             f"{node.median_us:.1f}",
-            f"{100 * node.median_us / found.total_us:.0f} %",
+            f"{100 * node.median_us / profile.total_us:.0f} %",
         )
-        for node in found.nodes
+        for node in profile.nodes
     ]
-    rows.append((f"a call, not profiled: {found.call_us:.1f} us", "", "", f"{found.total_us:.1f}", "100 %"))
+    rows.append((f"a call, not profiled: {profile.call_us:.1f} us", "", "", f"{profile.total_us:.1f}", "100 %"))
     return markdown(("Node", "Operator", "Kernel", "us", "Share"), rows)
 
 

@@ -114,8 +114,8 @@ def measure(case: Case) -> Measured:
         )
     peak, top1 = peak_rss_mb() or 0.0, []
     for one in quantized:
-        answers = predict(one.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
-        top1.append(100 * float(np.mean(answers.labels == data.test.labels)))
+        predictions = predict(one.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
+        top1.append(100 * float(np.mean(predictions.labels == data.test.labels)))
     return Measured(top1, [one.seconds for one in quantized], peak, len(images), len(data.test.labels))
 
 

@@ -112,7 +112,9 @@ def scales_of(layer: Layer, weight: np.ndarray, grid: str) -> np.ndarray:
     return finest_scales(rows) if grid == PAIRS else np.abs(rows).max(axis=1) / STEPS[grid]
 
 
-def on_grid(quantized: bytes, floats: dict[str, np.ndarray], scales: dict[str, np.ndarray], stretch: float) -> bytes:
+def fake_quantize(
+    quantized: bytes, floats: dict[str, np.ndarray], scales: dict[str, np.ndarray], stretch: float
+) -> bytes:
     """A Q/DQ model with its weights rounded anew.
 
     Args:
@@ -149,23 +151,25 @@ def measure(words: list[str], seed: int, stretches: np.ndarray) -> dict[str, Mea
     prepared = prepare(config)
     model, test = prepared.model, prepared.data.test
     assert prepared.images is not None  # quant=u8s8
-    made = quantize(model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache).serialized
+    quantized = quantize(
+        model, prepared.images, Config(config.quant, config.calibration), cache=prepared.cache
+    ).serialized
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto().graph.initializer}
-    layers = list(layers_of(onnx.load_from_string(made)))
+    layers = list(layers_of(onnx.load_from_string(quantized)))
     weights = [floats[layer.weight.input[0].removesuffix("_quantized")] for layer in layers]
     size, threads = config.evaluation.batch_size, config.evaluation.threads
 
-    def answers(serialized: bytes) -> np.ndarray:
+    def predictions(serialized: bytes) -> np.ndarray:
         return predict(serialized, model.input_spec, test.images, batch_size=size, threads=threads).labels
 
-    reference = answers(model.serialized)
+    reference = predictions(model.serialized)
     eight = [scales_of(layer, weight, EIGHT) for layer, weight in zip(layers, weights, strict=True)]
     measured = {}
     for grid in (EIGHT, SEVEN, PAIRS):
         scales = [scales_of(layer, weight, grid) for layer, weight in zip(layers, weights, strict=True)]
         named = {layer.node.output[0]: scale for layer, scale in zip(layers, scales, strict=True)}
-        models = [on_grid(made, floats, named, stretch) for stretch in stretches]
-        labels = np.array([answers(one) for one in models])
+        models = [fake_quantize(quantized, floats, named, stretch) for stretch in stretches]
+        labels = np.array([predictions(one) for one in models])
         measured[grid] = Measured(
             100 * np.mean(labels == test.labels, axis=1),
             np.sum(labels != reference, axis=1),

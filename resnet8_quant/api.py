@@ -79,6 +79,10 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
     """
     from resnet8_quant.sweep.compose import compose_config
 
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ExperimentError(
+            f"`config_dir` is {config_dir}, which is not a folder", "give one that holds quant/NAME.yaml"
+        )
     config = compose_config(overrides, None if config_dir is None else Path(config_dir))
     validate(config)
     return config
@@ -163,6 +167,7 @@ def evaluate(model: QuantizedModel | FloatModel, images: Split, config: Config |
     Raises:
         ExperimentError: the model cannot be run, or its output is NaN.
     """
+    _check_images(images)
     if config is not None:
         _check(config)
     return accuracy.evaluate(model, images, None if config is None else config.evaluation)
@@ -217,11 +222,20 @@ def _check(config: Config) -> None:
     validate(config)
 
 
+def _check_images(images: Split) -> None:
+    if not isinstance(images, Split):
+        raise ExperimentError(
+            f"`images` is a {type(images).__name__}; it takes images with labels",
+            "data.train or data.test of load_dataset, or resnet8_quant.Split(images, labels)",
+        )
+
+
 def _calibration_images(images: Split, config: Config) -> CalibrationImages:
     """The images that calibrate, as a run draws them."""
     from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
 
     _check(config)
+    _check_images(images)
     if is_float(config):
         raise ExperimentError("`quant` is float, which quantizes nothing", f"{COMMAND} quant=int8")
     total = len(images.labels)

@@ -15,7 +15,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, cast, get_args, get_type_hints
 
-from resnet8_quant.errors import invalid_choice
+from resnet8_quant.errors import ExperimentError, invalid_choice
 
 T = TypeVar("T")
 
@@ -431,10 +431,20 @@ class Config:
         "start anew",
     )
 
+    def __post_init__(self) -> None:
+        for name, group in vars(self).items():
+            if name in GROUP_TYPES and type(group).__name__ != GROUP_TYPES[name]:
+                raise ExperimentError(
+                    f"`{name}` is {group!r}; it takes a {GROUP_TYPES[name]}", f'resnet8_quant.compose("{name}={group}")'
+                )
+
     def __repr__(self) -> str:
         defaults = flatten(Config())
         changed = [f"{path}={value}" for path, value in flatten(self).items() if value != defaults[path]]
         return f"Config({', '.join(changed)})"
+
+
+GROUP_TYPES = {each.name: str(each.type) for each in dataclasses.fields(Config) if str(each.type).endswith("Config")}
 
 
 def word(value: object) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
@@ -29,8 +32,9 @@ class ExperimentError(Exception):
 
 def missing_extra(package: str, extra: str) -> ExperimentError:
     """The error for an optional dependency that is not installed."""
-    remedy = f"pip install -c constraints.txt -e '.[{extra}]'"
-    return ExperimentError(f"the package `{package}` is not installed", remedy)
+    checkout = (Path(__file__).parents[1] / "constraints.txt").is_file()
+    requirement = f"-c constraints.txt -e '.[{extra}]'" if checkout else f"'resnet8-quant[{extra}]'"
+    return ExperimentError(f"the package `{package}` is not installed", f"pip install {requirement}")
 
 
 def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
@@ -39,8 +43,8 @@ def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = 
     ``flags``, as ``-m``, are typed before the field.
     """
     similar = similar_word(value, choices)
-    words = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
-    return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", words)
+    remedy = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
+    return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", remedy)
 
 
 def similar_word(word: str, choices: Sequence[str]) -> str | None:
@@ -51,3 +55,14 @@ def similar_word(word: str, choices: Sequence[str]) -> str | None:
 def shown_command() -> str:
     """How this program was started: the console command, or run.py."""
     return "resnet8-quant" if Path(sys.argv[0]).stem == "resnet8-quant" else COMMAND
+
+
+def as_typed_here(text: str) -> str:
+    """``text`` with its commands as this program was started, with the user's own folder of option files."""
+    command = shown_command()
+    if command != COMMAND:
+        text = re.sub(r"python -m resnet8_quant\.(summary|report|profile)", rf"{command} \1", text)
+    if "--config-dir" not in text:
+        own = [shlex.join(pair) for pair in pairwise(sys.argv) if pair[0] in ("--config-dir", "-cd")]
+        command = " ".join([command, *own])
+    return text.replace(COMMAND, command)

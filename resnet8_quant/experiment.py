@@ -78,7 +78,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
     Args:
         config: validated here.
         folder: for the outputs; two runs never share one.
-        overrides: the command line's words, for the record.
+        overrides: of the command line, for the record.
         prepared: of the same config, by ``prepare``; None: it is prepared here.
 
     Raises:
@@ -181,14 +181,14 @@ def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None)
     from resnet8_quant.graphs.quantization_summary import summarize
 
     serialized, input_spec = quantized.serialized if quantized else model.serialized, model.input_spec
-    contents = quantized.contents if quantized else None
+    summary = quantized.summary if quantized else None
     if config.deploy.activation_type is not None:
         from resnet8_quant.deploy.deploy import deploy
 
         named = quantized.named if quantized else model.serialized
         serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
-        contents = None  # of another graph now
+        summary = None  # of another graph now
         if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
             log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
-    contents = contents or summarize(onnx.load_from_string(serialized))
-    return FinalModel(serialized, input_spec, contents, (quantized.contents if quantized else contents).layers)
+    summary = summary or summarize(onnx.load_from_string(serialized))
+    return FinalModel(serialized, input_spec, summary, (quantized.summary if quantized else summary).layers)

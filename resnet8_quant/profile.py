@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.summary import check_output
 from resnet8_quant.terminal import exit_code, markdown, show, shown, wrapped
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=COMMAND, description=(__doc__ or "").partition(":")[0] + ".")
+    parser = _Parser(prog=as_typed_here(COMMAND), description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
     parser.add_argument("--by", choices=("operator", "node"), default="operator", help="what a row is")
     parser.add_argument("--runs", type=_integer(1), default=300, metavar="N", help="profiled calls (300)")

@@ -63,13 +63,13 @@ class FinalModel:
     Attributes:
         serialized: ONNX bytes.
         input_spec: what it expects at its input.
-        contents: what is quantized in it.
+        summary: what is quantized in it.
         layers: with integer weights, as they were quantized; a deployed file keeps fewer bits in wider types.
     """
 
     serialized: bytes
     input_spec: InputSpec
-    contents: QuantizationSummary
+    summary: QuantizationSummary
     layers: Sequence[LayerSummary]
 
 
@@ -188,7 +188,7 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "versions": {"onnxruntime": runtime_version()} | {name: version(name) for name in PACKAGES},
         "runtime_operators": run.runtime.kernels.ops,
         "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
-        "operators": run.final.contents.operators,
+        "operators": run.final.summary.operators,
         "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
         "saturating_layers": list(run.runtime.saturating_layers),
     }
@@ -223,7 +223,7 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
     listed = config.sampling is Sampling.mlperf_tiny
     return {
         "format": run.config.quant.format.name,
-        "per_channel": run.quantized.contents.per_channel,
+        "per_channel": run.quantized.summary.per_channel,
         "calibration_method": config.method.name,
         "calibration_sampling": config.sampling.name,
         "samples_per_class": None if listed else config.samples_per_class,
@@ -237,7 +237,7 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
 def _model_columns(model: FinalModel) -> dict[str, Any]:
     """What the written file holds."""
     shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
-    columns: dict[str, Any] = {name: getattr(model.contents, name) for name in shared}
+    columns: dict[str, Any] = {name: getattr(model.summary, name) for name in shared}
     for name in ("weight_bits", "activation_bits"):  # mode over layers; ties go to the wider
         bits = sorted((getattr(layer, name) for layer in model.layers), reverse=True)
         columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits

@@ -11,23 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet8_quant import terminal
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.summary import WHERE, Parser, check_output, write_output
 from resnet8_quant.sweep.collect import collect_all, name_choices
 from resnet8_quant.sweep.report.page import write_report
 from resnet8_quant.sweep.summary import select
 
 
-def run(words: Sequence[str]) -> None:
-    """What the command line ``words`` asks for."""
-    options = Parser(prog="python -m resnet8_quant.report", description="The report of any runs as one HTML page.")
+def run(arguments: Sequence[str]) -> None:
+    """What the command line ``arguments`` asks for."""
+    prog = as_typed_here("python -m resnet8_quant.report")
+    options = Parser(prog=prog, description="The report of any runs as one HTML page.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the first folder; with --where selection.html"
     )
     options.add_argument("--where", metavar="EXPR", help=f"runs to keep: \"model == 'resnet8'\"; {WHERE}")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
-    chosen = options.parse_args(words)
+    chosen = options.parse_args(arguments)
     check_output("--out", chosen.out)
     jobs = select(collect_all(chosen.folders), where=chosen.where)
     name_choices(jobs)
@@ -38,9 +39,9 @@ def run(words: Sequence[str]) -> None:
     write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots), f"{len(jobs):,} runs. ")
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    return terminal.exit_code(lambda: run(sys.argv[1:] if words is None else words))
+    return terminal.exit_code(lambda: run(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from resnet8_quant import results, terminal
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.sweep import plan, summary
 from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name_choices
 
@@ -33,12 +33,13 @@ class Parser(argparse.ArgumentParser):
     """A wrong command line is an error like any other."""
 
     def error(self, message: str) -> NoReturn:
-        raise ExperimentError(message, f"python -m resnet8_quant.{self.prog.rpartition('.')[2]} --help")
+        raise ExperimentError(message, f"{self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; --help shows them."""
-    options = Parser(prog="python -m resnet8_quant.summary", description="The table of any runs, filtered and sorted.")
+    prog = as_typed_here("python -m resnet8_quant.summary")
+    options = Parser(prog=prog, description="The table of any runs, filtered and sorted.")
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument("--where", metavar="EXPR", help=f'rows to keep: "accuracy > 0.87 and seed == 1"; {WHERE}')
     options.add_argument("--sort", metavar="COLUMN,...", help="e.g. model_bytes,-accuracy; a leading - for descending")
@@ -75,9 +76,9 @@ def write_output(option: str, path: Path, write: Callable[[Path], None], said: s
     terminal.show(f"{said}Written to {terminal.shown(path)}")
 
 
-def run(words: Sequence[str]) -> None:
-    """What the command line ``words`` asks for."""
-    options = parser().parse_args(_joined(words))
+def run(arguments: Sequence[str]) -> None:
+    """What the command line ``arguments`` asks for."""
+    options = parser().parse_args(_joined(arguments))
     check_output("--csv", options.csv)
     check_output("--report", options.report)
     if options.csv is not None and options.csv == options.report:
@@ -99,14 +100,14 @@ def run(words: Sequence[str]) -> None:
         write_output("--report", options.report, lambda path: write_report(chosen, path))
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    return terminal.exit_code(lambda: run(sys.argv[1:] if words is None else words))
+    return terminal.exit_code(lambda: run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _joined(words: Sequence[str]) -> list[str]:
+def _joined(arguments: Sequence[str]) -> list[str]:
     """``--sort -accuracy`` as ``--sort=-accuracy``: argparse takes a word that begins with - for an option."""
-    result = [*words]
+    result = [*arguments]
     while "--sort" in result[:-1]:
         place = result.index("--sort")
         result[place : place + 2] = [f"--sort={result[place + 1]}"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from resnet8_quant.errors import COMMAND, ExperimentError, shown_command
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.results import RunResult
 
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
@@ -131,7 +131,7 @@ def final_lines(result: RunResult) -> list[str]:
     """The end of a run: its table, whether the difference is real, and advice; for the terminal and for run.log."""
     from resnet8_quant.evaluator.advice import advise
 
-    return [*run_table(result).splitlines(), "", *map(wrapped, [*verdict(result), *advise(result)])]
+    return [*run_table(result).splitlines(), "", *map(wrapped, [*verdict(result), *map(as_typed_here, advise(result))])]
 
 
 def log_to_file(logger: logging.Logger, text: str) -> None:
@@ -189,7 +189,7 @@ def show(text: str, *, error: bool = False) -> None:
 def show_error(error: ExperimentError) -> None:
     """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
-    show(wrapped(error.remedy.replace(COMMAND, shown_command()), "  try: ", "       "), error=True)
+    show(wrapped(as_typed_here(error.remedy), "  try: ", "       "), error=True)
 
 
 def exit_code(command: Callable[[], None]) -> int:

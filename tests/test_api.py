@@ -110,6 +110,13 @@ def test_wrong_calls_are_sentences() -> None:
         rq.compare(train, test)
     with pytest.raises(rq.ExperimentError, match="samples_per_class` is 0; valid are 1"):
         rq.compose("quant=int8", "calibration.samples_per_class=0")
+    with pytest.raises(rq.ExperimentError, match="`config_dir` is nowhere, which is not a folder"):
+        rq.compose("quant=int8", config_dir="nowhere")
+    with pytest.raises(rq.ExperimentError, match="`quant` is 'int8'; it takes a QuantConfig"):
+        rq.Config(quant="int8")  # type: ignore[arg-type]
+    for function in (rq.quantize, rq.calibrate, rq.evaluate):
+        with pytest.raises(rq.ExperimentError, match="`images` is a ndarray; it takes images with labels"):
+            function(model, data.train.images, rq.compose(*SMALL))  # type: ignore[operator]
 
 
 def test_importing_the_package_loads_none_of_its_libraries() -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from resnet8_quant import __version__, terminal
 from resnet8_quant.cli import TOOLS, completed, main
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.results import COLUMNS
 
@@ -310,7 +310,9 @@ def test_a_budget_and_a_refinement(start: Start) -> None:
         ("quant=int9", "`quant` is int9; valid are float", "python run.py quant=int8"),
         ("calibration.samples_per_class=101", "`calibration.samples_per_class` is 101", "samples_per_class=100"),
         ("calibration.samples_per_class=many", "`calibration.samples_per_class`", "--help"),
-        ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=VALUE"),
+        ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=3"),
+        ("quan=int8", "`quan` is not a field", "python run.py quant=int8"),
+        ("sumary", "commands are summary, report and profile", "--help"),
         ("quant=int8 quant=uint8", "`quant` is given twice", "give it once"),
         ("+calibration.foo=1", "`calibration.foo` is not a field", "--help"),
         ("model=onnx", "`model.path`", ""),
@@ -346,10 +348,14 @@ def test_the_console_command(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "resnet8-quant -m quant=int8,uint8" in capsys.readouterr().out
     terminal.show_error(ExperimentError("no", "python run.py quant=int8"))
     assert capsys.readouterr().err == "error: no\n  try: resnet8-quant quant=int8\n"
+    own = "resnet8-quant --config-dir 'my conf' quant=mine"
+    monkeypatch.setattr(sys, "argv", shlex.split(own))
+    assert as_typed_here("python run.py quant=mine") == own
+    assert as_typed_here("python -m resnet8_quant.profile model.onnx") == "resnet8-quant profile model.onnx"
     for tool in TOOLS:
         with pytest.raises(SystemExit):
             main([tool, "--help"])
-        assert "usage" in capsys.readouterr().out.lower()
+        assert f"usage: resnet8-quant {tool}" in capsys.readouterr().out
 
 
 def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_a_wrong_word_is_a_sentence_with_a_remedy(typed: str) -> None:
         ("quant", "weight_bits: [4", "mine.yaml line 1 is not YAML", "correct it"),
         ("quant", "weight_bit: 4", "mine.yaml: `quant.weight_bit` is not a field of", "write weight_bits instead"),
         ("quant", "weight_type: int9", "mine.yaml: `quant.weight_type` is int9; valid are float32", "quant/mine.yaml"),
+        ("quant", "[4]", "quant/mine.yaml holds no settings", "write SETTING: VALUE lines"),
+        ("experiment", "defaults:\n  - override /quant: u8s8", "lacks the line `# @package _global_`", "write it as"),
         ("experiment", "# Mine.\nseed: 7", "lacks the line `# @package _global_`", "write it as the first line"),
         ("experiment", "# @package _global_\nsed: 7", "`sed` is not a field of the config", "write seed instead"),
     ],
@@ -154,6 +156,6 @@ def test_a_likely_fault_names_the_file(group: str, text: str, problem: str, reme
     (tmp_path / group / "mine.yaml").write_text(text)
     with pytest.raises(ExperimentError) as caught:
         compose_config([f"{group}=mine"], tmp_path)
-    assert f"{group}/mine.yaml" in str(caught.value) or "not YAML" in problem
+    assert str(tmp_path / group / "mine.yaml") in str(caught.value)
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy

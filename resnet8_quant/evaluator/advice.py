@@ -102,7 +102,9 @@ def _accuracy_remedy(result: RunResult) -> str:
     weight_bits, activation_bits = result.weight_bits or 8, result.activation_bits or 8
     if not result.calibration_method:
         return "Quantize the float model instead: quant=u8s7 model=onnx model.path=MODEL.onnx."
-    if min(weight_bits, activation_bits) < LOW_BITS:
+    # Allocated widths differ by layer, and weight_bits is that of most layers: the types show whether any is low.
+    low = any(dtype in (result.weight_type or "") for dtype in ("int2", "int4"))
+    if low or min(weight_bits, activation_bits) < LOW_BITS:
         if (result.refine or "").partition("+")[0] != "best":  # "best+damping=0.1": with other parameters
             per_channel = () if result.per_channel else ("quant.per_channel=true",)
             return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
@@ -126,6 +128,8 @@ def _more_bits(result: RunResult, weight_bits: int) -> str:
         return f"Give it more bytes:{_command(result, f'allocate.budget_bytes={int(budget) * 5 // 4}')}"
     if drop is not None:
         return f"Allow a smaller drop:{_command(result, f'allocate.max_accuracy_drop={float(drop) / 2:g}')}"
+    if weight_bits >= LOW_BITS and (result.activation_bits or 8) >= LOW_BITS:
+        return "Some layers need more bits than quant.layers gives them."
     if weight_bits >= LOW_BITS:
         return f"Activations need more bits. Try:{_command(result, 'quant.activation_bits=8')}"
     # The validation split of allocate=accuracy has more images than the sample.

@@ -53,14 +53,14 @@ class QuantizedModel:
     Attributes:
         serialized: ONNX bytes.
         named: the same before ``quant.compact`` took the names.
-        contents: what was really quantized.
+        summary: what was really quantized.
         calibration: the ranges, and the statistics of each activation.
         seconds: wall time of what came after calibration.
     """
 
     serialized: bytes
     named: bytes
-    contents: QuantizationSummary
+    summary: QuantizationSummary
     calibration: Calibration
     seconds: float
 
@@ -102,26 +102,26 @@ def quantize(
         calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
     elif quant.compact:
         serialized = _serialize(compact(onnx.load_from_string(named)))
-    contents = summarize(onnx.load_from_string(serialized))
+    summary = summarize(onnx.load_from_string(serialized))
     if quant.compact:
-        contents = dataclasses.replace(contents, layers=summarize(onnx.load_from_string(named)).layers)
-    if contents.quantized_ops == 0:
+        summary = dataclasses.replace(summary, layers=summarize(onnx.load_from_string(named)).layers)
+    if summary.quantized_ops == 0:
         raise ExperimentError(
-            f"`model`: none of its {contents.float_ops} operators could be quantized",
+            f"`model`: none of its {summary.float_ops} operators could be quantized",
             f"onnxruntime quantizes {', '.join(OPERATORS)}",
         )
     log.info(
         "quantized with %s on %d images: %s activations, %s weights%s, %s; %d operators quantized, %d float",
         config.calibration.method.name,
         len(images),
-        contents.activation_type,
-        contents.weight_type,
-        " per channel" if contents.per_channel else "",
+        summary.activation_type,
+        summary.weight_type,
+        " per channel" if summary.per_channel else "",
         quant.format.name,
-        contents.quantized_ops,
-        contents.float_ops,
+        summary.quantized_ops,
+        summary.float_ops,
     )
-    return QuantizedModel(serialized, named, contents, calibration, time.perf_counter() - calibrated)
+    return QuantizedModel(serialized, named, summary, calibration, time.perf_counter() - calibrated)
 
 
 @dataclass(frozen=True)

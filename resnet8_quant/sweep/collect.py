@@ -87,9 +87,7 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
     jobs: dict[str, Job] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ExperimentError(
-                f"`DIR`: {folder} is not a folder", "python -m resnet8_quant.summary outputs/sweeps/DATE_TIME"
-            )
+            raise ExperimentError(f"`DIR`: {folder} is not a folder", "give one that holds runs, as outputs/sweeps")
         for place in sorted(_walk(str(folder), set()), key=_natural):
             key = os.path.realpath(place)
             if key not in jobs:

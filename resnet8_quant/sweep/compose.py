@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -97,15 +98,15 @@ def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> 
     Raises:
         ExperimentError: a group, option, field or value that does not exist.
     """
-    words = list(overrides)
+    searched = list(overrides)
     if config_dir is not None:
-        words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
+        searched.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            composed = compose("config", words, return_hydra_config=True)
+            composed = compose("config", searched, return_hydra_config=True)
         except Exception as error:
-            raise explain(error, overrides) or error from error
+            raise explain(error, overrides, config_dir) or error from error
         choices = dict(composed.hydra.runtime.choices)
         return to_config(without_hydra(composed), overrides, choices, () if config_dir is None else (config_dir,))
 
@@ -151,7 +152,8 @@ def _unknown_key(full_key: str, schema: type | None, file: str = "") -> Experime
     if file:
         remedy = f"write {similar} instead, or remove the line" if similar else "remove the line"
         return ExperimentError(f"{file}: `{full_key}` is not a field of the config{listed}", f"in {file}: {remedy}")
-    remedy = f"{COMMAND} {correct}=VALUE" if similar else HELP
+    value = next((word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{full_key}=")), "VALUE")
+    remedy = f"{COMMAND} {correct}={value}" if similar else HELP
     return ExperimentError(f"`{full_key}` is not a field of the config{listed}", remedy)
 
 
@@ -161,6 +163,8 @@ def _wrong_value(error: OmegaConfBaseException, context: str, file: str = "") ->
     if override.lstrip("+").startswith(_LAYERS):
         return _wrong_layer(override, error.full_key or "")
     text = str(error).splitlines()[0]
+    if file and not error.full_key:
+        return ExperimentError(f"{file} holds no settings: {text}", f"write SETTING: VALUE lines in {file}")
     choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text)
     if choices:
         wrong = invalid_choice(error.full_key or "", choices[1], choices[2].split(", "))
@@ -179,10 +183,12 @@ def _wrong_layer(override: str, place: str) -> ExperimentError:
     )
 
 
-def explain(error: BaseException, overrides: Sequence[str] | None = None) -> ExperimentError | None:
+def explain(
+    error: BaseException, overrides: Sequence[str] | None = None, config_dir: Path | None = None
+) -> ExperimentError | None:
     """Hydra's, OmegaConf's or YAML's complaint in our words; None if it is something else.
 
-    Where ``overrides`` is None, the arguments of this process are what was typed.
+    Where ``overrides`` is None, the arguments of this process are what was typed, with the folder of --config-dir.
     """
     if isinstance(error, ExperimentError):
         return error
@@ -197,7 +203,7 @@ def explain(error: BaseException, overrides: Sequence[str] | None = None) -> Exp
         )
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
-        return _wrong_setting(cause, str(error))
+        return _wrong_setting(cause, str(error), config_dir)
     if isinstance(error, HydraException) and (needed := missing_plugin(str(error))) is not None:
         return missing_extra(*needed)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -207,12 +213,17 @@ def explain(error: BaseException, overrides: Sequence[str] | None = None) -> Exp
     if isinstance(error, OverrideParseException):
         if error.override.lstrip("+").startswith(_LAYERS):
             return _wrong_layer(error.override, "")
+        if "=" not in error.override:
+            problem = f"`{error.override}` is no setting (SETTING=VALUE); commands are summary, report and profile"
+            return ExperimentError(problem, HELP)
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
     if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:
         return ExperimentError(
             f"{ambiguous[1]} lists several values, which a single run cannot take",
             f"{COMMAND} -m {shlex.join(overrides)}",
         )
+    if (package := re.match(r"In '(experiment/.*?)': Could not override '.*@experiment\.", str(error))) is not None:
+        return _without_package(_file_of(package[1], config_dir))
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
@@ -220,17 +231,34 @@ def explain(error: BaseException, overrides: Sequence[str] | None = None) -> Exp
     return unreachable(error)
 
 
-def _wrong_setting(error: OmegaConfBaseException, context: str) -> ExperimentError:
+def _file_of(option: str, config_dir: Path | None) -> str:
+    """Where the file of ``GROUP/OPTION`` is: in the project's conf/ or in the user's own folder."""
+    own = (
+        [config_dir]
+        if config_dir
+        else [Path(word) for flag, word in pairwise(sys.argv) if flag in ("--config-dir", "-cd")]
+    )
+    paths = [folder / f"{option}.yaml" for folder in (*own, *conf_folders())]
+    found = next((path for path in paths if path.is_file()), None)
+    return f"conf/{option}.yaml" if found is None or found.is_relative_to(CONF) else str(found)
+
+
+def _without_package(file: str) -> ExperimentError:
+    """The error for an experiment file whose settings Hydra lays under ``experiment``."""
+    line = "# @package _global_"
+    return ExperimentError(
+        f"{file} lacks the line `{line}`, without which its settings belong to no group",
+        f"write it as the first line of {file}: {line}",
+    )
+
+
+def _wrong_setting(error: OmegaConfBaseException, context: str, config_dir: Path | None) -> ExperimentError:
     """A key or value that the schema refuses, typed or in a file, which Hydra's ``context`` names."""
     option = re.match(r"In '(.*?)': ", context)
-    file = f"conf/{option[1]}.yaml" if option else ""
+    file = _file_of(option[1], config_dir) if option else ""
     if not isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _wrong_value(error, context, file)
     key = error.full_key or str(error.key)
     if option and option[1].startswith("experiment/") and key.partition(".")[0] == "experiment":
-        line = "# @package _global_"
-        return ExperimentError(
-            f"{file} lacks the line `{line}`, without which its settings belong to no group",
-            f"write it as the first line of {file}: {line}",
-        )
+        return _without_package(file)
     return _unknown_key(key, error.object_type, file)

@@ -84,6 +84,7 @@ CHAIN = [
     ),
     ({"calibration_method": "percentile", "overrides": "calibration=percentile"}, "calibration=percentile refine=best"),
     ({"weight_bits": 4, "per_channel": False}, "quant.per_channel=true refine=best"),
+    ({"weight_bits": 7, "weight_type": "int2+int4+int8", "overrides": "allocate=bytes"}, "allocate=bytes refine=best"),
     ({"weight_bits": 4, "refine": "gptq", "overrides": "refine=gptq refine.bias=true"}, "refine=best"),
     ({"weight_bits": 4, "refine": "best", "overrides": "quant=w4a8"}, "quant=w4a8 allocate=accuracy"),
     ({"weight_bits": 4, "refine": "best", "data": "sample"}, "quant.weight_bits=7"),

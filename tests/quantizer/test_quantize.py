@@ -27,9 +27,9 @@ def scores_of(model, serialized, images):
 def test_every_legal_combination(model, images, form, activation, weight):
     config = Config(QuantConfig(activation_type=activation, weight_type=weight, format=form))
     result = quantize(model, images, config)
-    assert (result.contents.activation_type, result.contents.weight_type) == (activation.name, weight.name)
-    assert not result.contents.per_channel
-    assert result.contents.operators["Conv" if form is Format.QDQ else "QLinearConv"] == [9, 0]
+    assert (result.summary.activation_type, result.summary.weight_type) == (activation.name, weight.name)
+    assert not result.summary.per_channel
+    assert result.summary.operators["Conv" if form is Format.QDQ else "QLinearConv"] == [9, 0]
     expected = scores_of(model, model.serialized, images)
     apart = np.abs(scores_of(model, result.serialized, images) - expected).mean() / expected.std()
     assert apart < (0.03 if activation.bits == weight.bits == 16 else 0.9 if weight.bits < 8 else 0.3)
@@ -38,7 +38,7 @@ def test_every_legal_combination(model, images, form, activation, weight):
 
 @pytest.mark.parametrize("form", Format)
 def test_per_channel_is_reported(model, images, form):
-    assert quantize(model, images, Config(QuantConfig(per_channel=True, format=form))).contents.per_channel
+    assert quantize(model, images, Config(QuantConfig(per_channel=True, format=form))).summary.per_channel
 
 
 def test_nothing_to_quantize_is_refused(small_images):

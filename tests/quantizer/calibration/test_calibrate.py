@@ -138,7 +138,7 @@ def test_a_constant_tensor_is_reported_and_quantized(conv, small_images, configs
         quant = QuantConfig(activation_symmetric=symmetric)
         caplog.clear()
         quantized = quantize(model, small_images, Config(quant, configs[method]))
-        assert quantized.contents.quantized_ops >= 1
+        assert quantized.summary.quantized_ops >= 1
         assert "the same value in every calibration image: scores" in caplog.text
         for name, (scale, _) in stored_params(onnx.load_from_string(quantized.serialized)).items():
             assert 0 < scale < np.inf, name

@@ -186,7 +186,7 @@ def test_the_bundled_model_fits_and_uses_what_it_may(model, images):
     for budget in (smallest, 60_000):
         result = quantize(model, images, config_of(budget=budget, compact=True))
         assert 0.9 * budget < len(result.serialized) <= budget
-        types = [layer.weight_type for layer in result.contents.layers]
+        types = [layer.weight_type for layer in result.summary.layers]
         assert len(types) == 10
         assert types[0] == types[-1] == "int8"  # the first and the last are kept
         assert len(set(types)) > 1
@@ -216,5 +216,5 @@ def test_a_drop_is_kept_with_the_smallest_file(model, images):
 
 def test_layers_that_are_named_keep_their_width(model, images):
     config = config_of(budget=60_000, layers={"stack3.conv?": {"weight_bits": 4}})
-    layers = [layer for layer in quantize(model, images, config).contents.layers if layer.weight_type == "int4"]
+    layers = [layer for layer in quantize(model, images, config).summary.layers if layer.weight_type == "int4"]
     assert len(layers) >= 2

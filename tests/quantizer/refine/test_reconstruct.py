@@ -203,7 +203,7 @@ def test_widths_of_layers_and_of_what_is_between_them(residual, refinement):
     done = quantize(branching(), pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     # r1 is what onnxruntime names c1 after; Flatten hands the parameters of the pool on
     expected = {"r1": (3, "int8"), "c2": (3, "int2"), "scores": (residual, "int8")}
-    assert {layer.output: (layer.activation_bits, layer.weight_type) for layer in done.contents.layers} == expected
+    assert {layer.output: (layer.activation_bits, layer.weight_type) for layer in done.summary.layers} == expected
     stored = arrays_of(onnx.load_from_string(done.serialized))
     levels = {
         name: int(stored[f"{name}_highest"]) - int(stored[f"{name}_lowest"]) + 1
@@ -288,7 +288,7 @@ def test_a_graph_that_computes_with_shapes(monkeypatch):
     """All images at once; with a fixed batch that is not possible."""
     monkeypatch.setattr(module, "CHUNK", 10)
     config = Config(replace(W4A4, activation_bits=None), refine=REFINEMENTS["bias"])
-    layers = quantize(with_shapes(), pictures(), config).contents.layers
+    layers = quantize(with_shapes(), pictures(), config).summary.layers
     assert [layer.weight_bits for layer in layers] == [4, 4]
     with pytest.raises(ExperimentError, match=r"computes with shapes \(Shape\)"):
         quantize(with_shapes(10), pictures(), config)
