@@ -73,7 +73,7 @@ def test_full_disk_costs_the_jobs_that_met_it(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as full:
-        full.setattr(files.tempfile, "mkstemp", no_space)
+        full.setattr(Path, "touch", no_space)
         run_in_sweep(_task(tmp_path, 1, 1))
         with pytest.raises(ExperimentError, match="No space left"):
             summarize(tmp_path, ("Job", "Top-1"), 3)
