@@ -230,11 +230,16 @@ def test_parameters_of_calibration_are_those_of_the_method_within_their_limits(m
         (Config(quant=QuantConfig(per_channel=1)), "`quant.per_channel` is 1, of type int; valid is bool"),
         (Config(seed=1.5), "`seed` is 1.5, of type float; valid is int"),
         (Config(model=ModelConfig(mean=125.0)), "`model.mean` is 125.0, of type float; valid is list[float] or None"),
-        (Config(quant="int8"), "`quant` is 'int8', of type str; valid is QuantConfig"),
     ],
 )
 def test_a_value_of_a_wrong_type_in_python(config, problem):
     assert refusal(config).problem == problem
+
+
+def test_a_preset_name_in_place_of_its_settings():
+    with pytest.raises(ExperimentError, match=r"`quant` is 'int8'; it takes a QuantConfig") as caught:
+        Config(quant="int8")
+    assert caught.value.remedy == 'resnet8_quant.compose("quant=int8")'
 
 
 def test_a_string_that_was_assigned_is_taken_for_the_member_it_names():
