@@ -315,9 +315,6 @@ class DeployConfig(Group):
     """Rewriting of the quantized model for a target."""
 
     name: str = setting("none", _PRESET)
-    runtime: Member[Runtime] = setting(
-        Runtime.onnxruntime, "runtime on the target; tflite writes model.tflite and runs it in LiteRT and TFLite Micro"
-    )
     activation_type: Member[Optional[DType]] = setting(
         None, "data type of activations on the target: uint8 for x86, int8 for Arm; null: nothing is rewritten"
     )
@@ -336,6 +333,9 @@ class DeployConfig(Group):
         DeployOutput.same,
         "output of the model. same: as the float model; logits, probabilities, label (int64): from int32 sums; "
         "int8: codes (tflite)",
+    )
+    runtime: Member[Runtime] = setting(
+        Runtime.onnxruntime, "runtime on the target; tflite writes model.tflite and runs it in LiteRT and TFLite Micro"
     )
     verify: Optional[int] = setting(None, "tflite: test images that the runtimes compute; null: all")
     c_array: bool = setting(False, "tflite: also write the file as a C array, model.cc and model.h")
