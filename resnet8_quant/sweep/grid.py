@@ -18,6 +18,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from resnet8_quant.config import Config
@@ -128,7 +129,9 @@ def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) 
     from resnet8_quant.tracking import connect
 
     loader: Any = GlobalHydra.instance().config_loader()
-    setattr(BasicSweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
+    # Hydra loads its plugins as modules of their own: the class to change is the one that it made its sweeper of.
+    sweeper = Plugins.instance().class_name_to_class[str(config.hydra.sweeper._target_)]
+    setattr(sweeper, "validate_batch_is_legal", lambda *_: None)  # noqa: B010 (a method, to a type checker)
     seen: set[str] = set()
     composed: dict[tuple[str, ...], DictConfig] = {}
     for job in jobs:

@@ -124,3 +124,21 @@ runpy.run_path("run.py", run_name="__main__")
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert "samples_per_class" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_a_job_of_a_grid_is_composed_once(tmp_path: Path) -> None:
+    """Composing is a good part of the time of a short job; Hydra by itself does it twice."""
+    words = ["-m", "quant=int8,uint8,u8s8", "data=sample", "latency.runs=0", "calibration.samples_per_class=1"]
+    code = f"""
+import atexit, runpy, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+compose, count = ConfigLoaderImpl.load_sweep_config, []
+ConfigLoaderImpl.load_sweep_config = lambda *arguments: count.append(1) or compose(*arguments)
+atexit.register(lambda: print("composed:", len(count)))
+sys.argv = ["run.py", *{words!r}, "cache_dir={tmp_path}/cache", "hydra.sweep.dir={tmp_path}/sweep"]
+runpy.run_path("run.py", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "composed: 3", done.stderr
