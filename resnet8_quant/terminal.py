@@ -18,6 +18,7 @@ from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.results import RunResult
 
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
+MANY_CHANGED = 0.002  # predictions of a target's runtime that differ from the exact ones, a ratio
 
 
 def percent(ratio: float | None) -> str:
@@ -121,6 +122,11 @@ def _target_sentences(result: RunResult) -> list[str]:
         for name, changed in (("LiteRT", result.tflite_changed), ("TensorFlow Lite Micro", result.tflm_changed))
         if changed is not None
     ]
+    changes_of_runtimes = [changed for changed in (result.tflite_changed, result.tflm_changed) if changed is not None]
+    if max(changes_of_runtimes, default=0) > MANY_CHANGED * result.verified_images:
+        sentences.append(
+            "They round otherwise than ONNX Runtime: judge by the accuracy of the runtime that you ship to."
+        )
     arena = "" if result.arena_bytes is None else f", arena in TensorFlow Lite Micro {size(result.arena_bytes)}"
     peak = result.peak_activation_bytes
     needs = f"{size(result.tflite_bytes)} of flash for the file, {size(peak)} of RAM for activations{arena}"

@@ -48,6 +48,25 @@ def test_a_run_that_changed_nothing_has_one_row_and_no_verdict() -> None:
     assert "McNemar" not in "\n".join(lines)
 
 
+def test_the_runtimes_of_a_target_have_rows_and_sentences() -> None:
+    lite = {"tflite_bytes": 92_000, "tflite_accuracy": 0.1, "tflite_changed": 0, "verified_images": 1000}
+    micro = {
+        "tflm_accuracy": 0.12,
+        "tflm_changed": 3,
+        "arena_bytes": 56_112,
+        "peak_activation_bytes": 49_152,
+        "macs": 7,
+    }
+    text = "\n".join(final_lines(replace(RESULT, **lite, **micro)))
+    assert "| in TFLite Micro | 12.00 % | -76.00 |" in text
+    assert "LiteRT differs from the exact integers in 0 of 1,000 predictions." in text
+    assert "judge by the accuracy of the runtime" in " ".join(text.split())
+    assert "arena in TensorFlow Lite Micro 56,112 B" in text
+    alone = "\n".join(final_lines(replace(RESULT, **lite)))
+    assert "TFLite Micro" not in alone
+    assert "judge by" not in alone
+
+
 def test_an_asterisk_says_what_was_changed() -> None:
     text = "\n".join(final_lines(replace(RESULT, overrides="quant=w2a8 'quant.layers={dense: {weight_bits: 8}}'")))
     assert "| w2a8* |" in text
