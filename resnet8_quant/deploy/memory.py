@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import shape_inference
+
+from resnet8_quant.graphs.graph import static_shapes
 
 # Computed in place, or not at all on a target: the output shares the memory of the first input.
 IN_PLACE = frozenset(
@@ -77,19 +78,9 @@ def measure(model: onnx.ModelProto) -> Memory | None:
     """Figures of a float model; None where a shape is not known before it runs.
 
     Args:
-        model: one input, any layout; a free batch counts as 1.
+        model: one input, any layout; the figures are those of one image.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.tensor_type.shape.dim and not value.type.tensor_type.shape.dim[0].dim_value:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-    del copy.graph.value_info[:]
-    graph = shape_inference.infer_shapes(copy, data_prop=True).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
+    graph, shapes = model.graph, static_shapes(model)
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     memory = {graph.input[0].name: graph.input[0].name}
     layers = []

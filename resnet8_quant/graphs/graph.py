@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference, version_converter
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
@@ -221,6 +221,22 @@ def _only_extended(op_type: str, old: int, new: int) -> bool:
         and all(value.option != required for value in after.inputs[len(inputs) :])
         and len(before.outputs) == len(after.outputs)
     )
+
+
+def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """{tensor: shape} for a batch of 1, as far as ONNX infers it; a size that is not known is 0.
+
+    Initializers are not among them.
+    """
+    copy = deepcopy(model)
+    for value in (*copy.graph.input, *copy.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if len(dimensions):
+            dimensions[0].dim_value = 1
+    del copy.graph.value_info[:]
+    graph = shape_inference.infer_shapes(copy, data_prop=True).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -6,6 +6,7 @@ made of them.
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,8 @@ def export(model: bytes, config: DeployConfig, spec: InputSpec, test: Split, pre
     Raises:
         ExperimentError: an operator, a type or a shape without counterpart; the extra [tflite] is not installed.
     """
-    lite = convert(onnx.load_from_string(model), "resnet8-quant")
     core = convert(onnx.load_from_string(model), "resnet8-quant")
+    lite = copy.deepcopy(core)
     ends.set_input(lite, config.input.name)
     ends.set_output(lite, config.output.name)
     data = file.write(lite)

@@ -58,6 +58,12 @@ static inline int32_t rq_weight(const int8_t *weights, int32_t index, int32_t pa
   return code > 7 ? code - 16 : code;
 }
 
+/* The channels of a pixel; 0 outside the image. */
+static inline const int8_t *rq_pixel(const int8_t *in, rq_shape shape, int32_t row, int32_t column) {
+  if (row < 0 || row >= shape.height || column < 0 || column >= shape.width) return 0;
+  return in + (row * shape.width + column) * shape.channels;
+}
+
 /* weights [outputs][kernel_h][kernel_w][channels] */
 static inline void rq_conv(const int8_t *in, rq_shape is, int32_t in_zero, const int8_t *weights, int32_t packed,
                            int32_t kernel_h, int32_t kernel_w, const int32_t *bias, const rq_scale *scales,
@@ -67,12 +73,10 @@ static inline void rq_conv(const int8_t *in, rq_shape is, int32_t in_zero, const
       for (int32_t o = 0; o < os.channels; o++) {
         int32_t sum = bias ? bias[o] : 0;
         for (int32_t i = 0; i < kernel_h; i++) {
-          const int32_t row = y * window.stride_h + i - window.pad_top;
-          if (row < 0 || row >= is.height) continue;
           for (int32_t j = 0; j < kernel_w; j++) {
-            const int32_t column = x * window.stride_w + j - window.pad_left;
-            if (column < 0 || column >= is.width) continue;
-            const int8_t *pixel = in + (row * is.width + column) * is.channels;
+            const int8_t *pixel = rq_pixel(in, is, y * window.stride_h + i - window.pad_top,
+                                           x * window.stride_w + j - window.pad_left);
+            if (!pixel) continue;
             const int32_t first = ((o * kernel_h + i) * kernel_w + j) * is.channels;
             for (int32_t c = 0; c < is.channels; c++) {
               sum += (pixel[c] - in_zero) * rq_weight(weights, first + c, packed);
@@ -94,12 +98,11 @@ static inline void rq_depthwise(const int8_t *in, rq_shape is, int32_t in_zero, 
       for (int32_t o = 0; o < os.channels; o++) {
         int32_t sum = bias ? bias[o] : 0;
         for (int32_t i = 0; i < kernel_h; i++) {
-          const int32_t row = y * window.stride_h + i - window.pad_top;
-          if (row < 0 || row >= is.height) continue;
           for (int32_t j = 0; j < kernel_w; j++) {
-            const int32_t column = x * window.stride_w + j - window.pad_left;
-            if (column < 0 || column >= is.width) continue;
-            const int32_t value = in[(row * is.width + column) * is.channels + o / multiplier] - in_zero;
+            const int8_t *pixel = rq_pixel(in, is, y * window.stride_h + i - window.pad_top,
+                                           x * window.stride_w + j - window.pad_left);
+            if (!pixel) continue;
+            const int32_t value = pixel[o / multiplier] - in_zero;
             sum += value * weights[(i * kernel_w + j) * os.channels + o];
           }
         }
@@ -142,12 +145,11 @@ static inline void rq_pool(const int8_t *in, rq_shape is, int32_t kernel_h, int3
       for (int32_t c = 0; c < os.channels; c++) {
         int32_t sum = 0, count = 0, largest = -128;
         for (int32_t i = 0; i < kernel_h; i++) {
-          const int32_t row = y * window.stride_h + i - window.pad_top;
-          if (row < 0 || row >= is.height) continue;
           for (int32_t j = 0; j < kernel_w; j++) {
-            const int32_t column = x * window.stride_w + j - window.pad_left;
-            if (column < 0 || column >= is.width) continue;
-            const int32_t value = in[(row * is.width + column) * is.channels + c];
+            const int8_t *pixel = rq_pixel(in, is, y * window.stride_h + i - window.pad_top,
+                                           x * window.stride_w + j - window.pad_left);
+            if (!pixel) continue;
+            const int32_t value = pixel[c];
             sum += value;
             count++;
             if (value > largest) largest = value;
@@ -173,11 +175,8 @@ static inline void rq_pad(const int8_t *in, rq_shape is, int32_t top, int32_t le
                           int32_t zero_point) {
   for (int32_t y = 0; y < os.height; y++) {
     for (int32_t x = 0; x < os.width; x++) {
-      const int32_t row = y - top, column = x - left;
-      const int32_t inside = row >= 0 && row < is.height && column >= 0 && column < is.width;
-      for (int32_t c = 0; c < os.channels; c++) {
-        *out++ = inside ? in[(row * is.width + column) * is.channels + c] : (int8_t)zero_point;
-      }
+      const int8_t *pixel = rq_pixel(in, is, y - top, x - left);
+      for (int32_t c = 0; c < is.channels; c++) *out++ = pixel ? pixel[c] : (int8_t)zero_point;
     }
   }
 }

@@ -1,0 +1,174 @@
+"""A Q/DQ model as TensorFlow Lite sees it: int8 parameters of activations, int8 weights around 0, NHWC shapes.
+
+In: an ONNX model with QuantizeLinear and DequantizeLinear around its operators. Out: what `convert` asks of it; what
+the format does not allow is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs.graph import Graph, attributes, input_name, static_shapes
+
+REMEDY = "python run.py quant=int8 quant.per_channel=true deploy=tflite"
+LOW_BIT_REMEDY = "python run.py quant=w4a8 refine=best deploy=tflite"
+
+
+def refuse(problem: str, remedy: str = REMEDY) -> ExperimentError:
+    """The error for a model that has no counterpart in TensorFlow Lite."""
+    return ExperimentError(f"`deploy` is tflite, but {problem}", remedy)
+
+
+@dataclass
+class Constant:
+    """Integer codes with their parameters, as DequantizeLinear reads them."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int
+
+
+class QdqGraph:
+    """The graph of a Q/DQ model for one image.
+
+    Attributes:
+        graph: the ONNX graph.
+        input, output: names of its ends.
+        shapes: of its values, in ONNX's order; 0 where a size is not known.
+        arrays: values of initializers, and of the casts of them.
+        constants: weights and biases, by the name of the dequantized value.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+            raise refuse(
+                f"the model has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs, not one each"
+            )
+        self.graph = Graph(model)
+        self.input, self.output = self.graph.input.name, self.graph.output.name
+        self.shapes = static_shapes(model)
+        self.arrays = {name: numpy_helper.to_array(tensor) for name, tensor in self.graph.initializers.items()}
+        self.constants: dict[str, Constant] = {}
+
+    def parameters(self, node: onnx.NodeProto) -> tuple[np.float32, int]:
+        """Scale and int8 zero point of a QuantizeLinear of an activation."""
+        scale = self.arrays.get(node.input[1])
+        zero = self.arrays.get(node.input[2]) if len(node.input) > 2 else np.uint8(0)
+        if scale is None or zero is None or np.size(scale) != 1:
+            raise refuse(f"the scale of {node.input[0]} is no single constant")
+        zero = np.asarray(zero)
+        if zero.dtype not in (np.uint8, np.int8):
+            raise refuse(f"{node.input[0]} has {zero.dtype} activations; TensorFlow Lite's kernels take int8")
+        shift = 128 if zero.dtype == np.uint8 else 0
+        return np.float32(scale.item()), int(zero.item()) - shift
+
+    def quantizer(self, name: str) -> onnx.NodeProto:
+        """The one QuantizeLinear that reads an operator's output."""
+        readers = self.graph.consumers(name)
+        quantizers = [node for node in readers if node.op_type == "QuantizeLinear"]
+        if len(readers) != 1 or not quantizers:
+            raise refuse(f"{name} is used in float: there is no QuantizeLinear behind it")
+        return quantizers[0]
+
+    def activation(self, name: str) -> tuple[str, str] | None:
+        """The output name and the fused activation of a Relu or Clip behind ``name``; None: there is none."""
+        readers = self.graph.consumers(name)
+        if len(readers) != 1 or readers[0].op_type not in ("Relu", "Clip"):
+            return None
+        node = readers[0]
+        if node.op_type == "Relu":
+            return node.output[0], "RELU"
+        low, high = (self.arrays.get(n) if n else None for n in [*node.input[1:], "", ""][:2])
+        limits = tuple(None if limit is None else float(limit) for limit in (low, high))
+        if limits == (0.0, 6.0):
+            return node.output[0], "RELU6"
+        quantize = self.quantizer(node.output[0])
+        scale, zero_point = self.parameters(quantize)
+        lowest, highest = ((code - zero_point) * float(scale) for code in (-128, 127))
+        if (limits[0] is None or limits[0] <= lowest) and (limits[1] is None or limits[1] >= highest):
+            return node.output[0], "NONE"
+        if (
+            limits[0] is not None
+            and abs(limits[0]) < 0.5 * float(scale)
+            and (limits[1] is None or limits[1] >= highest)
+        ):
+            return node.output[0], "RELU"
+        raise refuse(
+            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused "
+            "activation says",
+            LOW_BIT_REMEDY,
+        )
+
+    def nhwc(self, name: str) -> tuple[int, ...]:
+        """The shape of an ONNX value as TensorFlow Lite stores it."""
+        shape = self.shapes.get(name, ())
+        if not shape or not all(shape):
+            raise refuse(f"the shape of {name} is not known before the model runs")
+        return (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 and name not in self.images else shape
+
+    @property
+    def images(self) -> set[str]:
+        """Names of the 4-D values that are NHWC in ONNX already: the input before its Transpose."""
+        return {self.input} if self._input_is_nhwc() else set()
+
+    def _input_is_nhwc(self) -> bool:
+        return any(node.op_type == "Transpose" for node in self.graph.consumers(self.input)) or any(
+            node.op_type == "Transpose"
+            for quantize in self.graph.consumers(self.input)
+            for dequantize in self.graph.consumers(quantize.output[0])
+            for node in self.graph.consumers(dequantize.output[0])
+        )
+
+    def inputs(self) -> set[str]:
+        """The graph's input, and what a Transpose makes of it."""
+        image = self.input
+        return {image} | {node.output[0] for node in self.graph.consumers(image) if node.op_type == "Transpose"}
+
+    def weights(self, node: onnx.NodeProto, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """int8 codes around 0 and float32 scales, one or one for each channel of ``axis``."""
+        constant = self.constants.get(node.input[1])
+        if constant is None:
+            raise refuse(f"the weights of {node.op_type} ({node.output[0]}) are not quantized constants")
+        centre = 128 if constant.codes.dtype == np.uint8 else 0
+        if constant.codes.dtype.name in ("int16", "uint16") or (constant.zero_point.astype(np.int32) != centre).any():
+            raise refuse(
+                f"the weights of {node.output[0]} are {constant.codes.dtype} with zero points "
+                f"{sorted(set(constant.zero_point.reshape(-1).tolist()))[:3]}; TensorFlow Lite takes int8 around 0"
+            )
+        codes = constant.codes.astype(np.int32) - centre
+        if codes.min() < -127 - (centre == 0) or codes.max() > 127:
+            raise refuse(f"the weights of {node.output[0]} do not fit int8 around 0")
+        scale = np.asarray(constant.scale, np.float32).reshape(-1)
+        if len(scale) > 1 and constant.axis % codes.ndim != axis:
+            raise refuse(f"the scales of {node.output[0]} belong to axis {constant.axis}, not to the outputs")
+        return codes.astype(np.int8), scale
+
+    def read_constant(self, node: onnx.NodeProto) -> None:
+        """Remember the weights or the bias that a DequantizeLinear reads."""
+        if node.input[0] not in self.arrays:
+            raise refuse(f"{node.input[0]} is neither an activation nor a constant")
+        codes = _as_plain_integers(self.arrays[node.input[0]])
+        zero = self.arrays[name] if (name := input_name(node, 2)) else np.zeros(1, codes.dtype)
+        scale, axis = self.arrays[node.input[1]], attributes(node).get("axis", 1)
+        self.constants[node.output[0]] = Constant(codes, scale, _as_plain_integers(np.asarray(zero)), axis)
+
+    def read_cast(self, node: onnx.NodeProto) -> None:
+        """Remember the integers of a Cast: codes of 2 to 4 bits are stored in their own type."""
+        if node.input[0] not in self.arrays:
+            raise refuse(f"{node.input[0]} is cast, which is only known of constant weights")
+        self.arrays[node.output[0]] = _as_plain_integers(self.arrays[node.input[0]])
+
+
+def _as_plain_integers(codes: np.ndarray) -> np.ndarray:
+    """NumPy's own types: 2- and 4-bit codes come in types of ml_dtypes."""
+    if codes.dtype.name in ("int2", "int4"):
+        return codes.astype(np.int8)
+    if codes.dtype.name in ("uint2", "uint4"):
+        return codes.astype(np.uint8)
+    return codes
