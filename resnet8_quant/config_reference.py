@@ -15,6 +15,7 @@ from typing import Any
 from resnet8_quant.config import Config, enum_fields, word
 from resnet8_quant.errors import COMMAND
 from resnet8_quant.options import CONF, GROUPS, options
+from resnet8_quant.terminal import show
 
 _INTRODUCTION = """\
 resnet8-quant: post-training quantization of ResNet8 on ONNX Runtime
@@ -141,4 +142,4 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    show(reference().rstrip("\n"))

@@ -66,3 +66,20 @@ def as_typed_here(text: str) -> str:
         own = [shlex.join(pair) for pair in pairwise(sys.argv) if pair[0] in ("--config-dir", "-cd")]
         command = " ".join([command, *own])
     return text.replace(COMMAND, command)
+
+
+def completed(error: ExperimentError, overrides: Sequence[str]) -> ExperimentError:
+    """The error with a remedy that repeats what else was typed, so that it can be typed as it is.
+
+    Args:
+        error: a remedy of overrides, with or without the command, is completed; any other stays.
+        overrides: of the command line; those that the remedy sets are replaced.
+    """
+    try:
+        typed = shlex.split(error.remedy.removeprefix(f"{COMMAND} "))
+    except ValueError:  # a sentence with an apostrophe
+        return error
+    if not all("=" in word and not word.endswith(",") for word in typed):
+        return error
+    merged = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *typed)}
+    return ExperimentError(error.problem, f"{COMMAND} {shlex.join(merged.values())}")

@@ -22,8 +22,8 @@ import pandas
 import pytest
 
 from resnet8_quant import __version__, terminal
-from resnet8_quant.cli import TOOLS, completed, main
-from resnet8_quant.errors import ExperimentError, as_typed_here
+from resnet8_quant.cli import TOOLS, main
+from resnet8_quant.errors import ExperimentError, as_typed_here, completed
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.results import COLUMNS
 

@@ -1,6 +1,6 @@
-"""How a command ends: every error that a user can fix as a sentence, an interrupted sweep with its summary.
+"""One command of Hydra, from its start to its end: errors as sentences, an interrupted sweep with its summary.
 
-In: the function that Hydra made of run.py's job. Out: an exit code, and on the terminal why it is not 0.
+In: the command line. Out: an exit code, and on the terminal why it is not 0.
 """
 
 from __future__ import annotations
@@ -9,17 +9,49 @@ import concurrent.futures
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from resnet8_quant.errors import ExperimentError, completed
+from resnet8_quant.options import CONF
 from resnet8_quant.sweep import callback
-from resnet8_quant.sweep.compose import explain
+from resnet8_quant.sweep.compose import explain, register, to_config
+from resnet8_quant.sweep.grid import register_sweeps
+from resnet8_quant.sweep.job import run_alone, start_job
 from resnet8_quant.terminal import show, show_error, shown
 
 RESTARTS = 3  # of a sweep one of whose workers was killed
 LOST_WORKERS = (concurrent.futures.BrokenExecutor,)  # joblib's TerminatedWorkerError is one
 
 log = logging.getLogger(__name__)
+
+
+def run() -> int:
+    """Run the command line: one experiment, or a sweep of them."""
+    register()
+    register_sweeps()
+    return run_to_the_end(hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job))
+
+
+def job(composed: DictConfig) -> None:
+    """One run: alone, or as a job of a sweep, where a failure becomes a row and the other jobs go on."""
+    context = HydraConfig.get()
+    if context.mode == RunMode.MULTIRUN:
+        start_job(composed, context)
+        return
+    overrides = list(context.overrides.task)
+    try:
+        run_alone(to_config(composed, overrides), Path(context.runtime.output_dir), overrides)
+    except ExperimentError as error:
+        show_error(completed(error, overrides))
+        sys.exit(1)
 
 
 def run_to_the_end(job: Callable[[], None]) -> int:
