@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import textwrap
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra.errors import HydraException
 from scipy import stats
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import COLUMNS
+from resnet8_quant.sweep.compose import explain
+from resnet8_quant.terminal import show_error
 
 LEVEL = 0.05
 PATHS = ("model.source", "model.path", "data.root", "data.path", "calibration.index_file")
@@ -36,6 +40,19 @@ class Test:
     high: float
     p: float
     holm: float = 1.0
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Show what the user can fix as a sentence and exit with 1, also where Hydra found it."""
+    try:
+        yield
+    except (ExperimentError, HydraException) as error:
+        known = explain(error)
+        if known is None:
+            raise
+        show_error(known)
+        sys.exit(1)
 
 
 def read_rows(folder: Path, remedy: str) -> pd.DataFrame:

@@ -27,19 +27,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from _studies import errors_as_sentences  # noqa: E402
 
 from resnet8_quant import results  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.experiment import Prepared, prepare  # noqa: E402
 from resnet8_quant.graphs.session import open_session, run_batch  # noqa: E402
 from resnet8_quant.machine import cpu_description, usable_cores  # noqa: E402
-from resnet8_quant.sweep.compose import explain, register, to_config  # noqa: E402
-from resnet8_quant.terminal import show_error  # noqa: E402
+from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
 
 EMULATED = Path(__file__).resolve().parent / "_emulated.py"
 REFINED = ("refine=best", "calibration=mse")
@@ -273,14 +273,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.images < 1:
         parser.error("--images must be at least 1")
-    try:
+    with errors_as_sentences():
         page = measure(options.words, options.images, options.arm_root)
-    except (ExperimentError, HydraException) as error:
-        known = error if isinstance(error, ExperimentError) else explain(error)
-        if known is None:
-            raise
-        show_error(known)
-        sys.exit(1)
     if options.out is None:
         print(page)
     else:

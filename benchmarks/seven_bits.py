@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from onnx import NodeProto, numpy_helper
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from _studies import errors_as_sentences  # noqa: E402
 
 from resnet8_quant.config import Config  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
@@ -37,8 +38,8 @@ from resnet8_quant.experiment import prepare  # noqa: E402
 from resnet8_quant.graphs.saturation import pair_saturates, rows_of, saturating_layers  # noqa: E402
 from resnet8_quant.machine import cpu_description  # noqa: E402
 from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
-from resnet8_quant.sweep.compose import explain, register, to_config  # noqa: E402
-from resnet8_quant.terminal import markdown, show_error  # noqa: E402
+from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
+from resnet8_quant.terminal import markdown  # noqa: E402
 
 OWN = ("quant=u8s8", "refine=none")  # the weights are the float model's, rounded here
 EIGHT, SEVEN, PAIRS = "8 bits", "7 bits", "pairs"
@@ -232,15 +233,8 @@ def main() -> None:
     stretches = 1 + STRETCH * np.arange(options.stretches)
     started = datetime.now(UTC)
     register()
-    try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            measured = over_seeds([measure(options.words, seed, stretches) for seed in options.seeds])
-    except (ExperimentError, HydraException) as error:
-        known = error if isinstance(error, ExperimentError) else explain(error)
-        if known is None:
-            raise
-        show_error(known)
-        sys.exit(1)
+    with errors_as_sentences(), initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        measured = over_seeds([measure(options.words, seed, stretches) for seed in options.seeds])
     print(f"Date: {started:%Y-%m-%d %H:%M} UTC")
     print(f"Machine: {cpu_description()}")
     print(f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')}, numpy {version('numpy')}")
