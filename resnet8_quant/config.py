@@ -6,18 +6,13 @@ The same dataclasses are Hydra's structured config (run.py) and the arguments of
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
-from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, cast, get_args, get_type_hints
+from typing import Optional
 
-from resnet8_quant.errors import ExperimentError, invalid_choice
-
-T = TypeVar("T")
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.settings import Group, Member, flatten, setting
 
 
 class DType(Enum):
@@ -145,57 +140,7 @@ class DeployOutput(Enum):
     label = "label"
 
 
-if TYPE_CHECKING:
-
-    class Member(Generic[T]):
-        """A setting that reads as T and may be written as the name of a member: for type checkers only."""
-
-        def __get__(self, owner: object, kind: type) -> T: ...
-        def __set__(self, owner: object, value: T | str) -> None: ...
-
-else:
-
-    class Member:
-        """``Member[DType]`` is ``DType``, which OmegaConf reads."""
-
-        def __class_getitem__(cls, kind: Any) -> Any:
-            return kind
-
-
-def setting(default: Any, description: str) -> Any:
-    """A dataclass field with its description; a list or dict as default is copied for each instance."""
-    metadata = {"help": description}
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 _PRESET = "the preset that the settings started from; the results name the settings that differ from it"
-
-
-@cache
-def enum_fields(group: Hashable) -> dict[str, type[Enum]]:
-    """The fields of a dataclass that hold a member of an enumeration, also where None is allowed."""
-    candidates = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(group).items()}
-    return {
-        name: kind
-        for name, kinds in candidates.items()
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Enum)
-    }
-
-
-class Group:
-    """A group of settings; a string is taken for the member of an enumeration that it names."""
-
-    def __post_init__(self) -> None:
-        group = type(self).__name__.removesuffix("Config").lower()
-        for name, kind in enum_fields(cast(Hashable, type(self))).items():
-            value = getattr(self, name)
-            if isinstance(value, str):
-                if value not in kind.__members__:
-                    raise invalid_choice(f"{group}.{name}", value, list(kind.__members__))
-                setattr(self, name, kind[value])
 
 
 @dataclass
@@ -445,24 +390,3 @@ class Config:
 
 
 GROUP_TYPES = {each.name: str(each.type) for each in dataclasses.fields(Config) if str(each.type).endswith("Config")}
-
-
-def word(value: object) -> str:
-    """A value as on the command line: uint8, true, null, 0.01, {"dense": {"weight_bits": 8}}."""
-    if isinstance(value, Enum):
-        return value.name
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def flatten(config: Config) -> dict[str, str]:
-    """Every setting as {"quant.per_channel": "true", ...}, values as on the command line."""
-
-    def visit(part: Any, prefix: str) -> Iterator[tuple[str, str]]:
-        for each in dataclasses.fields(part):
-            value = getattr(part, each.name)
-            if dataclasses.is_dataclass(value):
-                yield from visit(value, f"{prefix}{each.name}.")
-            else:
-                yield prefix + each.name, word(value)
-
-    return dict(visit(config, ""))

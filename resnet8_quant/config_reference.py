@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet8_quant.config import Config, enum_fields, word
+from resnet8_quant.config import Config
 from resnet8_quant.errors import COMMAND
 from resnet8_quant.options import CONF, GROUPS, options
+from resnet8_quant.settings import enum_fields, word
 from resnet8_quant.terminal import show
 
 _INTRODUCTION = """\

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from resnet8_quant.config import Config, Group, word
+from resnet8_quant.config import Config
+from resnet8_quant.settings import Group, word
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a wheel the folder is part of the package, in a checkout it lies beside it.

@@ -22,10 +22,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from resnet8_quant.config import Config, TrackingConfig, TrackingKind, flatten
+from resnet8_quant.config import Config, TrackingConfig, TrackingKind
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import locked
 from resnet8_quant.results import RunResult
+from resnet8_quant.settings import flatten
 from resnet8_quant.validation import SQLITE, validate
 
 _PACKAGES = {"mlflow": "mlflow-skinny", "sqlalchemy": "sqlalchemy", "alembic": "alembic"}

@@ -5,13 +5,11 @@ In: a `Config`. Out: nothing, or an `ExperimentError` that names the field, the 
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from operator import attrgetter
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 from urllib.parse import urlsplit
 
 from resnet8_quant.config import (
@@ -21,7 +19,6 @@ from resnet8_quant.config import (
     DeployOutput,
     DType,
     Format,
-    Group,
     Method,
     ModelKind,
     QuantConfig,
@@ -32,9 +29,9 @@ from resnet8_quant.config import (
     Target,
     TrackingKind,
     WeightScale,
-    word,
 )
 from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.settings import Group, check_value_types, word
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
@@ -374,7 +371,7 @@ def validate(config: Config) -> None:
     Raises:
         ExperimentError: names the field, the value found, what is valid, and what to type instead.
     """
-    _check_value_types(config)
+    check_value_types(config)
     _check_dtypes(config.quant)
     _check_bit_widths(config.quant)
     _check_credentials(config)
@@ -457,51 +454,6 @@ def _check_credentials(config: Config) -> None:
             "`tracking.uri` holds a user name, which would be written into every run's record",
             "export MLFLOW_TRACKING_USERNAME=NAME MLFLOW_TRACKING_PASSWORD=PASSWORD",
         )
-
-
-def _check_value_types(config: Config) -> None:
-    """Refuse values of wrong types, which only Python code can set: the command line has refused them already."""
-    groups = {name: part for name, part in vars(config).items() if isinstance(part, Group)}
-    for part in groups.values():
-        part.__post_init__()  # takes the names of members that were assigned later
-    for group, settings in {"": config, **groups}.items():
-        kind: Any = type(settings)
-        for name, hint in _hints(kind).items():
-            value = getattr(settings, name)
-            if not _has_type(value, hint):
-                field = f"{group}.{name}".lstrip(".")
-                raise ExperimentError(
-                    f"`{field}` is {value!r}, of type {type(value).__name__}; valid is {_type_name(hint)}",
-                    f"{COMMAND} --help",
-                )
-
-
-@cache
-def _hints(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _type_name(hint: Any) -> str:
-    """Optional[int] as ``int or None``."""
-    arguments = [argument for argument in get_args(hint) if argument is not NoneType]
-    if NoneType in get_args(hint):
-        return f"{_type_name(arguments[0])} or None"
-    return str(hint) if arguments else str(hint.__name__)
-
-
-def _has_type(value: object, hint: Any) -> bool:
-    """Whether a value fits a type of config.py."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if NoneType in arguments:
-        return value is None or any(_has_type(value, argument) for argument in arguments if argument is not NoneType)
-    if origin is list:
-        return isinstance(value, list | tuple) and all(_has_type(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_has_type(item, arguments[1]) for item in value.values())
-    if hint in (int, float):
-        number = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 def check_validation_images(config: Config, free: int, calibrating: int, total: int) -> None:

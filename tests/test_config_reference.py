@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from resnet8_quant.config import Config, flatten
+from resnet8_quant.config import Config
 from resnet8_quant.config_reference import help_text, reference
 from resnet8_quant.options import GROUPS, options
+from resnet8_quant.settings import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 
