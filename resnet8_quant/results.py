@@ -11,11 +11,12 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
@@ -34,6 +35,9 @@ LONGEST_SETTING = 1000
 LARGEST_FILE = 2**20  # bytes, of a file from elsewhere
 MOST_SETTINGS = 200  # columns of settings, in a file from elsewhere
 _SETTING = re.compile(r"config(\.[a-z][a-z0-9_]{0,63}){2}", re.ASCII)
+# Columns of which a value outside of 0 to 1, or not above 0, cannot be true.
+RATIOS = ("accuracy", "float_accuracy", "default_session_accuracy")
+ABOVE_0 = ("model_bytes", "float_model_bytes", "latency_us_median", "default_session_latency_us_median", "eval_images")
 
 
 @dataclass(frozen=True, repr=False)
@@ -266,3 +270,34 @@ def _text(value: object) -> str:
     else:
         text = json.dumps(value, default=lambda part: getattr(part, "name", str(part)))
     return text if len(text) <= LONGEST_SETTING else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The row of a run's folder; None where it is missing, damaged, or cannot be true."""
+    try:
+        return sound_row(folder / FILE_NAME)
+    except ExperimentError:
+        return None
+
+
+def sound_row(file: Path) -> RunResult:
+    """The row of a results.csv whose numbers can be what they say: finite, ratios between 0 and 1, sizes above 0.
+
+    Raises:
+        ExperimentError: it is not one.
+    """
+    row = read(file)
+    for name, value in vars(row).items():
+        if value is not None and not _is_possible(name, value):
+            raise ExperimentError(f"{FILE_NAME}: column `{name}` holds {value}", "run that job again")
+    return row
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if name in RATIOS:
+        return bool(0 <= value <= 1)
+    if name in ABOVE_0:
+        return bool(value > 0)
+    return name != "default_session_changed" or value >= 0

@@ -21,6 +21,7 @@ import numpy as np
 from resnet8_quant import npz_cache
 from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator.statistics import wilson_interval
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.session import open_session, run_batch
@@ -99,8 +100,6 @@ class Evaluation:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """Its 95 % Wilson interval."""
-        from resnet8_quant.evaluator.statistics import wilson_interval
-
         return wilson_interval(int(self.correct.sum()), len(self.labels))
 
     @property

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet8_quant.evaluator.accuracy import Evaluation
+if TYPE_CHECKING:
+    from resnet8_quant.evaluator.accuracy import Evaluation
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ says why.
 from __future__ import annotations
 
 import csv
-import math
 import os
 import re
 import shlex
@@ -17,15 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.folders import NUMBERED, RECORD, read_jobs, read_record
 
-RATIOS = ("accuracy", "float_accuracy", "default_session_accuracy")
-ABOVE_0 = ("model_bytes", "float_model_bytes", "latency_us_median", "default_session_latency_us_median", "eval_images")
 CONFIG = "config."  # begins the names of the columns for the settings that differ from their defaults
 WORD = re.compile(r"(?!(?i:true|false|null|none)$)[A-Za-z]\w*")  # a value that says what it is
 MARKS = frozenset((results.FILE_NAME, RECORD))
@@ -203,44 +199,13 @@ def _read(place: str) -> Job:
     file = path / results.FILE_NAME
     match = NUMBERED.match(path.name)
     try:
-        row = sound_row(file)
+        row = results.sound_row(file)
     except ExperimentError as error:
         absent = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
         overrides = read_record(path).get("overrides")
         command = shlex.join(map(str, overrides)) if isinstance(overrides, list) else None
         row = replace(_failed(_reason(file, error) if file.is_file() else absent), overrides=command or None)
     return Job(int(match[1]) if match else None, path.name, row, path)
-
-
-def read_result(folder: Path) -> RunResult | None:
-    """The row of a run's folder; None where it is missing, damaged, or cannot be true."""
-    try:
-        return sound_row(folder / results.FILE_NAME)
-    except ExperimentError:
-        return None
-
-
-def sound_row(file: Path) -> RunResult:
-    """The row of a results.csv whose numbers can be what they say: finite, ratios between 0 and 1, sizes above 0.
-
-    Raises:
-        ExperimentError: it is not one.
-    """
-    row = results.read(file)
-    for name, value in vars(row).items():
-        if value is not None and not _is_possible(name, value):
-            raise ExperimentError(f"{results.FILE_NAME}: column `{name}` holds {value}", "run that job again")
-    return row
-
-
-def _is_possible(name: str, value: Any) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    if name in RATIOS:
-        return bool(0 <= value <= 1)
-    if name in ABOVE_0:
-        return bool(value > 0)
-    return name != "default_session_changed" or value >= 0
 
 
 def _reason(file: Path, error: ExperimentError) -> str:

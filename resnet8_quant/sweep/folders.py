@@ -188,9 +188,7 @@ def record_loss(sweep: Path, number: int, overrides: Sequence[str], reason: str)
 
 def _why_not(task: Task) -> str | None:
     """Why the job need not run, if its folder holds its results."""
-    from resnet8_quant.sweep.collect import read_result
-
-    result = read_result(task.folder)
+    result = results.read_result(task.folder)
     record = read_record(task.folder)
     current = _is_current(record, task)
     if result is None or not (is_whole(task.folder, result) if result.status == "ok" else current):

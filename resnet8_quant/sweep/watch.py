@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from resnet8_quant import results
-from resnet8_quant.sweep.collect import read_result
 from resnet8_quant.sweep.folders import NUMBERED, is_whole, read_jobs
 
 WIDTH = 79
@@ -67,7 +66,7 @@ class Tally:
             state = path.stat().st_mtime_ns
         except OSError:  # not there yet
             return
-        row = read_result(path.parent)
+        row = results.read_result(path.parent)
         if self._first and not (row and row.status == "ok" and is_whole(path.parent, row)):
             self._old[name] = state
         if self._old.get(name) == state:
