@@ -202,12 +202,6 @@ def _mul(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tens
     )
 
 
-def _divide(total: Array, count: int) -> Array:
-    """Rounded half away from zero."""
-    rounded = (np.abs(total) + count // 2) // count
-    return np.where(total > 0, rounded, -rounded)
-
-
 def _average_pool(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
     """R/integer_ops/pooling.h, AveragePool: the codes' mean over the window's pixels that are inside the image."""
     kernel: Any = operator.options["filter"]

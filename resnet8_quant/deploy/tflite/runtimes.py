@@ -30,12 +30,10 @@ class TflmRun:
     Attributes:
         outputs: [N, classes].
         arena_bytes: all memory that the interpreter took: activations, and what it keeps beside them.
-        activation_bytes: the part of it that the activations share.
     """
 
     outputs: np.ndarray
     arena_bytes: int
-    activation_bytes: int
 
 
 def has_tflm() -> bool:
@@ -95,10 +93,10 @@ def run_tflm(data: bytes, inputs: np.ndarray, workers: int) -> TflmRun:
             for part in pool.map(_run_chunk, chunks):
                 parts.append(part)
                 advance(len(part))
-            total, activations = arena.result()
+            arena_bytes = arena.result()
     except (RuntimeError, ValueError) as error:
         raise _refused("TensorFlow Lite Micro", error) from error
-    return TflmRun(np.concatenate(parts), total, activations)
+    return TflmRun(np.concatenate(parts), arena_bytes)
 
 
 def _refused(runtime: str, error: Exception) -> ExperimentError:
@@ -126,11 +124,11 @@ def _run_chunk(inputs: np.ndarray) -> np.ndarray:
     return np.array(outputs)
 
 
-def _arena(inputs: np.ndarray) -> tuple[int, int]:
-    """Bytes of the arena and of its activations, from the report that the interpreter prints."""
+def _arena(inputs: np.ndarray) -> int:
+    """Bytes of the arena, from the report that the interpreter prints; 0 where it prints none."""
     _run_chunk(inputs)
-    found = dict(re.findall(r"Arena allocation (total|head) (\d+) bytes", _printed(_interpreter.print_allocations)))
-    return int(found.get("total", 0)), int(found.get("head", 0))
+    found = re.search(r"Arena allocation total (\d+) bytes", _printed(_interpreter.print_allocations))
+    return int(found[1]) if found else 0
 
 
 def _printed(report: Callable[[], None]) -> str:
