@@ -32,8 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from _studies import errors_as_sentences  # noqa: E402
-
+from benchmarks._studies import errors_as_sentences  # noqa: E402
 from resnet8_quant import results  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.experiment import Prepared, prepare  # noqa: E402

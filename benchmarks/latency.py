@@ -43,6 +43,7 @@ from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
 from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, caller, measure_calls, speedup  # noqa: E402
 from resnet8_quant.evaluator.profiler import profile_model  # noqa: E402
 from resnet8_quant.experiment import prepare  # noqa: E402
+from resnet8_quant.graphs.saturation import saturating_layers  # noqa: E402
 from resnet8_quant.graphs.session import kernels_saturate  # noqa: E402
 from resnet8_quant.inputs.input_spec import InputSpec  # noqa: E402
 from resnet8_quant.machine import (  # noqa: E402
@@ -198,6 +199,20 @@ def openvino_peer(subject: BenchmarkModel) -> Peer:
     return Peer(run, subject.input_spec.prepare, len(subject.serialized), runtime)
 
 
+def saturation_cost(models: dict[str, BenchmarkModel]) -> str:
+    """What a run pays to know whether kernels saturate: the probe, once a process, and the reading of its model."""
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return 1000 * (time.perf_counter() - start)
+
+    kernels_saturate.cache_clear()
+    probe = milliseconds(kernels_saturate)
+    analyses = [milliseconds(partial(saturating_layers, one.serialized)) for one in models.values()]
+    return f"Probe of the kernels {probe:.1f} ms; analysis of a model {min(analyses):.1f} to {max(analyses):.1f} ms"
+
+
 def compared(
     models: dict[str, BenchmarkModel],
     images: np.ndarray,
@@ -292,6 +307,7 @@ def main() -> int:
     print(f"Load per core before: {load:.2f}" if load is not None else "Load not known")
     print(f"Share of the cores' time that others took: {100 * others:.0f} %" if others is not None else "")
     print(f"Took {time.perf_counter() - clock:.0f} s")
+    print(saturation_cost(models))
     print(f"Command: {shlex.join(['python', 'benchmarks/latency.py', *sys.argv[1:]])}")
     print(f"\nBatch 1, one thread, {options.runs} calls each:\n")
     print(speed_table(single, sizes, right, "float", per_second=False))

@@ -29,8 +29,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from _studies import errors_as_sentences  # noqa: E402
-
+from benchmarks._studies import errors_as_sentences  # noqa: E402
 from resnet8_quant.config import Config  # noqa: E402
 from resnet8_quant.errors import ExperimentError  # noqa: E402
 from resnet8_quant.evaluator.accuracy import predict  # noqa: E402
