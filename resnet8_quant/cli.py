@@ -13,10 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from resnet8_quant import __version__
-from resnet8_quant.errors import shown_command
+from resnet8_quant.errors import COMMANDS, shown_command
 from resnet8_quant.terminal import exit_code, show
-
-TOOLS = ("summary", "report", "profile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         show(f"resnet8-quant {__version__}")
         return 0
-    if arguments and arguments[0] in TOOLS:
+    if arguments and arguments[0] in COMMANDS:
         return int(importlib.import_module(f"resnet8_quant.{arguments[0]}").main(arguments[1:]))
     if {"--help", "-h"} & set(arguments):
         return _help(arguments)

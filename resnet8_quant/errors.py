@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
+COMMANDS = ("summary", "report", "profile")  # the others: python -m resnet8_quant.summary, or python run.py summary
 
 
 class ExperimentError(Exception):
@@ -37,13 +38,10 @@ def missing_extra(package: str, extra: str) -> ExperimentError:
     return ExperimentError(f"the package `{package}` is not installed", f"pip install {requirement}")
 
 
-def invalid_choice(field: str, value: str, choices: Sequence[str], flags: str = "") -> ExperimentError:
-    """The error for a value that is not among ``choices``; the remedy types the most similar one, if one is similar.
-
-    ``flags``, as ``-m``, are typed before the field.
-    """
+def invalid_choice(field: str, value: str, choices: Sequence[str]) -> ExperimentError:
+    """The error for a value that is not among ``choices``; the remedy types the most similar one, if one is similar."""
     similar = similar_word(value, choices)
-    remedy = " ".join(filter(None, (COMMAND, flags, f"{field}={similar}" if similar else "--help")))
+    remedy = f"{COMMAND} {f'{field}={similar}' if similar else '--help'}"
     return ExperimentError(f"`{field}` is {value}; valid are {', '.join(choices)}", remedy)
 
 

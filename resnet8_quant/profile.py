@@ -13,11 +13,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.summary import check_output
-from resnet8_quant.terminal import exit_code, markdown, show, shown, wrapped
+from resnet8_quant.terminal import exit_code, markdown, parsed, show, shown, wrapped
 
 if TYPE_CHECKING:
     from resnet8_quant.evaluator.profiler import Profile
@@ -29,20 +29,14 @@ SPACE = "\N{NO-BREAK SPACE}"  # where a line must not be wrapped
 Row = dict[str, str | int | float]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are errors like any other, with exit code 1."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ExperimentError(message, f"{COMMAND} MODEL.onnx (--help lists the options)")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
-    return exit_code(lambda: _profile(_parser().parse_args(arguments)))
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: _profile(parsed(_parser(), words, COMMAND)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=as_typed_here(COMMAND), description=(__doc__ or "").partition(":")[0] + ".")
+    parser = argparse.ArgumentParser(prog=as_typed_here(COMMAND), description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
     parser.add_argument("--by", choices=("operator", "node"), default="operator", help="what a row is")
     parser.add_argument("--runs", type=_integer(1), default=300, metavar="N", help="profiled calls (300)")

@@ -6,29 +6,33 @@ folder plots/ beside it. Exit code 0, or 1 after an error that is shown.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet8_quant import terminal
 from resnet8_quant.errors import ExperimentError, as_typed_here
-from resnet8_quant.summary import WHERE, Parser, check_output, write_output
+from resnet8_quant.summary import WHERE, check_output, write_output
 from resnet8_quant.sweep.collect import collect_all, name_choices
 from resnet8_quant.sweep.report.page import write_report
 from resnet8_quant.sweep.summary import select
 
+COMMAND = "python -m resnet8_quant.report"
+
 
 def run(arguments: Sequence[str]) -> None:
     """What the command line ``arguments`` asks for."""
-    prog = as_typed_here("python -m resnet8_quant.report")
-    options = Parser(prog=prog, description="The report of any runs as one HTML page.")
+    options = argparse.ArgumentParser(
+        prog=as_typed_here(COMMAND), description="The report of any runs as one HTML page."
+    )
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the first folder; with --where selection.html"
     )
     options.add_argument("--where", metavar="EXPR", help=f"runs to keep: \"model == 'resnet8'\"; {WHERE}")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
-    chosen = options.parse_args(arguments)
+    chosen = terminal.parsed(options, arguments, COMMAND)
     check_output("--out", chosen.out)
     jobs = select(collect_all(chosen.folders), where=chosen.where)
     name_choices(jobs)
@@ -36,7 +40,8 @@ def run(arguments: Sequence[str]) -> None:
         raise ExperimentError("no run is left to report on", "another folder, or another --where")
     path = chosen.out or chosen.folders[0] / ("selection.html" if chosen.where else "report.html")
     plots = path.parent / "plots" if chosen.plots else None
-    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots), f"{len(jobs):,} runs. ")
+    count = terminal.counted(len(jobs), "run")
+    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots), f"{count}. ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,13 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.sweep import plan, summary
 from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name_choices
 
+COMMAND = "python -m resnet8_quant.summary"
 TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
 # What runs and sweeps write about themselves; a results.csv anywhere else would be taken for a run.
 RECORDS = MARKS | {plan.FILE_NAME, results.RECORD, *results.FILES}
@@ -29,17 +29,11 @@ WHERE = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """A wrong command line is an error like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ExperimentError(message, f"{self.prog} --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The options; --help shows them."""
-    prog = as_typed_here("python -m resnet8_quant.summary")
-    options = Parser(prog=prog, description="The table of any runs, filtered and sorted.")
+    options = argparse.ArgumentParser(
+        prog=as_typed_here(COMMAND), description="The table of any runs, filtered and sorted."
+    )
     options.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, a sweep, or a folder above them")
     options.add_argument("--where", metavar="EXPR", help=f'rows to keep: "accuracy > 0.87 and seed == 1"; {WHERE}')
     options.add_argument("--sort", metavar="COLUMN,...", help="e.g. model_bytes,-accuracy; a leading - for descending")
@@ -78,7 +72,7 @@ def write_output(option: str, path: Path, write: Callable[[Path], None], said: s
 
 def run(arguments: Sequence[str]) -> None:
     """What the command line ``arguments`` asks for."""
-    options = parser().parse_args(_joined(arguments))
+    options = terminal.parsed(parser(), _joined(arguments), COMMAND)
     check_output("--csv", options.csv)
     check_output("--report", options.report)
     if options.csv is not None and options.csv == options.report:
@@ -91,7 +85,8 @@ def run(arguments: Sequence[str]) -> None:
     name_choices(jobs)
     failed = sum(not job.ok for job in chosen)
     note = f" {failed} of them failed." if failed else ""
-    terminal.show(f"{summary.table(chosen, columns)}\n\n{len(chosen):,} of {len(jobs):,} runs.{note}")
+    count = f"{len(chosen):,} of {terminal.counted(len(jobs), 'run')}"
+    terminal.show(f"{summary.table(chosen, columns)}\n\n{count}.{note}")
     if options.csv is not None:
         write_output("--csv", options.csv, lambda path: summary.write_csv(chosen, path))
     if options.report is not None:

@@ -5,16 +5,18 @@ In: `RunResult`s. Out: Markdown tables, within 80 columns for ResNet8, the same 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
-from resnet8_quant.errors import ExperimentError, as_typed_here
+from resnet8_quant.errors import ExperimentError, as_typed_here, similar_word
 from resnet8_quant.results import RunResult
 
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
@@ -196,6 +198,34 @@ def show_error(error: ExperimentError) -> None:
     """The problem and the remedy, wrapped for an 80-column window."""
     show(wrapped(error.problem, "error: ", "       "), error=True)
     show(wrapped(as_typed_here(error.remedy), "  try: ", "       "), error=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 and "run" -> "1 run"; 2,000 and "run" -> "2,000 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str], command: str) -> argparse.Namespace:
+    """What ``words``, the arguments of ``command``, say, options before or after the rest.
+
+    Raises:
+        ExperimentError: a wrong argument; the remedy has the option or choice in its place that was probably meant.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
+        known = [
+            *parser._option_string_actions,
+            *(choice for action in parser._actions for choice in action.choices or ()),
+        ]
+        similar = similar_word(wrong[1], known) if wrong else None
+        remedy = ["--help"]
+        if wrong and similar:
+            remedy = [re.sub(rf"^{re.escape(wrong[1])}(?=$|=)", similar, word) for word in words]
+        raise ExperimentError(message, f"{command} {shlex.join(remedy)}")
+
+    setattr(parser, "error", refuse)  # noqa: B010 (a method, to a type checker)
+    return parser.parse_intermixed_args(words)
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -22,8 +22,8 @@ import pandas
 import pytest
 
 from resnet8_quant import __version__, terminal
-from resnet8_quant.cli import TOOLS, main
-from resnet8_quant.errors import ExperimentError, as_typed_here, completed
+from resnet8_quant.cli import main
+from resnet8_quant.errors import COMMANDS, ExperimentError, as_typed_here, completed
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.results import COLUMNS
 
@@ -174,7 +174,7 @@ def test_sweep_writes_a_summary_and_all_targets_agree(start: Start) -> None:
 
 
 def test_sweep_goes_on_after_a_failed_job(start: Start) -> None:
-    done = start("-m", "calibration.samples_per_class=5,101", kind="sweep")
+    done = start("quant=int8", "-m", "calibration.samples_per_class=5,101", kind="sweep")  # overrides on both sides
     assert done.code == 1
     jobs = rows(done.folder / "summary.csv")
     assert [(row["samples_per_class"], row["status"]) for row in jobs] == [("5", "ok"), ("101", "failed")]
@@ -307,12 +307,24 @@ def test_a_budget_and_a_refinement(start: Start) -> None:
 @pytest.mark.parametrize(
     ("words", "problem", "remedy"),
     [
-        ("quant=int9", "`quant` is int9; valid are float", "python run.py quant=int8"),
+        ("seed=7 quant=int9", "`quant` is int9; valid are float", "python run.py seed=7 quant=int8 data=sample"),
         ("calibration.samples_per_class=101", "`calibration.samples_per_class` is 101", "samples_per_class=100"),
-        ("calibration.samples_per_class=many", "`calibration.samples_per_class`", "--help"),
+        (
+            "calibration.samples_per_class=many",
+            "`calibration.samples_per_class`",
+            "calibration.samples_per_class=100 d",
+        ),
+        ("quant.per_channel=ture", "`quant.per_channel`", "run.py quant.per_channel=true data=sample"),
         ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=3"),
         ("quan=int8", "`quan` is not a field", "python run.py quant=int8"),
-        ("sumary", "commands are summary, report and profile", "--help"),
+        ("sumary outputs", "commands are summary, report and profile", "run.py summary outputs"),
+        ("seed=3 u8s", "`u8s` is no setting", "run.py seed=3 quant=u8s8"),
+        ("hydra/luncher=joblib", "`hydra/luncher` is not a field", "hydra/launcher=joblib"),
+        ("hydra.luncher.n_jobs=2 -m", "`hydra.luncher` is not a field", "hydra.launcher.n_jobs=2"),
+        ("-m quant=int8,int9", "`quant` is int9", "run.py -m quant=int8,uint8"),
+        ("quant=8", "`quant` is 8; valid are float", "--help"),
+        ("seed=7 --multirn", "unrecognized arguments: --multirn", "run.py seed=7 --multirun"),
+        ("-c jb", "invalid choice: 'jb'", "-c job"),
         ("quant=int8 quant=uint8", "`quant` is given twice", "give it once"),
         ("+calibration.foo=1", "`calibration.foo` is not a field", "--help"),
         ("model=onnx", "`model.path`", ""),
@@ -352,7 +364,7 @@ def test_the_console_command(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setattr(sys, "argv", shlex.split(own))
     assert as_typed_here("python run.py quant=mine") == own
     assert as_typed_here("python -m resnet8_quant.profile model.onnx") == "resnet8-quant profile model.onnx"
-    for tool in TOOLS:
+    for tool in COMMANDS:
         with pytest.raises(SystemExit):
             main([tool, "--help"])
         assert f"usage: resnet8-quant {tool}" in capsys.readouterr().out

@@ -52,6 +52,8 @@ def test_where_sort_and_top(sort: list[str], sweeps: Path, capsys: pytest.Captur
     assert "2 of 4 runs." in out
     assert summary.main([str(sweeps), "--sort", "-accuracy", "--top", "1"]) == 0
     assert _jobs(capsys.readouterr().out) == ["a/1"]
+    assert summary.main([str(sweeps / "a" / "1_x")]) == 0
+    assert "1 of 1 run.\n" in capsys.readouterr().out
 
 
 def test_columns_of_the_table_and_of_the_csv(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +92,7 @@ def test_mark_survives_a_pipe(sweeps: Path) -> None:
         (["--top", "many"], "--top"),
         (["--csv", "/dev/null/x"], "cannot write"),
         (["--unknown"], "--unknown"),
+        (["--colums", "Job"], "--columns Job"),
     ],
 )
 def test_wrong_words_are_one_sentence(

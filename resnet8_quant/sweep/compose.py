@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import yaml
@@ -24,14 +25,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import COMMAND, ExperimentError, invalid_choice, missing_extra, similar_word
+from resnet8_quant.errors import COMMAND, COMMANDS, ExperimentError, invalid_choice, missing_extra, similar_word
 from resnet8_quant.files import unwritable
-from resnet8_quant.options import CONF, NAMED, derive_name
+from resnet8_quant.options import CONF, GROUPS, NAMED, derive_name, options
+from resnet8_quant.settings import word as setting_text
 from resnet8_quant.sweep.launchers import missing_plugin, unreachable
 from resnet8_quant.validation import layer_override
 
 HELP = f"{COMMAND} --help"
 UNCOMPOSED = "uncomposed"  # in the config of a job that cannot be composed: the problem and the remedy
+PLUGIN_GROUPS = ("hydra/launcher", "hydra/sweeper")
 _LAYERS = "quant.layers"
 
 
@@ -130,10 +133,9 @@ def conf_folders() -> tuple[Path, ...]:
 
 def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
     """`+group.key=1` passes Hydra's schema; nothing would read it."""
-    known = {field.name for field in dataclasses.fields(schema)}
     for key in map(str, config):
-        if key not in known:
-            raise _unknown_key(f"{prefix}{key}", schema)
+        if key not in _field_names(schema):
+            raise _unknown_key(f"{prefix}{key}", _field_names(schema), sys.argv[1:])
         child = config._get_node(key)
         if isinstance(child, DictConfig):
             kind = OmegaConf.get_type(child)
@@ -141,23 +143,52 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
                 _refuse_unknown(child, kind, f"{prefix}{key}.")
 
 
-def _unknown_key(full_key: str, schema: type | None, file: str = "") -> ExperimentError:
-    """The error for a key that ``schema``, the dataclass of its group, lacks; it was typed, or is in a YAML file."""
+def _field_names(schema: type | None) -> list[str]:
+    return [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+
+
+def _unknown_key(full_key: str, known: Sequence[str], typed: Sequence[str], file: str = "") -> ExperimentError:
+    """The error for a key that is none of ``known``, the fields of its group; it was typed, or is in a YAML file."""
     prefix, _, key = full_key.rpartition(".")
-    known = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
     where = f" in `{prefix}`" if prefix else ""
     listed = f"; the fields{where} are {', '.join(known)}" if known else ""
-    similar = similar_word(key, known)
-    correct = f"{prefix}.{similar}" if prefix else similar
+    similar = similar_word(key, [*known, *(GROUPS if "/" in key else ()), *PLUGIN_GROUPS])
+    problem = f"`{full_key}` is not a field of the config{listed}"
     if file:
         remedy = f"write {similar} instead, or remove the line" if similar else "remove the line"
-        return ExperimentError(f"{file}: `{full_key}` is not a field of the config{listed}", f"in {file}: {remedy}")
-    value = next((word.partition("=")[2] for word in sys.argv if word.lstrip("+").startswith(f"{full_key}=")), "VALUE")
-    remedy = f"{COMMAND} {correct}={value}" if similar else HELP
-    return ExperimentError(f"`{full_key}` is not a field of the config{listed}", remedy)
+        return ExperimentError(f"{file}: {problem}", f"in {file}: {remedy}")
+    return ExperimentError(problem, _retyped(typed, full_key, f"{prefix}.{similar}".lstrip(".")) if similar else HELP)
 
 
-def _wrong_value(error: OmegaConfBaseException, context: str, file: str = "") -> ExperimentError:
+def _retyped(typed: Sequence[str], wrong: str, right: str, key: str = "") -> str:
+    """The command as ``typed``, with ``right`` for ``wrong`` in the first override that begins with ``key`` or it."""
+    words = list(typed)
+    place = next((i for i, word in enumerate(words) if word.lstrip("+~").startswith(key or wrong)), len(words))
+    override = words[place] if place < len(words) else f"{key}{wrong}" if key else f"{wrong}=VALUE"
+    before, _, after = override.rpartition(wrong) if key else override.partition(wrong)
+    words[place : place + 1] = [f"{before}{right}{after}"]
+    sweep = key.startswith("hydra/") and not {"-m", "--multirun"} & set(words)
+    return f"{COMMAND} {'-m ' if sweep else ''}{shlex.join(words)}"
+
+
+def _wrong_choice(group: str, option: str, choices: Sequence[str], typed: Sequence[str]) -> ExperimentError:
+    """The error for an option that a group lacks; the remedy repeats what else was typed."""
+    others = {value for word in typed if word.startswith(f"{group}=") for value in re.split("[=,]", word)}
+    similar = similar_word(option, [choice for choice in choices if choice not in others])
+    remedy = _retyped(typed, option, similar, f"{group}=") if similar else HELP
+    return ExperimentError(invalid_choice(group, option, choices).problem, remedy)
+
+
+def _no_setting(word: str, typed: Sequence[str]) -> ExperimentError:
+    """The error for a word without a value: a command, an option without its group, or a field."""
+    meant = {option: f"{group}={option}" for group in GROUPS for option in options(group)}
+    meant |= {command: command for command in COMMANDS}
+    similar = similar_word(word, list(meant))
+    problem = f"`{word}` is no setting (SETTING=VALUE); commands are {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}"
+    return ExperimentError(problem, _retyped(typed, word, meant[similar]) if similar else HELP)
+
+
+def _wrong_value(error: OmegaConfBaseException, context: str, typed: Sequence[str], file: str = "") -> ExperimentError:
     """A value that the schema does not take; Hydra's ``context`` quotes the override that holds it."""
     override = context.partition("Error merging override ")[2]
     if override.lstrip("+").startswith(_LAYERS):
@@ -165,11 +196,20 @@ def _wrong_value(error: OmegaConfBaseException, context: str, file: str = "") ->
     text = str(error).splitlines()[0]
     if file and not error.full_key:
         return ExperimentError(f"{file} holds no settings: {text}", f"write SETTING: VALUE lines in {file}")
+    key = error.full_key or ""
     choices = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text)
     if choices:
-        wrong = invalid_choice(error.full_key or "", choices[1], choices[2].split(", "))
+        wrong = _wrong_choice(key, choices[1], choices[2].split(", "), typed)
     else:
-        wrong = ExperimentError(f"`{error.full_key}`: {text[0].lower()}{text[1:]}", HELP)
+        wrong = ExperimentError(f"`{key}`: {text[0].lower()}{text[1:]}", HELP)
+        value = re.search(r"[Vv]alue '(.*?)'", text)
+        try:
+            default = setting_text(attrgetter(key)(Config()))
+        except AttributeError:  # Hydra's own
+            default = None
+        if value and default:
+            near = similar_word(value[1], ["true", "false"]) if default in ("true", "false") else None
+            wrong = ExperimentError(wrong.problem, _retyped(typed, value[1], near or default, f"{key}="))
     return ExperimentError(f"{file}: {wrong.problem}", f"correct the value in {file}") if file else wrong
 
 
@@ -203,19 +243,17 @@ def explain(
         )
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
-        return _wrong_setting(cause, str(error), config_dir)
+        return _wrong_setting(cause, str(error), overrides, config_dir)
     if isinstance(error, HydraException) and (needed := missing_plugin(str(error))) is not None:
         return missing_extra(*needed)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        flags = "-m" if group in ("hydra/launcher", "hydra/sweeper") else ""
-        return invalid_choice(group, option, list(error.options), flags)
+        return _wrong_choice(group, option, list(error.options), overrides)
     if isinstance(error, OverrideParseException):
         if error.override.lstrip("+").startswith(_LAYERS):
             return _wrong_layer(error.override, "")
         if "=" not in error.override:
-            problem = f"`{error.override}` is no setting (SETTING=VALUE); commands are summary, report and profile"
-            return ExperimentError(problem, HELP)
+            return _no_setting(error.override, overrides)
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
     if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:
         return ExperimentError(
@@ -227,6 +265,10 @@ def explain(
     if isinstance(error, ConfigCompositionException | HydraException):
         return ExperimentError(" ".join(str(error).split()), HELP)
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):
+        pairs = (word.lstrip("+").partition("=") for word in overrides)
+        group, _, value = next((pair for pair in pairs if pair[0] in GROUPS), ("", "", ""))
+        if group and value not in options(group):
+            return _wrong_choice(group, value, list(options(group)), overrides)
         return ExperimentError("a config group is null; it takes the name of a file in its folder of conf/", HELP)
     return unreachable(error)
 
@@ -252,13 +294,15 @@ def _without_package(file: str) -> ExperimentError:
     )
 
 
-def _wrong_setting(error: OmegaConfBaseException, context: str, config_dir: Path | None) -> ExperimentError:
+def _wrong_setting(
+    error: OmegaConfBaseException, context: str, typed: Sequence[str], config_dir: Path | None
+) -> ExperimentError:
     """A key or value that the schema refuses, typed or in a file, which Hydra's ``context`` names."""
     option = re.match(r"In '(.*?)': ", context)
     file = _file_of(option[1], config_dir) if option else ""
     if not isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _wrong_value(error, context, file)
+        return _wrong_value(error, context, typed, file)
     key = error.full_key or str(error.key)
     if option and option[1].startswith("experiment/") and key.partition(".")[0] == "experiment":
         return _without_package(file)
-    return _unknown_key(key, error.object_type, file)
+    return _unknown_key(key, _field_names(error.object_type), typed, file)

@@ -15,17 +15,18 @@ from pathlib import Path
 from types import FrameType
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from resnet8_quant.errors import ExperimentError, completed
+from resnet8_quant.errors import COMMAND, ExperimentError, completed
 from resnet8_quant.options import CONF
 from resnet8_quant.sweep import callback
 from resnet8_quant.sweep.compose import explain, register, to_config
 from resnet8_quant.sweep.grid import register_sweeps
 from resnet8_quant.sweep.job import run_alone, start_job
-from resnet8_quant.terminal import show, show_error, shown
+from resnet8_quant.terminal import parsed, show, show_error, shown
 
 RESTARTS = 3  # of a sweep one of whose workers was killed
 LOST_WORKERS = (concurrent.futures.BrokenExecutor,)  # joblib's TerminatedWorkerError is one
@@ -37,7 +38,15 @@ def run() -> int:
     """Run the command line: one experiment, or a sweep of them."""
     register()
     register_sweeps()
-    return run_to_the_end(hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job))
+    return run_to_the_end(_call_hydra)
+
+
+def _call_hydra() -> None:
+    """Hydra's command line; its parser takes the overrides in one piece only, so that the flags go first."""
+    words = sys.argv[1:]
+    overrides = parsed(get_args_parser(), words, COMMAND).overrides
+    sys.argv[1:] = [*(word for word in words if word not in overrides), *overrides]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
 
 
 def job(composed: DictConfig) -> None:

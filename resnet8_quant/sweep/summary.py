@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable, Collection, Sequence
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ MARKED = ("Top-1", "Accuracy", "accuracy", "Choices", "Model", "Job")
 TIMES = ("Latency", "Speedup", "latency_us_median", "speedup")
 # pandas' types that keep integers and booleans as they are where cells are empty.
 DTYPES = {"int": "Int64", "float": "float64", "bool": "boolean"}
-WHERE_EXAMPLE = "--where \"accuracy > 0.87 and quant_type in ['int8', 'u8s8']\""
+WHERE_EXAMPLE = "accuracy > 0.87 and status == 'ok'"
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
     jobs.sort(key=rank)
     failed = sum(not job.ok for job in jobs)
     body = table(jobs, columns)
-    lines = [f"\n{body}\n\n{len(jobs) - failed} of {len(jobs)} jobs ok. Written to"]
+    lines = [f"\n{body}\n\n{len(jobs) - failed} of {terminal.counted(len(jobs), 'job')} ok. Written to"]
     error_to_raise: ExperimentError | None = None
     writers: dict[str, Callable[[Path], None]] = {
         "summary.csv": lambda path: write_csv(jobs, path),
@@ -148,7 +150,8 @@ def _baselines(jobs: Sequence[Job]) -> list[str]:
 def _busy(jobs: Sequence[Job]) -> list[str]:
     timed = [job for job in jobs if job.row.latency_us_median is not None]
     busy = sum(bool(job.row.machine_busy) for job in timed)
-    return [f"{busy} of {len(timed)} runs were timed on a busy machine (machine_busy)."] if busy else []
+    were = f"{terminal.counted(len(timed), 'run')} {'was' if len(timed) == 1 else 'were'}"
+    return [f"{busy} of {were} timed on a busy machine (machine_busy)."] if busy else []
 
 
 def frame(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -207,9 +210,12 @@ def select(
             if not isinstance(kept, pd.DataFrame):
                 raise TypeError("it is true or false for no row")
         except Exception as error:  # whatever the user's expression raises
+            unknown = re.fullmatch("name '(.*)' is not defined", str(error))
+            near = _nearest(unknown[1] if unknown else where, table.columns, 5)
+            listed = f"the nearest columns are {', '.join(near)}; all: the first line of a file that --csv FILE writes"
+            remedy = re.sub(rf"\b{re.escape(unknown[1])}\b", near[0], where) if unknown else WHERE_EXAMPLE
             raise ExperimentError(
-                f"`--where` cannot be evaluated: {where!r} ({error}); columns are {', '.join(map(str, table.columns))}",
-                WHERE_EXAMPLE,
+                f"`--where` cannot be evaluated: {where!r} ({error}); {listed}", f"--where {shlex.quote(remedy)}"
             ) from error
         table = kept
     if sort is not None:
@@ -225,11 +231,22 @@ def column_named(name: str, columns: Collection[str], option: str) -> str:
     for column in (name, *columns):
         if column in columns and column.casefold() == name.casefold():
             return column
-    close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5) or [next(iter(columns))]
+    near = _nearest(name, columns, 5)
     raise ExperimentError(
-        f"`{option}` names the column {name!r}, which there is not; columns are {', '.join(columns)}",
-        f"{option} {close[0]}",
+        f"`{option}` names the column {name!r}, which there is not; the nearest are {', '.join(near)}; all: the first "
+        "line of a file that --csv FILE writes",
+        f"{option} {near[0]}",
     )
+
+
+def _nearest(text: str, columns: Iterable[str], count: int) -> list[str]:
+    """The columns most like ``text``, or like one of its words, the most alike first."""
+    words = re.findall(r"[\w.]+", text.casefold()) or [""]
+
+    def likeness(column: str) -> float:
+        return max(difflib.SequenceMatcher(None, word, column.casefold()).ratio() for word in words)
+
+    return sorted(map(str, columns), key=likeness, reverse=True)[:count]
 
 
 def _column(values: Sequence[object], dtype: str) -> pd.Series:

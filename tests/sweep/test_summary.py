@@ -143,11 +143,21 @@ def test_where_is_a_query_of_pandas(expression: str, numbers: list[int]) -> None
     "expression",
     ["", "accuracy >", "accuracy = 1", "acuracy > 1", "accuracy > '0.5'", "1", "error is None", "(" * 300 + ")" * 300],
 )
-def test_where_that_pandas_does_not_take_names_the_columns(expression: str) -> None:
+def test_where_that_pandas_does_not_take_names_the_nearest_columns(expression: str) -> None:
     with pytest.raises(ExperimentError, match="--where") as caught:
         select(TABLE, where=expression)
-    assert "columns are job, folder, schema_version, status" in caught.value.problem
-    assert "--where" in caught.value.remedy
+    nearest = caught.value.problem.rpartition("the nearest columns are ")[2]
+    assert nearest.count(",") == 4
+    assert "--csv FILE" in nearest
+    assert caught.value.remedy.startswith("--where ")
+    if "curacy" in expression:
+        assert nearest.startswith("accuracy, ")
+
+
+def test_where_with_a_wrong_name_is_typed_with_the_nearest() -> None:
+    with pytest.raises(ExperimentError, match=r"the nearest columns are accuracy, ") as caught:
+        select(TABLE, where="seed == 1 and acuracy > 1")
+    assert caught.value.remedy == "--where 'seed == 1 and accuracy > 1'"
 
 
 def test_order_is_stable_and_empty_cells_come_last() -> None:
