@@ -40,15 +40,18 @@ class Running:
 
     folder: Path
     plan: Plan
-    columns: tuple[str, ...]
-    plots: bool
+    callback: SweepCallback
     watch: Watch
     cancel: Callable[[], None]
     resources: ExitStack
 
+    def release(self) -> None:
+        """Let go of the folder and of the launcher."""
+        self.watch.stop()
+        self.resources.close()
 
-_running: Running | None = None
-_released: Running | None = None  # a sweep whose worker was killed; it goes on where it is
+
+running: Running | None = None
 
 
 class SweepCallback(Callback):
@@ -63,7 +66,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            _start(config, self.columns, self.plots)
+            self._start(config)
         except Exception as error:
             known = explain(error)
             if known is None:
@@ -76,6 +79,36 @@ class SweepCallback(Callback):
         if finish():
             sys.exit(1)
 
+    def _start(self, config: DictConfig) -> None:
+        """Check what can be checked, find the folder, and write down what the workers need to know.
+
+        A sweep that is running already had a worker killed: it goes on where it is.
+        """
+        global running
+        from resnet8_quant.sweep.summary import check_columns
+
+        check_columns(self.columns)
+        grid.check_subdir(config)
+        launchers.check_numbers(config.hydra)
+        again = running is not None
+        if running is None:
+            started, most = _check(config)
+            folder = _choose_folder(config, started)
+        else:
+            started, folder, most = running.plan, running.folder, running.watch.jobs
+        launcher, is_grid = config.hydra.launcher, started.jobs is not None
+        with ExitStack() as resources:
+            resources.enter_context(claimed(folder))
+            plan.write_plan(started, folder)
+            if is_grid and not again:  # a search counts its jobs on
+                (folder / JOBS).unlink(missing_ok=True)
+            _tell_hydra(config, folder, launchers.batch_size(launcher, started.jobs))
+            cancel = resources.enter_context(launchers.steady_submitit(launcher, folder))
+            if launchers.parallel(launcher):
+                log.info("%s", launchers.share(launcher, started.jobs).description)
+            watch = Watch(Tally(folder, started.session if is_grid else None), most)
+            running = Running(folder, started, self, watch, cancel, resources.pop_all())
+
 
 def finish(*, interrupted: bool = False) -> int | None:
     """End the sweep that this process runs: write the summary, or say why it cannot be written.
@@ -85,79 +118,29 @@ def finish(*, interrupted: bool = False) -> int | None:
     Returns:
         How many jobs failed, a summary that cannot be written included; None where there is no sweep.
     """
-    global _running
-    if _running is None:
+    global running
+    if running is None:
         return None
     from resnet8_quant.sweep.summary import summarize
 
-    sweep, _running = _running, None
-    try:
-        sweep.watch.stop()
-        if interrupted:
-            sweep.cancel()
-        return summarize(sweep.folder, sweep.columns, None if interrupted else sweep.plan.jobs, plots=sweep.plots)
-    except ExperimentError as error:
-        show_error(error)
-        return 1
-    finally:
-        sweep.resources.close()
-
-
-def release() -> bool:
-    """Let go of the sweep without a summary, to start it again in this process; whether there is one."""
-    global _running, _released
-    _released, _running = _running, None
-    if _released is None:
-        return False
-    _released.watch.stop()
-    _released.resources.close()
-    return True
-
-
-def running_folder() -> Path | None:
-    """The folder of the sweep that this process runs."""
-    return None if _running is None else _running.folder
-
-
-def _start(config: DictConfig, columns: tuple[str, ...], plots: bool) -> None:
-    """Check what can be checked, find the folder, and write down what the workers need to know."""
-    global _running, _released
-    from resnet8_quant.sweep.summary import check_columns
-
-    check_columns(columns)
-    grid.check_subdir(config)
-    launchers.check_numbers(config.hydra)
-    again, _released = _released, None
-    if again is not None:
-        started, folder, most = again.plan, again.folder, again.watch.jobs
-    else:
-        started, most = _check(config)
-        folder = _choose_folder(config, started)
-    launcher, is_grid = config.hydra.launcher, started.jobs is not None
-    with ExitStack() as resources:
-        resources.enter_context(claimed(folder))
-        plan.write_plan(started, folder)
-        if again is None and is_grid:  # a search counts its jobs on
-            (folder / JOBS).unlink(missing_ok=True)
-        _tell_hydra(config, folder, launchers.batch_size(launcher, started.jobs))
-        cancel = resources.enter_context(launchers.steady_submitit(launcher, folder))
-        if launchers.parallel(launcher):
-            log.info("%s", launchers.share(launcher, started.jobs).description)
-        watch = Watch(Tally(folder, again=is_grid and again is None, duplicates=is_grid), most)
-        _running = Running(folder, started, columns, plots, watch, cancel, resources.pop_all())
-
-
-def _overrides(config: DictConfig) -> tuple[list[str], list[str]]:
-    """What was typed, and of it what is Hydra's."""
-    typed = config.hydra.overrides
-    return grid.typed_overrides(typed.task), grid.typed_overrides(typed.hydra)
+    sweep, running = running, None
+    with sweep.resources:
+        try:
+            sweep.watch.stop()
+            if interrupted:
+                sweep.cancel()
+            expected = None if interrupted else sweep.plan.jobs
+            return summarize(sweep.folder, sweep.callback.columns, expected, plots=sweep.callback.plots)
+        except ExperimentError as error:
+            show_error(error)
+            return 1
 
 
 def _check(config: DictConfig) -> tuple[Plan, int | None]:
     """What is to be started, and how many jobs there are at most, if known; refuse what no job can run with."""
     from resnet8_quant.sweep.search import check_search
 
-    overrides, hydra_overrides = _overrides(config)
+    overrides = grid.typed_overrides(config.hydra.overrides.task)
     plan.asked_to_resume(overrides)
     jobs = grid.read_grid(config)
     launcher = config.hydra.launcher
@@ -169,7 +152,7 @@ def _check(config: DictConfig) -> tuple[Plan, int | None]:
         varied = grid.varied_keys(jobs)
         _warn_of_seeds(varied, *grid.check_grid(config, jobs, serial=not launchers.parallel(launcher)))
     threads = launchers.share(launcher, count).threads
-    command = plan.command_overrides([*overrides, *hydra_overrides])
+    command = plan.command_overrides([*overrides, *grid.typed_overrides(config.hydra.overrides.hydra)])
     return Plan(command, count, threads, varied, pid=os.getpid()), most
 
 
@@ -187,25 +170,16 @@ def _warn_of_seeds(varied: Sequence[str], config: Config, prepared: Prepared) ->
 
 
 def _choose_folder(config: DictConfig, started: Plan) -> Path:
-    """The folder of the sweep: a new one, or the one to resume."""
-    overrides, hydra_overrides = _overrides(config)
-    resume = plan.asked_to_resume(overrides)
+    hydra_overrides = grid.typed_overrides(config.hydra.overrides.hydra)
     explicit = any(word.lstrip("+").startswith(plan.FOLDER) and "${" not in word for word in hydra_overrides)
-    default = Path(str(config.hydra.sweep.dir)).absolute()
-    existing = None
-    if resume is not None:
-        existing = plan.folder_to_resume(resume, started.overrides, default, explicit)
-    search = started.jobs is None
-    if existing is not None or explicit:
-        plan.check_kind(existing or default, search)
-    if existing is None and explicit and search:
-        return default  # a search continues what its folder holds by itself
-    return existing or plan.new_folder(default, explicit)
+    resume = plan.asked_to_resume(grid.typed_overrides(config.hydra.overrides.task))
+    return plan.choose_folder(started, resume, Path(str(config.hydra.sweep.dir)).absolute(), explicit)
 
 
 def _tell_hydra(config: DictConfig, folder: Path, batch_size: int | None) -> None:
     """Tell Hydra the folder; a job's config is composed anew from the overrides, so that it must be among them."""
-    kept = [word for word in _overrides(config)[1] if not word.startswith(plan.FOLDER)]
+    overrides = grid.typed_overrides(config.hydra.overrides.hydra)
+    kept = [word for word in overrides if not word.startswith(plan.FOLDER)]
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra = [*kept, f'{plan.FOLDER}"{folder}"']
         config.hydra.sweep.dir = str(folder)

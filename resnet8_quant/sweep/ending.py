@@ -81,7 +81,8 @@ def run_to_the_end(job: Callable[[], None]) -> int:
         except KeyboardInterrupt as interruption:
             return _interrupted(interruption)
         except LOST_WORKERS as error:
-            if left and callback.release():
+            if left and callback.running is not None:
+                callback.running.release()
                 log.warning("a worker was killed; the sweep goes on with what is left")
                 continue
             if callback.finish() is None:
@@ -106,8 +107,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _interrupted(interruption: KeyboardInterrupt) -> int:
     """Say what is finished; a second Ctrl-C ends this, too."""
     number = int(interruption.args[0]) if interruption.args else int(signal.SIGINT)
-    sweep = callback.running_folder()
+    sweep = callback.running
     callback.finish(interrupted=True)
     if sweep is not None:
-        show(f"interrupted; the rest: the same command with resume={shown(sweep)}", error=True)
+        show(f"interrupted; the rest: the same command with resume={shown(sweep.folder)}", error=True)
     return 128 + number

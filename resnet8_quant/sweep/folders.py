@@ -186,14 +186,25 @@ def record_loss(sweep: Path, number: int, overrides: Sequence[str], reason: str)
         results.write(row, sweep / name)
 
 
+def finished(folder: Path, session: str | None) -> results.RunResult | None:
+    """The result in a job's folder where the job need not run again; None where it is missing, damaged or not whole.
+
+    A failure counts in the start of the sweep that made it, which is the one named ``session``; None: in any start.
+    """
+    result = results.read_result(folder)
+    if result is None:
+        return None
+    if result.status == "ok":
+        return result if is_whole(folder, result) else None
+    return result if session in (None, read_record(folder).get("session")) else None
+
+
 def _why_not(task: Task) -> str | None:
     """Why the job need not run, if its folder holds its results."""
-    result = results.read_result(task.folder)
-    record = read_record(task.folder)
-    current = _is_current(record, task)
-    if result is None or not (is_whole(task.folder, result) if result.status == "ok" else current):
+    if finished(task.folder, task.plan.session) is None:
         return None
-    if current and record.get("number") != task.number:
+    record = read_record(task.folder)
+    if _is_current(record, task) and record.get("number") != task.number:
         return f"same settings as job {record.get('number')}: not run again"
     return "finished before: not run again"
 

@@ -91,19 +91,33 @@ def start_job(composed: DictConfig, context: HydraConf) -> None:
 
 def run_in_sweep(task: Task) -> None:
     """Run what has not run; on failure log the reason and write a row that says so, so that the sweep goes on."""
+    from resnet8_quant.experiment import run_experiment
+    from resnet8_quant.sweep.digest import digest_of
     from resnet8_quant.tracking import track
 
     try:
         if isinstance(task.config, ExperimentError):
             folders.begin(task, None)
             raise task.config
-        result = _run_once(task, task.config)
+        config = dataclasses.replace(task.config, resume=None)
+        with folders.claim(task, digest_of(config)) as reason:
+            if reason is not None:
+                log.info(reason)
+                return
+            if task.plan.threads and not config.evaluation.threads:
+                evaluation = dataclasses.replace(config.evaluation, threads=task.plan.threads)
+                config = dataclasses.replace(config, evaluation=evaluation)
+                log.info("threads: %d, this job's share of the cores", task.plan.threads)
+            try:
+                result = run_experiment(config, task.folder, shlex.join(task.overrides))
+            except Exception as error:  # the row is written before an equal job may look for it
+                write_failure(task, error)
+                return
     except Exception as error:
         write_failure(task, error)
         return
-    if result is not None:
-        terminal.log_to_file(log, "\n".join(["", *terminal.final_lines(result)]))
-        track(task.config, task.folder, result)
+    terminal.log_to_file(log, "\n".join(["", *terminal.final_lines(result)]))
+    track(task.config, task.folder, result)
 
 
 def write_failure(task: Task, error: Exception) -> None:
@@ -128,27 +142,6 @@ def write_failure(task: Task, error: Exception) -> None:
         log.error("the row cannot be written either: %s", full)
 
 
-def _run_once(task: Task, config: Config) -> RunResult | None:
-    """The result of the job; None where its settings have run, are running, or failed."""
-    from resnet8_quant.experiment import run_experiment
-    from resnet8_quant.sweep.digest import digest_of
-
-    config = dataclasses.replace(config, resume=None)
-    with folders.claim(task, digest_of(config)) as reason:
-        if reason is not None:
-            log.info(reason)
-            return None
-        if task.plan.threads and not config.evaluation.threads:
-            evaluation = dataclasses.replace(config.evaluation, threads=task.plan.threads)
-            config = dataclasses.replace(config, evaluation=evaluation)
-            log.info("threads: %d, this job's share of the cores", task.plan.threads)
-        try:
-            return run_experiment(config, task.folder, shlex.join(task.overrides))
-        except Exception as error:  # the row is written before an equal job may look for it
-            write_failure(task, error)
-            return None
-
-
 def _end_with(sweep_process: int) -> None:
     """Make this worker of joblib end when the sweep is killed; joblib itself would let it wait for five more minutes.
 
@@ -161,10 +154,9 @@ def _end_with(sweep_process: int) -> None:
         os._exit(1)
 
     global _watching
-    if sweep_process == os.getpid():
-        return
-    if sweep_process != os.getppid():
+    if sweep_process in (os.getpid(), os.getppid()):
+        if sweep_process == os.getppid() and not _watching:
+            _watching = True
+            threading.Thread(target=watch, daemon=True).start()
+    else:
         os._exit(1)
-    if not _watching:
-        _watching = True
-        threading.Thread(target=watch, daemon=True).start()

@@ -70,8 +70,8 @@ def command_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def asked_to_resume(overrides: Sequence[str]) -> str | None:
     """The value of `resume=`: a folder, or "true"; None where it is absent, null or false."""
-    plain = [word.lstrip("+") for word in overrides]
-    values = [word.removeprefix(RESUME).strip("'\"") for word in plain if word.startswith(RESUME)]
+    words = [word.lstrip("+") for word in overrides]
+    values = [word.removeprefix(RESUME).strip("'\"") for word in words if word.startswith(RESUME)]
     if len(values) > 1:
         raise ExperimentError(f"`resume` is given twice: {' and '.join(values)}", "give it once")
     value = values[0] if values else "null"
@@ -82,66 +82,38 @@ def asked_to_resume(overrides: Sequence[str]) -> str | None:
     return None if value.lower() in ("", "null", "false") else value
 
 
-def folder_to_resume(value: str, overrides: Sequence[str], default: Path, explicit: bool) -> Path:
-    """The folder that ``resume`` means.
+def choose_folder(plan: Plan, resume: str | None, default: Path, explicit: bool) -> Path:
+    """The folder of a sweep: the one to resume, one that a search goes on in, or a new one.
 
     Args:
-        value: "true" or a folder.
-        overrides: of the command, see `command_overrides`.
-        default: where a new sweep would go.
-        explicit: whether the user named ``default``; then "true" means it, whether or not it is there.
+        plan: the sweep.
+        resume: see `asked_to_resume`.
+        default: where a new sweep would go; where another sweep has its name by chance, a number is added.
+        explicit: whether the user named ``default``; then "true" means it, and no other sweep in it is touched.
     """
-    if value != "true":
-        folder = Path(value).expanduser().absolute()
+    folder = default if explicit else None
+    if resume == "true":
+        folder = folder or _newest(default.parent, plan.overrides)
+    elif resume is not None:
+        folder = Path(resume).expanduser().absolute()
         if explicit and folder.resolve() != default.resolve():
             raise ExperimentError(f"`resume` is {folder}, but `hydra.sweep.dir` is {default}", "give one of them")
         if read_plan(folder) is None:
             problem = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}: it is no sweep's folder"
-            raise ExperimentError(f"`resume`: {value} {problem}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
-        return folder
-    if explicit:
-        return default
-    # Names are times: the last one is the newest. Should the clock have gone back, it is an older sweep of the same
-    # command, which holds the same results.
-    for folder in sorted(default.parent.iterdir() if default.parent.is_dir() else (), reverse=True):
-        plan = read_plan(folder)
-        if plan is not None and plan.overrides == tuple(overrides):
-            log.info("resuming %s", folder)
+            raise ExperimentError(f"`resume`: {resume} {problem}", "resume=outputs/sweeps/DATE_TIME, or resume=true")
+    if folder is not None:
+        _check_kind(folder, search=plan.jobs is None)
+        if resume is not None or plan.jobs is None:  # a search goes on by itself with what its folder holds
             return folder
-    raise ExperimentError(
-        f"`resume` is true, but no sweep in {default.parent} was started with these overrides",
-        "leave resume out to start one, or name its folder: resume=outputs/sweeps/DATE_TIME",
-    )
+        if read_plan(folder) is not None:
+            raise ExperimentError(
+                f"`hydra.sweep.dir`: {folder} holds a sweep already",
+                "add resume=true to run what it lacks, or choose another folder",
+            )
+    return _new_folder(default, explicit)
 
 
-def check_kind(folder: Path, search: bool) -> None:
-    """Refuse a grid in a search's folder and a search in a grid's: their jobs would share numbers and a summary."""
-    plan = read_plan(folder)
-    holds_search = (folder / SEARCH_MEMORY).exists() or (plan is not None and plan.jobs is None)
-    if holds_search == search or not (plan or holds_search):
-        return
-    held, asked = ("a search", "a grid") if holds_search else ("a grid", "a search")
-    overrides = () if plan is None else [word for word in plan.overrides if not word.startswith("hydra.mode=")]
-    command = f"python run.py -m {shlex.join(overrides)} {RESUME}{folder}"
-    began = f"; what is there goes on with {command}" if overrides else ""
-    raise ExperimentError(
-        f"`hydra.sweep.dir` or `resume`: {folder} holds {held}, this is {asked}; each has a folder of its own",
-        f"hydra.sweep.dir=FOLDER without resume, for a new one{began}",
-    )
-
-
-def new_folder(default: Path, explicit: bool) -> Path:
-    """Make the folder of a new sweep, which no other has.
-
-    Args:
-        default: its name; where another sweep has it by chance, a number is added.
-        explicit: whether the user chose the name; then a sweep that is there is not touched.
-    """
-    if explicit and read_plan(default) is not None:
-        raise ExperimentError(
-            f"`hydra.sweep.dir`: {default} holds a sweep already",
-            "add resume=true to run what it lacks, or choose another folder",
-        )
+def _new_folder(default: Path, explicit: bool) -> Path:
     folder, number = default, 1
     while True:
         try:
@@ -152,3 +124,35 @@ def new_folder(default: Path, explicit: bool) -> Path:
                 raise unwritable(folder, error) from error
             number += 1
             folder = default.with_name(f"{default.name}-{number}")
+
+
+def _newest(parent: Path, overrides: tuple[str, ...]) -> Path:
+    """The newest sweep of the same command.
+
+    Names are times: the last one is the newest. Should the clock have gone back, it is an older sweep of the same
+    command, which holds the same results.
+    """
+    for folder in sorted(parent.iterdir() if parent.is_dir() else (), reverse=True):
+        plan = read_plan(folder)
+        if plan is not None and plan.overrides == overrides:
+            log.info("resuming %s", folder)
+            return folder
+    raise ExperimentError(
+        f"`resume` is true, but no sweep in {parent} was started with these overrides",
+        "leave resume out to start one, or name its folder: resume=outputs/sweeps/DATE_TIME",
+    )
+
+
+def _check_kind(folder: Path, search: bool) -> None:
+    """Refuse a grid in a search's folder and a search in a grid's: their jobs would share numbers and a summary."""
+    plan = read_plan(folder)
+    holds_search = (folder / SEARCH_MEMORY).exists() or (plan is not None and plan.jobs is None)
+    if holds_search == search or not (plan or holds_search):
+        return
+    held, asked = ("a search", "a grid") if holds_search else ("a grid", "a search")
+    overrides = [word for word in plan.overrides if not word.startswith("hydra.mode=")] if plan else []
+    began = f"; what is there goes on with python run.py -m {shlex.join(overrides)} {RESUME}{folder}"
+    raise ExperimentError(
+        f"`hydra.sweep.dir` or `resume`: {folder} holds {held}, this is {asked}; each has a folder of its own",
+        f"hydra.sweep.dir=FOLDER without resume, for a new one{began if overrides else ''}",
+    )

@@ -14,8 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
-from resnet8_quant import results
-from resnet8_quant.sweep.folders import NUMBERED, is_whole, read_jobs
+from resnet8_quant.sweep.folders import NUMBERED, finished, read_jobs
 
 WIDTH = 79
 _LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
@@ -26,58 +25,36 @@ class Tally:
     """What the folder of a sweep holds so far.
 
     Attributes:
-        done: jobs that have a row, failed ones and duplicates included.
+        done: jobs that have a row and need not run again, failed ones and duplicates included.
         failed: of these, how many failed.
-        best: whether its model is quantized, and the accuracy of the best one; quantized models go first.
-        best_folder: whose it is; empty before the first.
+        best: whether its model is quantized, its accuracy, and its folder's name; empty before the first.
     """
 
-    def __init__(self, folder: Path, *, again: bool = True, duplicates: bool = True) -> None:
-        """Count from nothing.
-
-        Args:
-            folder: of the sweep.
-            again: whether a job that failed before, or lost its files, is run again.
-            duplicates: whether several jobs may share a folder; those of a search do only when they are run again.
-        """
-        self.folder = folder
+    def __init__(self, folder: Path, session: str | None) -> None:
+        """Count from nothing; ``session`` is the start of a grid, None for a search, which runs no failure again."""
+        self.folder, self.session = folder, session
         self.done = self.failed = 0
-        self.best, self.best_folder = (False, -1.0), ""
+        self.best = (False, -1.0, "")
         self._seen: set[str] = set()
-        self._old: dict[str, int] = {}
-        self._first, self._duplicates = again, duplicates
 
     def look(self) -> None:
-        """Count what has come since the last look; what the first one finds to be run again is not done yet."""
+        """Count what has come since the last look."""
         try:
-            with os.scandir(self.folder) as entries:
-                names = [entry.name for entry in entries if entry.name not in self._seen and NUMBERED.match(entry.name)]
+            names = {name for name in os.listdir(self.folder) if NUMBERED.match(name)}
         except OSError:
             return
-        for name in names:
-            self._count(name)
-        self._first = False
-        begun = Counter(read_jobs(self.folder).values() if self._duplicates else ())
+        for name in names - self._seen:
+            row = finished(self.folder / name, self.session)
+            if row is None:
+                continue
+            self._seen.add(name)
+            if row.status != "ok" or row.accuracy is None:
+                self.failed += 1
+            else:
+                self.best = max(self.best, (row.activation_type != "float32", row.accuracy, name))
+        # Several jobs of a grid may share a folder; those of a search do only when they are run again.
+        begun = Counter(read_jobs(self.folder).values() if self.session else ())
         self.done = len(self._seen) + sum(begun[name] - 1 for name in self._seen & begun.keys())
-
-    def _count(self, name: str) -> None:
-        path = self.folder / name / results.FILE_NAME
-        try:
-            state = path.stat().st_mtime_ns
-        except OSError:  # not there yet
-            return
-        row = results.read_result(path.parent)
-        if self._first and not (row and row.status == "ok" and is_whole(path.parent, row)):
-            self._old[name] = state
-        if self._old.get(name) == state:
-            return
-        if row is None or row.status != "ok" or row.accuracy is None:
-            self.failed += 1
-        else:
-            rank = (row.activation_type != "float32", row.accuracy)
-            if rank > self.best:
-                self.best, self.best_folder = rank, name
-        self._seen.add(name)
 
 
 def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str:
@@ -96,8 +73,9 @@ def describe(tally: Tally, jobs: int | None, seconds: float, before: int) -> str
     if jobs is not None and ran > 0 and tally.done < jobs:
         minutes, second = divmod(round(seconds / ran * (jobs - tally.done)), 60)
         text += f", {minutes // 60}:{minutes % 60:02d}:{second:02d} left"
-    if tally.best_folder:
-        text += f", best {100 * tally.best[1]:.2f} % ({tally.best_folder}"
+    _, accuracy, name = tally.best
+    if name:
+        text += f", best {100 * accuracy:.2f} % ({name}"
         text = text[: WIDTH - 1] + ")"
     return text
 
@@ -132,9 +110,9 @@ class Watch:
             self._say()
 
     def _say(self) -> None:
+        self._said = (self.tally.done, self.tally.failed)
         self._stream.write(self._text() + "\n")
         self._stream.flush()
-        self._said = (self.tally.done, self.tally.failed)
 
     def _text(self) -> str:
         return describe(self.tally, self.jobs, time.monotonic() - self._started, self._before)

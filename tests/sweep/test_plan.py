@@ -10,16 +10,7 @@ import pytest
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep.grid import varied_keys
-from resnet8_quant.sweep.plan import (
-    Plan,
-    asked_to_resume,
-    check_kind,
-    command_overrides,
-    folder_to_resume,
-    new_folder,
-    read_plan,
-    write_plan,
-)
+from resnet8_quant.sweep.plan import Plan, asked_to_resume, choose_folder, command_overrides, read_plan, write_plan
 
 
 def test_plan_is_read_back_and_damage_is_no_plan(tmp_path: Path) -> None:
@@ -66,47 +57,51 @@ def test_keys_that_vary() -> None:
 
 def test_the_newest_sweep_of_the_same_words_is_resumed(tmp_path: Path) -> None:
     for name, words in (("2026-01-01", ("a=1",)), ("2026-01-02", ("a=1",)), ("2026-01-03", ("a=2",))):
-        write_plan(Plan(words, 1, 0), new_folder(tmp_path / name, explicit=False))
+        plan = Plan(words, 1, 0)
+        write_plan(plan, choose_folder(plan, None, tmp_path / name, explicit=False))
     (tmp_path / "file").write_text("")
-    new, third = tmp_path / "2026-01-04", tmp_path / "2026-01-03"
-    assert folder_to_resume("true", ("a=1",), new, explicit=False) == tmp_path / "2026-01-02"
-    assert folder_to_resume("true", ("a=3",), new, explicit=True) == new
-    assert folder_to_resume(str(third), ("b=1",), new, explicit=False) == third
-    for value, explicit, problem in (
-        ("true", False, "no sweep in"),
-        (str(tmp_path / "absent"), False, "is not a folder"),
-        (str(tmp_path), False, "is no sweep's folder"),
-        (str(third), True, r"but `hydra\.sweep\.dir` is"),
+    new, third, plan = tmp_path / "2026-01-04", tmp_path / "2026-01-03", Plan(("a=3",), 1, 0)
+    assert choose_folder(Plan(("a=1",), 1, 0), "true", new, explicit=False) == tmp_path / "2026-01-02"
+    assert choose_folder(plan, "true", new, explicit=True) == new
+    assert choose_folder(plan, str(third), new, explicit=False) == third
+    for value, place, explicit, problem in (
+        ("true", new, False, "no sweep in"),
+        (str(tmp_path / "absent"), new, False, "is not a folder"),
+        (str(tmp_path), new, False, "is no sweep's folder"),
+        (str(third), new, True, r"but `hydra\.sweep\.dir` is"),
+        (None, third, True, "holds a sweep already"),
     ):
         with pytest.raises(ExperimentError, match=problem):
-            folder_to_resume(value, ("a=3",), new, explicit)
+            choose_folder(plan, value, place, explicit)
 
 
-@pytest.mark.parametrize(("jobs", "kind", "other"), [(None, "a search", "a grid"), (2, "a grid", "a search")])
-def test_a_grid_and_a_search_have_folders_of_their_own(jobs: int | None, kind: str, other: str, tmp_path: Path) -> None:
-    write_plan(Plan(("quant=int8,u8s8", "hydra.mode=MULTIRUN"), jobs, 0), tmp_path)
-    check_kind(tmp_path, search=jobs is None)
-    with pytest.raises(ExperimentError, match=f"holds {kind}, this is {other}") as refused:
-        check_kind(tmp_path, search=jobs is not None)
+@pytest.mark.parametrize(("jobs", "held", "asked"), [(None, "a search", "a grid"), (2, "a grid", "a search")])
+def test_a_grid_and_a_search_have_folders_of_their_own(jobs: int | None, held: str, asked: str, tmp_path: Path) -> None:
+    plan, other = (Plan(("quant=int8,u8s8", "hydra.mode=MULTIRUN"), count, 0) for count in (jobs, None if jobs else 2))
+    write_plan(plan, tmp_path)
+    assert choose_folder(plan, "true", tmp_path, explicit=True) == tmp_path
+    with pytest.raises(ExperimentError, match=f"holds {held}, this is {asked}") as refused:
+        choose_folder(other, None, tmp_path, explicit=True)
     assert "hydra.sweep.dir=FOLDER" in refused.value.remedy
     assert f"python run.py -m quant=int8,u8s8 resume={tmp_path}" in refused.value.remedy
 
 
 def test_the_memory_of_a_search_alone_tells_its_folder(tmp_path: Path) -> None:
-    for search in (True, False):  # an empty folder and one that is not there are anyone's
-        check_kind(tmp_path, search)
-        check_kind(tmp_path / "absent", search)
+    search, grid = Plan((), None, 0), Plan((), 2, 0)
+    for plan in (search, grid):  # an empty folder and one that is not there are anyone's
+        for folder in (tmp_path, tmp_path / "absent"):
+            assert choose_folder(plan, None, folder, explicit=True) == folder
     (tmp_path / "search.db").touch()
-    check_kind(tmp_path, search=True)
+    assert choose_folder(search, None, tmp_path, explicit=True) == tmp_path
     with pytest.raises(ExperimentError, match="holds a search"):
-        check_kind(tmp_path, search=False)
-    write_plan(Plan((), 2, 0), tmp_path)  # as a grid left it that an earlier version did not refuse
-    check_kind(tmp_path, search=True)
+        choose_folder(grid, None, tmp_path, explicit=True)
+    write_plan(grid, tmp_path)  # as a grid left it that an earlier version did not refuse
+    assert choose_folder(search, None, tmp_path, explicit=True) == tmp_path
 
 
 def test_sweeps_of_one_moment_have_folders_of_their_own(tmp_path: Path) -> None:
-    wanted = tmp_path / "2026-01-01_00-00-00.000000"  # also when the clock is set back and shows a time again
-    folders = [new_folder(wanted, explicit=False) for _ in range(3)]
+    default = tmp_path / "2026-01-01_00-00-00.000000"  # also when the clock is set back and shows a time again
+    folders = [choose_folder(Plan((), 1, 0), None, default, explicit=False) for _ in range(3)]
     assert len({*folders}) == 3
     assert all(folder.is_dir() for folder in folders)
 

@@ -14,64 +14,54 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.watch import WIDTH, Tally, Watch, describe
 
 
-def _row(folder: Path, name: str, accuracy: float | None, kind: str = "int8") -> None:
+def _row(folder: Path, name: str, accuracy: float | None, dtype: str = "int8", session: str = "now") -> None:
     (folder / name).mkdir(exist_ok=True)
     status = "ok" if accuracy is not None else "failed"
     (folder / name / "model.onnx").write_bytes(b"whole")
     (folder / name / results.RECORD).write_text('{"files": {"model.onnx": 5}}')
-    row = RunResult(status=status, accuracy=accuracy, activation_type=kind, model_bytes=len(b"whole"))
+    (folder / name / "job.json").write_text(f'{{"session": "{session}"}}')
+    row = RunResult(status=status, accuracy=accuracy, activation_type=dtype, model_bytes=len(b"whole"))
     results.write(row, folder / name)
 
 
-def _look(folder: Path, **options: bool) -> Tally:
-    tally = Tally(folder, **options)
-    tally.look()
-    return tally
-
-
 def test_tally_counts_rows_duplicates_and_failures(tmp_path: Path) -> None:
-    tally = _look(tmp_path)
-    assert (tally.done, tally.failed, tally.best_folder) == (0, 0, "")
+    tally = Tally(tmp_path, "now")
+    tally.look()
+    assert (tally.done, tally.failed, tally.best[2]) == (0, 0, "")
     _row(tmp_path, "0_float", 0.95, "float32")
     tally.look()
-    assert tally.best == (False, 0.95)
+    assert tally.best == (False, 0.95, "0_float")
     _row(tmp_path, "1_a", 0.8)
     _row(tmp_path, "2_b", 0.9)
     _row(tmp_path, "3_c", None)
     (tmp_path / "4_d").mkdir()
     (tmp_path / "jobs.csv").write_text("0,0_float,a=1\n1,1_a,b=1\n5,1_a,b=2\n6,4_d,c=1\n7,4_d,c=2\n")
-    (tmp_path / "6_f").mkdir()
-    (tmp_path / "6_f" / "results.csv").write_text("damaged")
     (tmp_path / "notes").mkdir()
     tally.look()
     tally.look()
-    assert (tally.done, tally.failed, tally.best, tally.best_folder) == (6, 2, (True, 0.9), "2_b")
+    assert (tally.done, tally.failed, tally.best) == (5, 1, (True, 0.9, "2_b"))
 
 
 def test_what_failed_or_lost_a_file_in_an_earlier_start_counts_when_it_has_run_again(tmp_path: Path) -> None:
-    _row(tmp_path, "0_a", None)
-    _row(tmp_path, "1_b", 0.5)
-    _row(tmp_path, "2_c", 0.5)
+    _row(tmp_path, "0_a", None, session="before")
+    _row(tmp_path, "1_b", 0.5, session="before")
+    _row(tmp_path, "2_c", 0.5, session="before")
     (tmp_path / "2_c" / "model.onnx").unlink()
-    tally = _look(tmp_path)
-    assert (tally.done, tally.failed) == (1, 0)
+    (tmp_path / "jobs.csv").write_text("0,0_a,a=1\n1,1_b,a=2\n2,1_b,a=2\n")
+    grid, search = Tally(tmp_path, "now"), Tally(tmp_path, None)
+    for tally in (grid, search):
+        tally.look()
+    assert (grid.done, grid.failed) == (2, 0)  # 1_b, twice
+    assert (search.done, search.failed) == (2, 1)  # which runs no failure again; what is there twice was interrupted
     _row(tmp_path, "0_a", 0.6)
-    tally.look()
-    assert (tally.done, tally.failed, tally.best) == (2, 0, (True, 0.6))
-
-
-def test_failures_of_a_search_are_done_when_it_goes_on(tmp_path: Path) -> None:
-    _row(tmp_path, "0_a", None)
-    _row(tmp_path, "1_b", 0.5)
-    (tmp_path / "jobs.csv").write_text("0,0_a,a=1\n1,1_b,a=2\n2,1_b,a=2\n")  # interrupted and run again
-    tally = _look(tmp_path, again=False, duplicates=False)
-    assert (tally.done, tally.failed) == (2, 1)
+    grid.look()
+    assert (grid.done, grid.failed, grid.best) == (3, 0, (True, 0.6, "0_a"))
 
 
 def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
-    tally = Tally(tmp_path)
+    tally = Tally(tmp_path, "now")
     assert describe(tally, 10, 5.0, 0) == "0/10 done, 0 failed"
-    tally.done, tally.failed, tally.best, tally.best_folder = 5, 1, (True, 0.9), "3_" + "x" * 100
+    tally.done, tally.failed, tally.best = 5, 1, (True, 0.9, "3_" + "x" * 100)
     line = describe(tally, 10, 3600.0, 1)
     assert line.startswith("5/10 done, 1 failed, 1:15:00 left, best 90.00 % (3_xxx")
     assert len(line) == WIDTH
@@ -82,7 +72,7 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
-    watch = Watch(Tally(tmp_path), 1)
+    watch = Watch(Tally(tmp_path, "now"), 1)
     _row(tmp_path, "0_a", 0.5)
     watch.stop()
     assert pipe.getvalue() == "1/1 done, 0 failed, best 50.00 % (0_a)\n"
@@ -95,7 +85,7 @@ class _Terminal(io.StringIO):
 
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
-    watch = Watch(Tally(tmp_path), 2)
+    watch = Watch(Tally(tmp_path, "now"), 2)
     assert watch._live is not None
     watch._live.draw("0/2 done")
     sys.stderr.write("a log line\n")
