@@ -233,6 +233,9 @@ def read(path: Path) -> RunResult:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", remedy) from error
+    version = dict(zip(*rows, strict=False)).get("schema_version", "") if len(rows) == 2 else ""
+    if re.fullmatch(r"\d{1,5}", version) and int(version) != SCHEMA_VERSION:
+        raise ExperimentError(f"{path} has schema version {version}, this resnet8-quant reads {SCHEMA_VERSION}", remedy)
     if len(rows) != 2 or len(rows[0]) != len(rows[1]) or tuple(rows[0][: len(COLUMNS)]) != COLUMNS:
         raise ExperimentError(f"{path} is not one row of schema {SCHEMA_VERSION}", remedy)
     names = rows[0][len(COLUMNS) :]

@@ -7,7 +7,6 @@ says why.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shlex
@@ -80,21 +79,19 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
     Raises:
         ExperimentError: a folder does not exist, or there is no run below any of them.
     """
-    jobs: dict[str, Job] = {}
+    jobs: list[Job] = []
+    seen: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise ExperimentError(f"`DIR`: {folder} is not a folder", "give one that holds runs, as outputs/sweeps")
-        for place in sorted(_walk(str(folder), set()), key=_natural):
-            key = os.path.realpath(place)
-            if key not in jobs:
-                jobs[key] = replace(_read(place), folder=place)
+        jobs += [replace(_read(place), folder=place) for place in _walk(folder, seen)]
     if not jobs:
         raise ExperimentError(
             f"there is no run below {', '.join(map(str, folders))}: no folder with a {results.FILE_NAME}",
             "python run.py -m quant=int8,uint8, then: python -m resnet8_quant.summary outputs/sweeps",
         )
-    _name_sweeps([*jobs.values()])
-    return list(jobs.values())
+    _name_sweeps(jobs)
+    return jobs
 
 
 def settings(row: RunResult) -> dict[str, str]:
@@ -167,30 +164,19 @@ def _name_sweeps(jobs: Sequence[Job]) -> None:
             job.sweep = parents[id(job)] if alike else names[parents[id(job)]]
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
-    """Folders of runs at or below ``folder``; a numbered folder with neither results nor runs below it is one too."""
-    try:
-        with os.scandir(folder) as entries:
-            listed = list(entries)
-    except OSError:  # not ours to read
-        return
-    if not MARKS.isdisjoint(entry.name for entry in listed):
-        yield folder
-        return
-    empty = True
-    for entry in listed:
-        if entry.name.startswith(".") or not entry.is_dir():
-            continue
-        if entry.is_symlink():  # may lead in a circle
-            target = os.path.realpath(entry.path)
-            if target in seen or os.path.commonpath((os.path.realpath(folder), target)) == target:
-                continue
-            seen.add(target)
-        for run in _walk(entry.path, seen):
-            empty = False
-            yield run
-    if empty and NUMBERED.match(os.path.basename(folder)) and any(entry.name == ".hydra" for entry in listed):
-        yield folder
+def _walk(folder: Path, seen: set[str]) -> Iterator[str]:
+    """Folders of runs at or below ``folder``, in order; links may lead in circles, so that each is ``seen`` once.
+
+    A job's folder without results is one, too: it was killed.
+    """
+    for place, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        is_job = NUMBERED.match(os.path.basename(place)) is not None and ".hydra" in names
+        is_run = is_job or not MARKS.isdisjoint(files)
+        if is_run and real not in seen:
+            yield place
+        names[:] = [] if is_run or real in seen else sorted((n for n in names if not n.startswith(".")), key=_natural)
+        seen.add(real)
 
 
 def _read(place: str) -> Job:
@@ -201,39 +187,20 @@ def _read(place: str) -> Job:
     try:
         row = results.sound_row(file)
     except ExperimentError as error:
-        absent = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
+        reason = f"{error.problem.replace(str(file), results.FILE_NAME)}: run that job again"
+        if not file.is_file():
+            reason = f"it left no {results.FILE_NAME}: it was killed, or it still runs"
         overrides = read_record(path).get("overrides")
         command = shlex.join(map(str, overrides)) if isinstance(overrides, list) else None
-        row = replace(_failed(_reason(file, error) if file.is_file() else absent), overrides=command or None)
+        row = replace(_failed(reason), overrides=command)
     return Job(int(match[1]) if match else None, path.name, row, path)
-
-
-def _reason(file: Path, error: ExperimentError) -> str:
-    """Why a results.csv is no row, without its path, and what to do; another schema's version is named."""
-    version = _schema_version(file)
-    if version is not None and version != str(results.SCHEMA_VERSION):
-        return (
-            f"{results.FILE_NAME} has schema version {version}, this resnet8-quant reads {results.SCHEMA_VERSION}: "
-            "run that job again, or read it with the version that wrote it"
-        )
-    return f"{error.problem.replace(str(file), results.FILE_NAME)}: run that job again"
-
-
-def _schema_version(file: Path) -> str | None:
-    try:
-        with file.open(newline="", encoding="utf-8") as text:
-            header, row = next(reader := csv.reader(text)), next(reader)
-    except (OSError, UnicodeDecodeError, csv.Error, StopIteration):
-        return None
-    version = dict(zip(header, row, strict=False)).get("schema_version")
-    return version if version and version.isdecimal() and len(version) < 6 else None
 
 
 def _failed(reason: str) -> RunResult:
     return RunResult(status="failed", error=" ".join(reason.split()))
 
 
-def _natural(place: str) -> list[tuple[int, int, str]]:
+def _natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts 2_x before 10_x."""
-    parts = re.split(r"(\d+)", place)
+    parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
