@@ -18,7 +18,7 @@ def progress(
     description: str, total: int | None, unit: Literal["images", "bytes", "layers", "runs"]
 ) -> Iterator[Advance]:
     """Yield ``advance(n)``; the bar shows the count, the rate and the time left, and is erased when done."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or hasattr(sys.stderr, "rich_proxied_file"):  # a sweep has a live line of its own
         yield lambda _: None
         return
     from rich import progress as rich

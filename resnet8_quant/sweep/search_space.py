@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -126,7 +126,7 @@ def read_space(params: Mapping[str, Any] | None, arguments: Sequence[str], loade
     texts = []
     for name, value in (params or {}).items():
         if isinstance(value, Mapping):
-            parameters[name] = _from_mapping(name, value)
+            parameters[name] = _distribution(name, value)
         else:
             texts.append(f"{name}={_text(value)}")
     parser = OverridesParser.create(config_loader=loader)
@@ -177,33 +177,24 @@ def _draw(parameter: Distribution, chance: random.Random) -> Any:
 def _from_override(name: str, override: Override) -> Distribution:
     """`a,b`, choice(), range() and glob() are lists, exactly those of a grid; interval() is a range."""
     if override.is_discrete_sweep():
-        return _choices(name, override.sweep_string_iterator())
+        return _distribution(name, {"choices": list(override.sweep_string_iterator())})
     value = override.value()
     assert isinstance(value, IntervalSweep)
-    return _range(name, {"low": value.start, "high": value.end, "log": "log" in value.tags})
+    return _distribution(name, {"low": value.start, "high": value.end, "log": "log" in value.tags})
 
 
-def _from_mapping(name: str, mapping: Mapping[str, Any]) -> Distribution:
-    is_list = mapping.keys() == {"choices"}
-    if not is_list and not {"low"} <= mapping.keys() <= {"low", "high", "step", "log"}:
+def _distribution(name: str, mapping: Mapping[str, Any]) -> Distribution:
+    """What a parameter may be: one of its choices, or a number from low to high."""
+    if mapping.keys() == {"choices"}:
+        values = mapping["choices"]
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise _refused(name, f"has choices {values!r}, which is not a list")
+        if not values:
+            raise _refused(name, "has no choices")
+        return CategoricalDistribution(tuple(dict.fromkeys(map(_text, values))))
+    if not {"low"} <= mapping.keys() <= {"low", "high", "step", "log"}:
         shown = "{" + ", ".join(f"{key}: {value}" for key, value in mapping.items()) + "}"
         raise _refused(name, f"is {shown}; valid are choices alone, or low and high with step or log")
-    if not is_list:
-        return _range(name, mapping)
-    values = mapping["choices"]
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise _refused(name, f"has choices {values!r}, which is not a list")
-    return _choices(name, map(_text, values))
-
-
-def _choices(name: str, values: Iterable[str]) -> CategoricalDistribution:
-    unique = tuple(dict.fromkeys(values))
-    if not unique:
-        raise _refused(name, "has no choices")
-    return CategoricalDistribution(unique)
-
-
-def _range(name: str, mapping: Mapping[str, Any]) -> IntDistribution | FloatDistribution:
     fields: list[Any] = [mapping.get(key) for key in ("low", "high", "step", "log")]
     low, high, step, log = fields
     numbers = [low, high] if step is None else [low, high, step]

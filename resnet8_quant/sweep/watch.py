@@ -12,13 +12,15 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING
 
 from resnet8_quant.sweep.folders import NUMBERED, finished, read_jobs
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 WIDTH = 79
 _LOOK, _LINE = 0.5, 10.0  # seconds between looks into the folder, and between lines that are not on a terminal
-_CLEAR = "\r\x1b[2K"
 
 
 class Tally:
@@ -88,13 +90,18 @@ class Watch:
         self.tally, self.jobs = tally, jobs
         self.tally.look()
         self._before, self._started = self.tally.done, time.monotonic()
-        self._stream: TextIO = sys.stderr
-        self._live = _AboveLine(self._stream) if self._stream.isatty() else None
         self._said: tuple[int, int] | None = None
+        self._live: Live | None = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True, redirect_stdout=False
+            )
+            self._live.start()  # what is written to stderr goes above its line
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        if self._live is not None:
-            sys.stderr = self._live
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,17 +109,14 @@ class Watch:
         self._end.set()
         self._thread.join()
         if self._live is not None:
-            self._live.draw("")
-            if sys.stderr is self._live:
-                sys.stderr = self._stream
+            self._live.stop()
         self.tally.look()
         if self._said != (self.tally.done, self.tally.failed):
             self._say()
 
     def _say(self) -> None:
         self._said = (self.tally.done, self.tally.failed)
-        self._stream.write(self._text() + "\n")
-        self._stream.flush()
+        print(self._text(), file=sys.stderr, flush=True)
 
     def _text(self) -> str:
         return describe(self.tally, self.jobs, time.monotonic() - self._started, self._before)
@@ -123,42 +127,8 @@ class Watch:
             clock = time.monotonic()
             self.tally.look()
             if self._live is not None:
-                self._live.draw(self._text())
+                self._live.update(self._text(), refresh=True)
             elif self.tally.done != said and clock - said_at >= _LINE:
                 self._say()
                 said, said_at = self.tally.done, clock
             pause = max(_LOOK, 20 * (time.monotonic() - clock))  # large sweeps: at most a twentieth of the time
-
-
-class _AboveLine:
-    """A terminal whose last line is the live one: what is written goes above it.
-
-    It says that it is no terminal, so that jobs draw no bars of their own.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self._line, self._lock = "", threading.RLock()
-
-    def draw(self, line: str) -> None:
-        with self._lock:
-            self._line = line
-            self.stream.write(_CLEAR + line)
-            self.stream.flush()
-
-    def write(self, text: str) -> int:
-        with self._lock:
-            self.stream.write(_CLEAR + text)
-            if text.endswith("\n"):
-                self.stream.write(self._line)
-            self.stream.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)

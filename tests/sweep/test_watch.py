@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from resnet8_quant import results
 from resnet8_quant.progress import progress
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep import watch
 from resnet8_quant.sweep.watch import WIDTH, Tally, Watch, describe
 
 
@@ -72,9 +74,9 @@ def test_line_is_short_and_tells_the_time_left(tmp_path: Path) -> None:
 
 def test_pipe_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
-    watch = Watch(Tally(tmp_path, "now"), 1)
+    watching = Watch(Tally(tmp_path, "now"), 1)
     _row(tmp_path, "0_a", 0.5)
-    watch.stop()
+    watching.stop()
     assert pipe.getvalue() == "1/1 done, 0 failed, best 50.00 % (0_a)\n"
 
 
@@ -85,16 +87,17 @@ class _Terminal(io.StringIO):
 
 def test_terminal_has_one_live_line_below_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
-    watch = Watch(Tally(tmp_path, "now"), 2)
-    assert watch._live is not None
-    watch._live.draw("0/2 done")
-    sys.stderr.write("a log line\n")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(watch, "_LOOK", 0.01)
+    watching = Watch(Tally(tmp_path, "now"), 2)
+    while "0/2 done" not in terminal.getvalue():
+        time.sleep(0.01)
+    sys.stderr.write("a [log] line\n")
     with progress("evaluating", 10, "images") as advance:  # a bar would fight for the line
         advance(5)
-    watch.stop()
+    watching.stop()
     assert sys.stderr is terminal
-    clear = "\r\x1b[2K"
-    text = terminal.getvalue()
-    assert f"{clear}0/2 done{clear}a log line\n0/2 done{clear}" in text
-    assert "evaluating" not in text
-    assert text.endswith("0/2 done, 0 failed\n")
+    _, _, after = terminal.getvalue().partition("a [log] line\n")
+    assert "0/2 done, 0 failed" in after  # drawn again below
+    assert "evaluating" not in after
+    assert after.endswith("0/2 done, 0 failed\n")
