@@ -15,38 +15,26 @@ from resnet8_quant.errors import ExperimentError, missing_extra
 
 SCHEMAS = ("ai_edge_litert.schema_py_generated", "tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
 ALIGNMENT = 16
-# Operator -> the name of its options and the version that its int8 kernel wants.
-OPTIONS = {
-    "ADD": "AddOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "MUL": "MulOptions",
-    "PAD": "PadOptions",
-    "QUANTIZE": "QuantizeOptions",
-    "DEQUANTIZE": "DequantizeOptions",
-    "RESHAPE": "ReshapeOptions",
-    "SOFTMAX": "SoftmaxOptions",
-}
-VERSIONS = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "QUANTIZE": 2,
-    "DEQUANTIZE": 2,
-    "RESHAPE": 1,
-    "SOFTMAX": 2,
+# Operator -> name of its options, if it has some, and the version that its int8 kernel wants.
+OPERATORS = {
+    "ADD": ("AddOptions", 2),
+    "AVERAGE_POOL_2D": ("Pool2DOptions", 2),
+    "CONCATENATION": ("ConcatenationOptions", 2),
+    "CONV_2D": ("Conv2DOptions", 3),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 3),
+    "DEQUANTIZE": ("DequantizeOptions", 2),
+    "FULLY_CONNECTED": ("FullyConnectedOptions", 4),
+    "HARD_SWISH": ("HardSwishOptions", 1),
+    "LOGISTIC": ("", 2),
+    "MAX_POOL_2D": ("Pool2DOptions", 2),
+    "MEAN": ("ReducerOptions", 2),
+    "MUL": ("MulOptions", 2),
+    "PAD": ("PadOptions", 2),
+    "QUANTIZE": ("QuantizeOptions", 2),
+    "RELU": ("", 2),
+    "RELU6": ("", 2),
+    "RESHAPE": ("ReshapeOptions", 1),
+    "SOFTMAX": ("SoftmaxOptions", 2),
 }
 
 
@@ -91,7 +79,7 @@ def write(model: TfliteModel) -> bytes:
         code = fb.OperatorCodeT()
         code.builtinCode = getattr(fb.BuiltinOperator, kind)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        code.version = VERSIONS[kind]
+        code.version = OPERATORS[kind][1]
         root.operatorCodes.append(code)
     graph.operators = [_operator(fb, operator, kinds) for operator in model.operators]
     root.subgraphs = [graph]
@@ -134,7 +122,9 @@ def _operator(fb: Any, operator: Operator, kinds: list[str]) -> Any:
     entry = fb.OperatorT()
     entry.opcodeIndex = kinds.index(operator.kind)
     entry.inputs, entry.outputs = list(operator.inputs), list(operator.outputs)
-    name = OPTIONS[operator.kind]
+    name = OPERATORS[operator.kind][0]
+    if not name:
+        return entry
     entry.builtinOptionsType = getattr(fb.BuiltinOptions, name)
     options = getattr(fb, name + "T")()
     given: dict[str, Any] = operator.options

@@ -84,8 +84,7 @@ class QdqGraph:
         node = readers[0]
         if node.op_type == "Relu":
             return node.output[0], "RELU"
-        low, high = (self.arrays.get(n) if n else None for n in [*node.input[1:], "", ""][:2])
-        limits = tuple(None if limit is None else float(limit) for limit in (low, high))
+        limits = self.limits(node)
         if limits == (0.0, 6.0):
             return node.output[0], "RELU6"
         quantize = self.quantizer(node.output[0])
@@ -104,6 +103,11 @@ class QdqGraph:
             "activation says",
             LOW_BIT_REMEDY,
         )
+
+    def limits(self, node: onnx.NodeProto) -> tuple[float | None, ...]:
+        """Lowest and highest value of a Clip; None: no limit."""
+        values = (self.arrays.get(input_name(node, position)) for position in (1, 2))
+        return tuple(None if value is None else float(value) for value in values)
 
     def nhwc(self, name: str) -> tuple[int, ...]:
         """The shape of an ONNX value as TensorFlow Lite stores it."""
