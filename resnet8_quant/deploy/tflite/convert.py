@@ -105,6 +105,8 @@ class _Converter:
         last, activation = self.onnx.activation(name) or (name, "NONE")
         quantize = self.onnx.quantizer(last)
         asked = self.onnx.parameters(quantize)
+        if params is not None and self.onnx.is_output(quantize):
+            asked = params  # nothing behind it needs another scale, and 1/256 is what callers expect
         params = params or asked
         shape = shape or self.onnx.nhwc(name)
         if kind in FUSING:

@@ -170,11 +170,34 @@ def read(data: bytes) -> TfliteModel:
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in root.operatorCodes]
         tensors = [_read_tensor(tensor, types, root.buffers) for tensor in graph.tensors]
         operators = [_read_operator(fb, operator, kinds[codes[operator.opcodeIndex]]) for operator in graph.operators]
+        _check(tensors, operators, source, result)
     except Exception as error:  # a damaged flatbuffer raises whatever NumPy and struct raise
         raise ExperimentError(
             f"the .tflite file cannot be read: {error}", "write it again: python run.py quant=int8 deploy=tflite"
         ) from error
-    return TfliteModel(tensors, operators, int(source), int(result), (root.description or b"").decode())
+    return TfliteModel(tensors, operators, int(source), int(result), (root.description or b"").decode(errors="replace"))
+
+
+def _check(tensors: list[Tensor], operators: list[Operator], source: int, result: int) -> None:
+    """Refuse what the format allows but no model has.
+
+    Raises:
+        ValueError: an index that names no tensor, a size below 1, or a tensor that is read before it is computed.
+    """
+    if any(size < 1 for tensor in tensors for size in tensor.shape):
+        raise ValueError("a tensor has a size below 1")
+    known = {source} | {i for i, tensor in enumerate(tensors) if tensor.data is not None}
+    for operator in operators:
+        weighted = operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+        if len(operator.outputs) != 1 or not 0 <= operator.outputs[0] < len(tensors) or operator.outputs[0] in known:
+            raise ValueError(f"{operator.kind} has {len(operator.outputs)} outputs, or writes what is there already")
+        if not operator.inputs or weighted > (len(operator.inputs) == 3):
+            raise ValueError(f"{operator.kind} has {len(operator.inputs)} inputs")
+        if any(i != -1 and i not in known for i in operator.inputs) or operator.inputs[0] == -1:
+            raise ValueError(f"{operator.kind} reads a tensor before it is computed")
+        known.add(operator.outputs[0])
+    if not 0 <= source < len(tensors) or result not in known:
+        raise ValueError("its input or its output is no tensor that is computed")
 
 
 def _read_tensor(entry: Any, types: dict[int, str], buffers: Any) -> Tensor:
@@ -190,10 +213,10 @@ def _read_tensor(entry: Any, types: dict[int, str], buffers: Any) -> Tensor:
             data = np.frombuffer(stored, np.dtype(dtype).newbyteorder("<")).reshape(shape)
     quantization = entry.quantization
     if quantization is None or quantization.scale is None or not len(quantization.scale):
-        return Tensor(entry.name.decode(), shape, dtype, data=data)
+        return Tensor(entry.name.decode(errors="replace"), shape, dtype, data=data)
     scale = np.asarray(quantization.scale, np.float32)
     axis = int(quantization.quantizedDimension) if len(scale) > 1 else None
-    return Tensor(entry.name.decode(), shape, dtype, scale, int(quantization.zeroPoint[0]), axis, data)
+    return Tensor(entry.name.decode(errors="replace"), shape, dtype, scale, int(quantization.zeroPoint[0]), axis, data)
 
 
 def _read_operator(fb: Any, entry: Any, kind: str) -> Operator:

@@ -76,6 +76,11 @@ class QdqGraph:
             raise refuse(f"{name} is used in float: there is no QuantizeLinear behind it")
         return quantizers[0]
 
+    def is_output(self, quantize: onnx.NodeProto) -> bool:
+        """Whether what a QuantizeLinear writes is the model's output, dequantized or not."""
+        ends = {name for node in self.graph.consumers(quantize.output[0]) for name in node.output}
+        return self.output in ends | {quantize.output[0]}
+
     def activation(self, name: str) -> tuple[str, str] | None:
         """The output name and the fused activation of a Relu or Clip behind ``name``; None: there is none."""
         readers = self.graph.consumers(name)

@@ -1,5 +1,6 @@
 """Small networks as .tflite files and as C: the integers of the ONNX model, computed as TensorFlow Lite Micro does."""
 
+import functools
 import shutil
 import subprocess
 
@@ -8,6 +9,8 @@ import onnx
 import pytest
 from deployed import NETS, answers, build, cut_at_logits, integers, layer, pictures, plain
 from float_models import float_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnet8_quant.config import Layout
 from resnet8_quant.deploy.tflite import c_code, ends, file, reference, runtimes
@@ -161,6 +164,26 @@ def test_a_damaged_file_is_a_sentence(length):
     data = file.write(converted("residual")[1])
     with pytest.raises(ExperimentError, match=r"the \.tflite file cannot be read"):
         file.read(data[:length])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_hostile_files_are_read_or_refused(data):
+    """Bytes of a valid file changed: the figures can be computed, or a sentence says why not."""
+    file_bytes = bytearray(valid_file())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(file_bytes) - 1))
+        file_bytes[place] = data.draw(st.integers(0, 255))
+    try:
+        model = file.read(bytes(file_bytes))
+    except ExperimentError:
+        return
+    model.memory()
+
+
+@functools.cache
+def valid_file():
+    return file.write(converted("residual")[1])
 
 
 def test_arena_has_no_overlaps():
