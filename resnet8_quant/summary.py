@@ -14,7 +14,7 @@ from pathlib import Path
 from resnet8_quant import results, terminal
 from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.sweep import plan, summary
-from resnet8_quant.sweep.collect import MARKS, collect_all, config_columns, name_choices
+from resnet8_quant.sweep.collect import MARKS, collect_all, name_choices
 
 COMMAND = "python -m resnet8_quant.summary"
 TABLE = "Job,Choices,Top-1,Delta,p,Size,Latency"
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.csv is not None and options.csv == options.report:
         raise ExperimentError(f"`--csv` and `--report` are both {options.csv}", "--report report.html")
     jobs = collect_all(options.folders)
-    settings = {name for job in jobs for name in config_columns(job.row)}
+    settings = {name for job in jobs for name in job.row.settings}
     known = dict.fromkeys((*summary.COLUMNS, "job", "folder", *results.COLUMNS, *sorted(settings)))
     columns = [summary.column_named(name.strip(), known, "--columns") for name in options.columns.split(",")]
     chosen = summary.select(jobs, where=options.where, sort=options.sort, top=options.top)

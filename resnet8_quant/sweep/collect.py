@@ -96,7 +96,7 @@ def collect_all(folders: Sequence[Path]) -> list[Job]:
 
 def settings(row: RunResult) -> dict[str, str]:
     """{key: value} of the overrides that a run was started with, if they can be read, and of its config.* columns."""
-    return dict(_key_values(row.overrides or "")) | config_columns(row)
+    return dict(_key_values(row.overrides or "")) | row.settings
 
 
 @cache
@@ -108,11 +108,6 @@ def _key_values(overrides: str) -> tuple[tuple[str, str], ...]:
         return ()
     pairs = (word.partition("=") for word in words if "=" in word)
     return tuple((key, value) for key, _, value in pairs)
-
-
-def config_columns(row: RunResult) -> dict[str, str]:
-    """{config.GROUP.FIELD: value} of the settings that differ from their defaults."""
-    return dict(getattr(row, "settings", None) or {})
 
 
 def varied(jobs: Iterable[Job]) -> list[str]:

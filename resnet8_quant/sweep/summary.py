@@ -21,7 +21,7 @@ from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep import portability
-from resnet8_quant.sweep.collect import Job, collect, config_columns, name_choices
+from resnet8_quant.sweep.collect import Job, collect, name_choices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,7 @@ def frame(jobs: Sequence[Job]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    settings = [config_columns(job.row) for job in jobs]
+    settings = [job.row.settings for job in jobs]
     columns = {
         "job": _column([job.number for job in jobs], "Int64"),
         "folder": _column([job.folder for job in jobs], "object"),
@@ -301,6 +301,6 @@ def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
 
 
 def _cell(job: Job, name: str) -> str:
-    own = {"job": job.number, "folder": job.folder, **config_columns(job.row)}
+    own = {"job": job.number, "folder": job.folder, **job.row.settings}
     value = own[name] if name in own else getattr(job.row, name, None)
     return "" if value is None else str(value)

@@ -12,7 +12,7 @@ import pytest
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep.collect import Job, collect, collect_all, name_choices, settings, varied
+from resnet8_quant.sweep.collect import Job, collect, collect_all, settings, varied
 
 
 def _run(folder: Path, **values: Any) -> Path:
@@ -155,23 +155,8 @@ def test_nothing_to_find_is_refused(tmp_path: Path) -> None:
         collect_all([tmp_path / "absent"])
 
 
-def _choices(*overrides: str | None) -> list[str]:
-    jobs = [Job(i, f"{i}_x", RunResult(quant_type="int8", overrides=words)) for i, words in enumerate(overrides)]
-    name_choices(jobs)
-    return [job.choices for job in jobs]
-
-
-def test_choices_show_only_what_varies() -> None:
-    assert _choices("quant=int8 seed=1 data=sample", "quant=u8s8 seed=1 data=sample") == ["int8", "u8s8"]
-    three = _choices("quant=int8 seed=1", "quant=int8 seed=2", "quant=u8s8 seed=1")
-    assert three == ["int8 seed=1", "int8 seed=2", "u8s8 seed=1"]
-    assert _choices("quant=int8 seed=1") == ["int8 seed=1"]
-    assert _choices(None) == ["int8"]
-
-
 def test_overrides_that_cannot_be_read_are_none() -> None:
     assert settings(RunResult(overrides="a='b")) == {}
-    assert _choices("a='b", "seed=1") == ["int8", "seed=1"]
 
 
 def test_varied_keys_in_the_order_of_appearance() -> None:

@@ -13,7 +13,7 @@ import pytest
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.sweep import launchers
 from resnet8_quant.sweep.compose import explain
-from resnet8_quant.sweep.launchers import PLUGINS, Share, batch_size, check_numbers, missing_plugin, parallel, share
+from resnet8_quant.sweep.launchers import Share, batch_size, check_numbers, parallel, share
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
 
@@ -78,19 +78,6 @@ def test_numbers_that_run_nothing_are_refused_and_others_pass(fields: dict[str, 
         check_numbers(node)
     assert caught.value.problem.startswith(f"`hydra.{refused}")
     assert caught.value.remedy == f"hydra.{refused.partition('`')[0]}=1"
-
-
-@pytest.mark.parametrize(
-    ("complaint", "plugin"),
-    [
-        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", PLUGINS["submitit_slurm"]),
-        ("Could not find 'hydra/launcher/joblib'", PLUGINS["joblib"]),
-        ("Could not find 'hydra/launcher/nothing'", None),
-        ("Could not find 'quant/ray'", None),
-    ],
-)
-def test_missing_plugin_is_found_in_the_complaint(complaint: str, plugin: tuple[str, str] | None) -> None:
-    assert missing_plugin(complaint) == plugin
 
 
 class FailedJobError(Exception):

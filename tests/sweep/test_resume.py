@@ -121,12 +121,6 @@ def test_changed_grid_keeps_what_it_still_asks_for(sweeps: Any) -> None:
     assert names == ["00_int8", "01_u8s8", "02_float"]  # 00 was taken
 
 
-def test_resume_of_no_sweep_is_refused(sweeps: Any) -> None:
-    done = sweeps("quant=int8", "resume=nowhere")
-    assert "error: `resume`" in done.refusal
-    assert not list(sweeps.folder.glob("[0-9]*"))
-
-
 def test_a_sweep_is_not_written_over(whole: Any, other_sweeps: Callable[[], Any]) -> None:
     before = whole.states()
     done = other_sweeps()(*GRID, f"hydra.sweep.dir={whole.folder}")

@@ -12,7 +12,6 @@ import pytest
 from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
-from resnet8_quant.sweep import collect, summary
 from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.portability import NOTE
 from resnet8_quant.sweep.summary import COLUMNS, check_columns, select, summarize, table, write_csv
@@ -89,14 +88,13 @@ def test_csv_keeps_every_value_as_it_is_in_results_csv(tmp_path: Path) -> None:
         }
 
 
-def test_settings_of_any_job_are_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_of_any_job_are_columns(tmp_path: Path) -> None:
     settings = [
         {"config.quant.weight_bits": "4", "config.calibration.percentile": "99.9", "config.data.path": "a"},
         {"config.quant.weight_bits": "10", "config.quant.version": "1.10"},
         {},
     ]
-    monkeypatch.setattr(summary, "config_columns", lambda row: settings[row.seed])
-    jobs = _jobs(*(_row("int8", 0.8, seed=number) for number in range(3)))
+    jobs = _jobs(*(_row("int8", 0.8, settings=setting) for setting in settings))
     write_csv(jobs, tmp_path / "summary.csv")
     written = _csv_rows(tmp_path / "summary.csv")
     names = ["calibration.percentile", "data.path", "quant.version", "quant.weight_bits"]
@@ -226,6 +224,7 @@ def test_single_run_is_named_by_its_folder() -> None:
         (["a.x=1 b.x=true z=gptq", "a.x=2 b.x=no z=none"], ["a.x=1 b.x=true gptq", "a.x=2 b.x=no z=none"]),
         (["quant.layers='[a,b]' seed=1", "quant.layers=[a] seed=2"], ["layers=[a,b] seed=1", "layers=[a] seed=2"]),
         (["quant=int8 seed=1"], ["int8 seed=1"]),
+        (["a='b", "seed=1", None], ["int8", "seed=1", "int8"]),
     ],
 )  # fmt: skip
 def test_choices_can_be_read_without_a_heading(overrides: list[str], choices: list[str]) -> None:
@@ -234,19 +233,15 @@ def test_choices_can_be_read_without_a_heading(overrides: list[str], choices: li
     assert [job.choices for job in jobs] == choices
 
 
-def test_settings_that_no_override_names_are_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_no_override_names_are_choices() -> None:
     """As of two experiment files, or of the Python API; but not what an override that varies says already."""
-    settings = [
-        {"config.calibration.percentile": "99.9", "config.quant.weight_bits": "4"},
-        {"config.calibration.percentile": "99.99", "config.quant.weight_bits": "8"},
-        {},
-    ]
+    first = {"config.calibration.percentile": "99.9", "config.quant.weight_bits": "4"}
+    second = {"config.calibration.percentile": "99.99", "config.quant.weight_bits": "8"}
     jobs = _jobs(
-        RunResult(quant_type="w4a8", seed=0, overrides="quant=w4a8"),
-        RunResult(quant_type="int8", seed=1, overrides="quant=int8"),
-        RunResult(status="failed", seed=2, overrides="quant=int8"),
+        RunResult(quant_type="w4a8", overrides="quant=w4a8", settings=first),
+        RunResult(quant_type="int8", overrides="quant=int8", settings=second),
+        RunResult(status="failed", overrides="quant=int8"),
     )
-    monkeypatch.setattr(collect, "config_columns", lambda row: settings[row.seed])
     name_choices(jobs)
     assert [job.choices for job in jobs] == ["w4a8 percentile=99.9", "int8 percentile=99.99", "int8"]
 
