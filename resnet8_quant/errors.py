@@ -61,9 +61,13 @@ def as_typed_here(text: str) -> str:
     if command != COMMAND:
         text = re.sub(r"python -m resnet8_quant\.(summary|report|profile)", rf"{command} \1", text)
     if "--config-dir" not in text:
-        own = [shlex.join(pair) for pair in pairwise(sys.argv) if pair[0] in ("--config-dir", "-cd")]
-        command = " ".join([command, *own])
+        command = " ".join([command, *(f"--config-dir {shlex.quote(str(folder))}" for folder in own_folders())])
     return text.replace(COMMAND, command)
+
+
+def own_folders() -> list[Path]:
+    """The folders of option files that the user has named on the command line."""
+    return [Path(word) for flag, word in pairwise(sys.argv) if flag in ("--config-dir", "-cd")]
 
 
 def completed(error: ExperimentError, overrides: Sequence[str]) -> ExperimentError:

@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -25,7 +24,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import COMMAND, COMMANDS, ExperimentError, invalid_choice, missing_extra, similar_word
+from resnet8_quant.errors import (
+    COMMAND,
+    COMMANDS,
+    ExperimentError,
+    invalid_choice,
+    missing_extra,
+    own_folders,
+    similar_word,
+)
 from resnet8_quant.files import unwritable
 from resnet8_quant.options import CONF, GROUPS, NAMED, derive_name, options
 from resnet8_quant.settings import word as setting_text
@@ -137,10 +144,8 @@ def _refuse_unknown(config: DictConfig, schema: type, prefix: str) -> None:
         if key not in _field_names(schema):
             raise _unknown_key(f"{prefix}{key}", _field_names(schema), sys.argv[1:])
         child = config._get_node(key)
-        if isinstance(child, DictConfig):
-            kind = OmegaConf.get_type(child)
-            if dataclasses.is_dataclass(kind):  # quant.layers is a dict, whose keys are the user's
-                _refuse_unknown(child, kind, f"{prefix}{key}.")
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(part := OmegaConf.get_type(child)):
+            _refuse_unknown(child, part, f"{prefix}{key}.")  # unlike quant.layers, whose keys are the user's
 
 
 def _field_names(schema: type | None) -> list[str]:
@@ -275,14 +280,10 @@ def explain(
 
 def _file_of(option: str, config_dir: Path | None) -> str:
     """Where the file of ``GROUP/OPTION`` is: in the project's conf/ or in the user's own folder."""
-    own = (
-        [config_dir]
-        if config_dir
-        else [Path(word) for flag, word in pairwise(sys.argv) if flag in ("--config-dir", "-cd")]
-    )
+    own = [config_dir] if config_dir else own_folders()
     paths = [folder / f"{option}.yaml" for folder in (*own, *conf_folders())]
-    found = next((path for path in paths if path.is_file()), None)
-    return f"conf/{option}.yaml" if found is None or found.is_relative_to(CONF) else str(found)
+    path = next((path for path in paths if path.is_file()), CONF)
+    return f"conf/{option}.yaml" if path.is_relative_to(CONF) else str(path)
 
 
 def _without_package(file: str) -> ExperimentError:

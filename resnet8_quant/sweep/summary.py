@@ -260,9 +260,9 @@ def _column(values: Sequence[object], dtype: str) -> pd.Series:
 
 def _config_column(values: Sequence[str | None]) -> pd.Series:
     """Numbers where all cells are numbers that would be written back as they were read, else text."""
-    for kind, dtype in ((int, "Int64"), (float, "float64")):
+    for number_type, dtype in ((int, "Int64"), (float, "float64")):
         try:
-            parsed = [None if value is None else kind(value) for value in values]
+            parsed = [None if value is None else number_type(value) for value in values]
         except ValueError:
             continue
         if all(value is None or str(number) == value for number, value in zip(parsed, values, strict=True)):

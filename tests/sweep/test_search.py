@@ -33,7 +33,7 @@ GRID = ("quant=int8,u8s8", "calibration.samples_per_class=1,2,3,4", "seed=1,2,3"
 Rows = Callable[[dict[str, str]], RunResult | None]
 
 
-def made_up(words: dict[str, str]) -> RunResult:
+def plausible(words: dict[str, str]) -> RunResult:
     """More images: more accurate and larger; u8s8 is better in both."""
     images, better = int(words["calibration.samples_per_class"]), words["quant"] == "u8s8"
     return RunResult(accuracy=0.8 + images / 100 + better / 10, model_bytes=1000 + 10 * images - better)
@@ -46,7 +46,7 @@ def constant(words: dict[str, str]) -> RunResult:
 class Launcher:
     """Takes the words of jobs, and leaves the rows that ``rows`` makes of them."""
 
-    def __init__(self, folder: Path, rows: Rows = made_up, stop_after: int | None = None) -> None:
+    def __init__(self, folder: Path, rows: Rows = plausible, stop_after: int | None = None) -> None:
         self.folder, self.rows, self.stop_after = folder, rows, stop_after
         self.search: Search | None = None
         self.jobs: list[tuple[int, ...]] = []
@@ -108,11 +108,11 @@ def states(folder: Path) -> list[tuple[str, Any]]:
 def test_no_settings_run_twice_and_the_front_is_what_no_other_beats(tmp_path: Path) -> None:
     launcher = search(Launcher(tmp_path), *GRID, n_trials=100)
     assert len(launcher.words) == len(set(launcher.words)) == 2 * 4 * 3
-    found = front(tmp_path)
-    assert [row["quant"] for row in found] == ["u8s8"] * 12
-    assert [int(row["calibration.samples_per_class"]) for row in found] == sorted([*range(1, 5)] * 3)
-    assert (found[0]["accuracy"], found[0]["model_bytes"]) == ("0.91", "1009")
-    assert {tmp_path / row["folder"] for row in found} <= set(tmp_path.iterdir())
+    best = front(tmp_path)
+    assert [row["quant"] for row in best] == ["u8s8"] * 12
+    assert [int(row["calibration.samples_per_class"]) for row in best] == sorted([*range(1, 5)] * 3)
+    assert (best[0]["accuracy"], best[0]["model_bytes"]) == ("0.91", "1009")
+    assert {tmp_path / row["folder"] for row in best} <= set(tmp_path.iterdir())
 
 
 def test_same_seed_proposes_the_same_and_another_does_not(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
 
 def test_a_row_written_before_the_end_is_not_lost(tmp_path: Path) -> None:
     def written_then_killed(words: dict[str, str]) -> RunResult:
-        results.write(made_up(words), next(tmp_path.glob("00_*")))
+        results.write(plausible(words), next(tmp_path.glob("00_*")))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -171,7 +171,7 @@ def test_finished_search_runs_nothing_more_and_a_larger_one_the_difference(tmp_p
         assert search(Launcher(tmp_path), *GRID, n_trials=jobs).jobs == ran
 
 
-def test_batches_have_different_jobs_and_no_more_than_wanted(tmp_path: Path) -> None:
+def test_batches_have_different_jobs_and_no_more_than_asked_for(tmp_path: Path) -> None:
     launcher = search(Launcher(tmp_path), *GRID, n_trials=7, n_jobs=3)
     assert launcher.jobs == [(0, 1, 2), (3, 4, 5), (6,)]
     assert len(set(launcher.words)) == 7
@@ -183,9 +183,9 @@ def test_a_failed_job_is_a_failed_trial_and_not_the_end(tmp_path: Path) -> None:
         return failures.get(words["seed"], constant(words))
 
     search(Launcher(tmp_path, rows), "seed=1,2,3,4", n_trials=4)
-    found = states(tmp_path)
-    assert [state for state, _ in found].count("COMPLETE") == 1
-    errors = {error for _, error in found if error and "the same as trial" not in error}
+    trials = states(tmp_path)
+    assert [state for state, _ in trials].count("COMPLETE") == 1
+    errors = {error for _, error in trials if error and "the same as trial" not in error}
     assert len(errors) == 3
     assert {"no luck", "its column `model_bytes` is empty"} <= errors
     assert [row["seed"] for row in front(tmp_path)] == ["4"]
