@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import resnet8_quant as rq
 from resnet8_quant import results
@@ -14,6 +15,7 @@ from resnet8_quant.deploy.tflite import file, reference
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs import cifar10
+from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.inputs.sample import load_sample
 
 SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
@@ -118,6 +120,48 @@ def test_the_same_run_gives_the_same_file(run, tmp_path):
 def test_what_cannot_be_deployed_is_refused_before_the_work(words, problem):
     with pytest.raises(ExperimentError, match=problem):
         rq.compose(*words, "deploy=tflite", *SMALL)
+
+
+def test_a_missing_or_another_schema_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(file, "SCHEMAS", ("no_such_package.schema",))
+    with pytest.raises(ExperimentError, match=r"\[tflite\]"):
+        file.schema()
+    monkeypatch.setattr(file, "SCHEMAS", ("json",))
+    with pytest.raises(ExperimentError, match=r"the installed json has another version of the \.tflite schema"):
+        file.schema()
+
+
+class Images(CalibrationDataReader):
+    """A few raw images, for onnxruntime's own quantizer."""
+
+    def __init__(self, name):
+        self.batches = iter({name: load_sample().train.images[:20].astype(np.float32)[i : i + 1]} for i in range(20))
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.mark.parametrize(
+    ("activation", "format", "problem"),
+    [
+        (QuantType.QInt8, QuantFormat.QDQ, None),
+        (QuantType.QInt16, QuantFormat.QDQ, "int16 activations; TensorFlow Lite's kernels take int8"),
+        (QuantType.QInt8, QuantFormat.QOperator, "no counterpart for QLinearConv"),
+    ],
+)
+def test_a_model_that_somebody_else_quantized(tmp_path, activation, format, problem):
+    path = tmp_path / "theirs.onnx"
+    options = {"quant_format": format, "activation_type": activation, "weight_type": QuantType.QInt8}
+    quantize_static(RESOURCES / "resnet8.onnx", path, Images("image"), **options)
+    words = ("model=onnx", f"model.path={path}", "quant=float", "deploy=tflite", "deploy.verify=50", *SMALL)
+    if problem is None:
+        result = rq.run(rq.compose(*words), tmp_path / "run")
+        assert result.tflite_changed <= 2
+        assert result.deploy == "tflite"
+        return
+    with pytest.raises(ExperimentError, match=problem) as caught:
+        rq.run(rq.compose(*words), tmp_path / "run")
+    assert caught.value.remedy.startswith("quantize the float model")
 
 
 def test_options_of_another_target_are_refused():
