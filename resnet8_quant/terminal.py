@@ -216,7 +216,7 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str], command: str) 
     """What ``words``, the arguments of ``command``, say, options before or after the rest.
 
     Raises:
-        ExperimentError: a wrong argument; the remedy has the option or choice in its place that was probably meant.
+        ExperimentError: a wrong argument, in whose place the remedy has what was probably meant, or one is missing.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -226,7 +226,8 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str], command: str) 
             *(choice for action in parser._actions for choice in action.choices or ()),
         ]
         similar = similar_word(wrong[1], known) if wrong else None
-        remedy = ["--help"]
+        missing = re.search("arguments are required: (.*)", message)
+        remedy = [*words, missing[1]] if missing else ["--help"]
         if wrong and similar:
             remedy = [re.sub(rf"^{re.escape(wrong[1])}(?=$|=)", similar, word) for word in words]
         raise ExperimentError(message, f"{command} {shlex.join(remedy)}")

@@ -115,7 +115,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["/dev/null"], "is not a file"),
         (["text.onnx"], "is not an ONNX model"),
         (["empty.onnx"], "is not an ONNX model, or its graph is empty"),
-        ([], "MODEL.onnx"),
+        ([], "profile MODEL"),
         (["MODEL", "--runs", "0"], "argument --runs: '0' is not an integer from 1"),
         (["MODEL", "--runs", "-1"], "argument --runs: '-1' is not an integer from 1"),
         (["MODEL", "--runs", "many"], "argument --runs: 'many'"),

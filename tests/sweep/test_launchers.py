@@ -45,7 +45,6 @@ def test_share_of_the_cores(
 
 
 def test_share_in_plain_words() -> None:
-    assert Share(2, 4).description == "2 jobs at a time, 4 threads each"
     assert Share(None, 1).description == "the cluster decides how many jobs run at once, 1 thread each"
 
 
