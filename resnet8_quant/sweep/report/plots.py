@@ -1,29 +1,37 @@
-"""What each plot of the report shows: trade-offs, pairs of settings, calibration size, classes, confusion, layers.
+"""What the report draws: trade-offs, pairs of settings, calibration size, classes, confusion, flipped images, layers.
 
-In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s, or the sentence that says why there is none.
+In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s and thumbnails, or the sentence that says why
+there are none.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet8_quant import terminal
 from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.portability import MARK, in_default_session, mark
 from resnet8_quant.sweep.report.evidence import Evidence, number, read_table
 from resnet8_quant.sweep.report.figures import MAX_SERIES, Axes, Plot, Row, heat_map, lines, scatter
-from resnet8_quant.sweep.report.tables import shortened
+from resnet8_quant.sweep.report.recommendation import Candidates, Model
+from resnet8_quant.sweep.report.tables import measured, shortened
 
 MAX_POINTS = 2000
 MAX_MAPS = 10
 MAX_LEVELS = 30
 MAX_RUNS = 12
 MAX_CLASSES = 40
+MAX_IMAGES = 24
+MAX_SIDE = 96  # pixels of a thumbnail
 MAX_NAME = 44  # characters of a run's name on an axis
 WINDOW = 10.0  # percentage points below the best where an axis of accuracy ends at first
 SIZE = "calibration.samples_per_class"
@@ -31,11 +39,18 @@ ACCURACY = "Top-1, %"
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
 NO_MAPS = f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
-# Key, title, title of the x axis, column on it, and what it is divided by.
+# Measurement on the x axis, name of the plot, title of the axis, what the measurement is divided by.
 TRADE_OFFS = (
-    ("pareto_bytes", "Accuracy against size", "Model, kB", "model_bytes", 1000),
-    ("pareto_latency", "Accuracy against latency", "Median latency, \N{MICRO SIGN}s", "latency_us_median", 1),
+    ("model_bytes", "size", "Model, kB", 1000),
+    ("latency_us_median", "latency", "Median latency, \N{MICRO SIGN}s", 1),
+    ("flash", "flash", "Flash, kB", 1000),
+    ("ram", "RAM", "RAM, kB", 1000),
+    ("macs", "multiply-accumulates", "Multiply-accumulates, millions", 1e6),
 )
+MEASURED_ON_TARGET = {
+    "flash": ("tflite_bytes", "Of {} flash is the size of model.tflite, of {} that of weights, biases and scales."),
+    "ram": ("arena_bytes", "Of {} RAM is the arena of TensorFlow Lite Micro, of {} the activations alive at once."),
+}
 
 
 def compared_settings(jobs: Sequence[Job]) -> list[str]:
@@ -55,33 +70,37 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
-    """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
-    plots = []
-    for key, title, x_title, column, unit in TRADE_OFFS:
-        known = [(job, getattr(job.row, column) / unit, _percent(job)) for job in jobs if getattr(job.row, column)]
-        if not known:
+def trade_offs(evidence: Evidence, candidates: Candidates, recommended: Model) -> list[Plot]:
+    """Accuracy against what a model costs, each with its Pareto front; empty where nothing is known."""
+    jobs, plots = evidence.jobs, []
+    places = {id(model.job): place for place, model in enumerate(candidates.models)}
+    for column, name, x_title, unit in TRADE_OFFS:
+        known = [(job, value / unit, _percent(job)) for job in jobs if (value := measured(job.row, column))]
+        if not known or (column == "macs" and len({x for _, x, _ in known}) < 2):
             continue
         front = pareto([(x, y) for _, x, y in known])
         kept = sorted({*sorted(range(len(known)), key=lambda i: -known[i][2])[:MAX_POINTS], *front})
-        drawn = [known[i] for i in kept]
-        names = _series([job for job, *_ in drawn], jobs)
-        points = [
-            {"x": x, "y": y, "series": name, "hover": describe(job)}
-            for name, (job, x, y) in zip(names, drawn, strict=True)
-        ]
-        ring = [{"x": x, "y": y, "hover": f"Recommended\n{describe(job)}"} for job, x, y in known if job is recommended]
+        names = _series([known[i][0] for i in kept], jobs)
+        middle = (min(x for _, x, _ in known) + max(x for _, x, _ in known)) / 2
+        points = []
+        for i, series in zip(kept, names, strict=True):
+            job, x, y = known[i]
+            about = {"series": series, "hover": describe(job), "place": places.get(id(job), -1)}
+            points.append({"x": x, "y": y, **about, "front": i in front, "left": x < middle})
         y_range, below = window([y for *_, y in known])
         notes = ["Up and to the left is better; the grey line joins the runs that no other run beats in both.", below]
+        if column in MEASURED_ON_TARGET:
+            on_target, sentence = MEASURED_ON_TARGET[column]
+            count = sum(getattr(job.row, on_target) is not None for job, *_ in known)
+            notes.append(sentence.format(_runs(count), _runs(len(known) - count)))
         if len(kept) < len(known):
             notes.append(f"The {len(kept):,} most accurate runs of {len(known):,} are drawn.")
         busy = sum(bool(job.row.machine_busy) for job, *_ in known)
         if busy and column == "latency_us_median":
             notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
         axes = Axes(x_title, ACCURACY, _float_level(jobs), y_range)
-        front_points = [{"x": known[i][1], "y": known[i][2]} for i in front]
-        spec = scatter(points, list(dict.fromkeys(names)), front_points, ring, axes)
-        plots.append(Plot(key, title, " ".join(filter(None, notes)), spec))
+        spec = scatter(points, list(dict.fromkeys(names)), places[id(recommended.job)], axes)
+        plots.append(Plot(f"pareto_{column}", f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
     return plots
 
 
@@ -249,6 +268,61 @@ def confusion(evidence: Evidence, job: Job) -> Plot | str:
     return Plot("confusion", "Where the predictions moved", note, spec)
 
 
+class Flip(NamedTuple):
+    """An image that only one of the two models gets right: its place in the test set, its classes, and a PNG of it."""
+
+    place: int
+    true: str
+    before: str
+    after: str
+    wrong: bool
+    picture: str
+
+
+def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
+    """The first flips, those to wrong first, and a sentence about them; without flips it says why there are none."""
+    labels, images = evidence.labels, evidence.images
+    after, before = evidence.predictions_of(job), evidence.float_predictions(job)
+    if labels is None or images is None:
+        return [], evidence.missing["labels"]
+    if after is None or before is None:
+        return [], "the run's or the float model's predictions are missing"
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        return [], f"images of shape {list(images.shape[1:])} cannot be shown"
+    to_wrong = np.flatnonzero((before == labels) & (after != labels))
+    to_right = np.flatnonzero((before != labels) & (after == labels))
+    if not len(to_wrong) + len(to_right):
+        return [], "no image flipped between right and wrong"
+    # Half of the places each, and what the one kind leaves goes to the other.
+    shown_wrong = max(MAX_IMAGES // 2, MAX_IMAGES - len(to_right))
+    chosen = [*to_wrong[:shown_wrong], *to_right[: MAX_IMAGES - min(shown_wrong, len(to_wrong))]]
+    names = dict(enumerate(evidence.classes))
+    flips = []
+    for index in map(int, chosen):
+        true, old, new = (
+            names.get(label, str(label)) for label in map(int, (labels[index], before[index], after[index]))
+        )
+        flips.append(Flip(index, true, old, new, bool(after[index] != labels[index]), data_uri(images[index])))
+    shown = "All" if len(chosen) == len(to_wrong) + len(to_right) else f"The first {len(chosen)}"
+    sentence = (
+        f"{job.label} ({job.choices}) against its float model: {len(to_wrong)} flipped to wrong, {len(to_right)} to "
+        f"right. {shown} in the order of the test set, to wrong first. Each with its true class, then the prediction "
+        "before and after."
+    )
+    return flips, sentence
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """A PNG of an image, uint8 [H, W, C] with C in 1, 3, 4, as an address that holds it."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
     """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
     known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
@@ -314,6 +388,10 @@ def _float_level(jobs: Sequence[Job]) -> tuple[str, float] | None:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f}, n = {len(values)}"
+
+
+def _runs(count: int) -> str:
+    return f"{count:,} run{'' if count == 1 else 's'}"
 
 
 def _title(job: Job) -> str:

@@ -61,7 +61,7 @@ def _open(browser: Any, path: Path, scheme: str = "light") -> Any:
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(path.as_uri())
-    drawn = "[...document.querySelectorAll('figure:not([hidden]) > .plot')].every(plot => plot.querySelector('svg'))"
+    drawn = "[...document.querySelectorAll('figure[data-plot] > .plot')].every(plot => plot.querySelector('svg'))"
     _until(browser, f"return {drawn} && !!document.querySelector('.dt-container')")
     return browser
 
@@ -98,7 +98,7 @@ def _click(browser: Any, selector: str) -> None:
 
 def test_page_opens_without_a_request_and_prints(opened: Any, tmp_path: Path) -> None:
     assert _requests(opened) == [(tmp_path / "report.html").as_uri()]
-    assert len(opened.find_elements("css selector", "figure:not([hidden]) > .plot svg")) == 7
+    assert len(opened.find_elements("css selector", "figure[data-plot] > .plot svg")) == 7
     opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
 
 
@@ -145,7 +145,7 @@ def test_table_is_filtered_by_a_column(opened: Any) -> None:
 def test_hover_names_the_run(opened: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    points = opened.find_elements("css selector", "#f-pareto_bytes .mark-symbol.role-mark path")
+    points = opened.find_elements("css selector", "#pareto figure:first-child .mark-symbol.role-mark path")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", points[0])
     ActionChains(opened).move_to_element(points[0]).perform()
     _until(opened, "return !!document.querySelector('#vg-tooltip-element.visible')")
@@ -161,11 +161,11 @@ def test_runs_far_below_are_drawn_on_request(
         make_run(number, f"quant=int8 seed={number}", wrong, latency_us_median=None)
     write_report(jobs_of(), tmp_path / "report.html")
     _open(browser, tmp_path / "report.html")
-    labels = "[...document.querySelectorAll('#f-pareto_bytes .role-axis-label text')]"
+    labels = "[...document.querySelectorAll('#pareto figure:first-child .role-axis-label text')]"
     lowest = f"return Math.min(...{labels}.map(text => parseFloat(text.textContent)))"
     assert browser.execute_script(lowest) > 70
-    assert "1 run lies below" in _find(browser, "#f-pareto_bytes figcaption").text
-    _click(browser, "#f-pareto_bytes .vega-bindings input")
+    assert "1 run lies below" in _find(browser, "#pareto figure:first-child figcaption").text
+    _click(browser, "#pareto figure:first-child .vega-bindings input")
     _until(browser, lowest + " < 45")
 
 
@@ -176,13 +176,12 @@ def test_heat_map_is_chosen(opened: Any, make_run: Callable[..., Path], jobs_of:
     path = Path(opened.current_url.removeprefix("file://"))
     write_report(jobs_of(), path)
     _open(opened, path)
-    options = opened.find_elements("css selector", "select[data-picks=grid] option")
+    options = opened.find_elements("css selector", "#grid select option")
     assert len(options) == 3
     opened.execute_script("arguments[0].scrollIntoView()", options[0])
     options[2].click()
-    shown = opened.execute_script("return [...document.querySelectorAll('#grid figure')].map(figure => !figure.hidden)")
-    assert shown == [False, False, True]
-    _until(opened, "return !!document.querySelector('#grid figure:not([hidden]) svg')")
+    assert _find(opened, "#grid h3").text == options[2].text
+    _until(opened, "return !!document.querySelector('#grid svg')")
 
 
 def test_dark_and_light(opened: Any) -> None:
@@ -192,14 +191,17 @@ def test_dark_and_light(opened: Any) -> None:
     dark = opened.execute_script(paper)
     assert light != dark
     assert _find(opened, "#theme").text == "Light"
-    _until(opened, "return document.querySelector('#f-pareto_bytes svg').style.backgroundColor === 'rgb(20, 23, 27)'")
+    _until(
+        opened,
+        "return document.querySelector('#pareto figure:first-child svg').style.backgroundColor === 'rgb(20, 23, 27)'",
+    )
     _open(opened, Path(opened.current_url.removeprefix("file://")), "dark")
     assert opened.execute_script(paper) == dark
 
 
 def test_phone_scrolls_in_one_direction_and_leaves_out_numbers_too_small_to_read(opened: Any) -> None:
     script = """
-        const texts = [...document.querySelectorAll("#f-per_class .mark-text.role-mark text")];
+        const texts = [...document.querySelectorAll("#classes .mark-text.role-mark text")];
         return texts.filter(text => text.getAttribute("opacity") !== "0").length;
     """
     assert opened.execute_script(script) == 60

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from resnet8_quant import results
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
-from resnet8_quant.sweep.report.evidence import gather
+from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.figures import MAX_SERIES, Plot
 from resnet8_quant.sweep.report.page import sections
 from resnet8_quant.sweep.report.plots import (
@@ -29,6 +29,7 @@ from resnet8_quant.sweep.report.plots import (
     selection,
     trade_offs,
 )
+from resnet8_quant.sweep.report.recommendation import candidates_of
 
 MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
@@ -42,8 +43,14 @@ def _jobs(*rows: dict[str, object]) -> list[Job]:
 
 def _values(plot: Plot, layer: int | None = None) -> list[dict[str, Any]]:
     """The points that a plot, or one of its layers, is drawn from."""
-    found: list[dict[str, Any]] = (plot.spec if layer is None else plot.spec["layer"][layer])["data"]["values"]
-    return found
+    values: list[dict[str, Any]] = (plot.spec if layer is None else plot.spec["layer"][layer])["data"]["values"]
+    return values
+
+
+def _trade_offs(jobs: list[Job], recommended: int = 0) -> list[Plot]:
+    evidence = Evidence(jobs, [None] * len(jobs))
+    candidates = candidates_of(evidence)
+    return trade_offs(evidence, candidates, next(m for m in candidates.models if m.job is jobs[recommended]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
@@ -63,31 +70,31 @@ def test_trade_off_marks_the_recommended_run() -> None:
         {"accuracy": 0.8, "model_bytes": 1000, "overrides": "quant=b", "float_accuracy": 0.91},
         {"accuracy": 0.7, "model_bytes": 1500, "overrides": "quant=b", "float_accuracy": 0.91},
     )
-    (plot,) = trade_offs(jobs, jobs[1])  # no latency: one plot
-    assert [point["x"] for point in _values(plot, 0)] == [1.0, 2.0]  # the front
-    points = _values(plot, 1)
+    (plot,) = _trade_offs(jobs, 1)  # no latency: one plot
+    points = _values(plot)
+    assert [point["x"] for point in points if point["front"]] == [2.0, 1.0]
     assert [(point["x"], point["series"]) for point in points] == [(2.0, "quant=a"), (1.0, "quant=b"), (1.5, "quant=b")]
     assert "Job 2: b" in points[2]["hover"]
-    ((ring,), (level,)) = _values(plot, 2), _values(plot, 4)
-    assert (ring["x"], ring["y"]) == (1.0, pytest.approx(80.0))
+    (level,) = _values(plot, 5)
+    assert plot.spec["params"][0] == {"name": "recommended", "value": points[1]["place"]}
     assert level == {"y": 91.0, "name": "Float, 91.00 %"}
     assert "1 run lies below 80.0 %" in plot.note
-    assert trade_offs(_jobs({"accuracy": 0.9}), jobs[0]) == []
+    assert _trade_offs(_jobs({"accuracy": 0.9})) == []
 
 
 def test_busy_machine_is_said_where_latency_is_drawn() -> None:
     row = {"accuracy": 0.9, "model_bytes": 1000, "latency_us_median": 10.0}
     jobs = _jobs({**row, "machine_busy": True}, {**row, "machine_busy": False})
-    by_size, by_latency = trade_offs(jobs, jobs[1])
+    by_size, by_latency = _trade_offs(jobs, 1)
     assert "busy" not in by_size.note
     assert "1 of 2 runs were timed on a busy machine." in by_latency.note
-    assert ["busy" in point["hover"] for point in _values(by_latency, 1)] == [True, False]
+    assert ["busy" in point["hover"] for point in _values(by_latency)] == [True, False]
 
 
 def test_many_values_share_one_colour() -> None:
     rows = [{"accuracy": 0.9, "model_bytes": 1000 + i, "overrides": f"quant=q{i}"} for i in range(20)]
     jobs = _jobs(*rows)
-    names = {point["series"] for point in _values(trade_offs(jobs, jobs[0])[0], 1)}
+    names = {point["series"] for point in _values(_trade_offs(jobs)[0])}
     assert "other" in names
     assert len(names) == MAX_SERIES + 1
 
@@ -119,7 +126,7 @@ def test_calibration_size_has_a_band_over_seeds(grid: list[Job]) -> None:
     assert [point["x"] for point in line] == [20, 100, 500]
     assert (line[0]["low"], line[0]["high"]) == pytest.approx((line[0]["y"] - 0.05, line[0]["y"] + 0.05))
     assert "2 seeds" in plot.note
-    assert plot.spec["layer"][1]["encoding"]["x"]["axis"]["values"] == [20, 100, 500]
+    assert plot.spec["encoding"]["x"]["axis"]["values"] == [20, 100, 500]
 
     assert calibration_size(grid[:2]) == "the number of calibration images does not vary"
 

@@ -10,7 +10,7 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report import recommendation
 from resnet8_quant.sweep.report.evidence import Evidence
-from resnet8_quant.sweep.report.recommendation import PAIRED, PORTABLE, UNPAIRED, Model, choose, holm, recommend
+from resnet8_quant.sweep.report.recommendation import RULES, Model, candidates_of, choose, holm, recommend
 
 
 def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidence:
@@ -27,8 +27,8 @@ def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidenc
     return Evidence(jobs, list(predictions), labels)
 
 
-def _answer(evidence: Evidence) -> recommendation.Recommendation:
-    answer = recommend(evidence)
+def _answer(evidence: Evidence, **limits: float) -> recommendation.Recommendation:
+    answer = recommend(candidates_of(evidence), limits)
     assert answer is not None
     return answer
 
@@ -54,7 +54,7 @@ def test_a_smaller_run_that_is_not_worse_wins() -> None:
     assert (tiny.to_wrong, tiny.to_right) == (20, 0)
     assert tiny.p == mcnemar_p(20, 0)
     assert tiny.holm == pytest.approx(2 * tiny.p)
-    assert answer.rule.startswith(PAIRED)
+    assert answer.basis == "test"
 
 
 def test_portable_runs_come_first() -> None:
@@ -70,7 +70,7 @@ def test_portable_runs_come_first() -> None:
         answer = _answer(_evidence(right, **rows))
         assert (answer.job.folder, answer.best.job.folder) == ("middle", "best")
         assert (answer.qualified, answer.portable, answer.compared) == (3, 1, 4)
-        assert PORTABLE in answer.rule
+        assert "only the portable ones" in RULES[answer.basis]
     rows["middle"]["portable"] = False
     answer = _answer(_evidence(right, **rows))
     assert (answer.job.folder, answer.qualified, answer.portable) == ("small", 3, 0)
@@ -123,7 +123,7 @@ def test_runs_of_one_model_are_one_candidate_with_the_median_of_their_latencies(
     rows["other"]["model_sha256"] = "other"
     answer = _answer(_evidence(right, **rows))
     assert (answer.job.folder, answer.qualified, answer.compared, len(answer.tests)) == ("other", 2, 2, 1)
-    assert [model.latency for model in answer.timed] == [120.0, 100.0]
+    assert [model.latency for model in answer.timed] == [100.0, 120.0]
     evidence = _evidence(right, **rows | {"other": {"latency_us_median": 130.0, "model_sha256": "other"}})
     evidence.predictions[0] = None  # another run of the model still has them
     answer = _answer(evidence)
@@ -136,7 +136,7 @@ def test_without_labels_the_interval_decides_and_the_rule_says_so() -> None:
     evidence.labels = None
     answer = _answer(evidence)
     assert (answer.qualified, answer.compared, answer.tests) == (2, 3, ())
-    assert answer.rule.startswith(UNPAIRED)
+    assert answer.basis == "interval"
 
 
 def test_a_run_without_predictions_is_not_recommended() -> None:
@@ -148,8 +148,8 @@ def test_a_run_without_predictions_is_not_recommended() -> None:
     assert (answer.job.folder, answer.compared, len(answer.tests)) == ("middle", 2, 1)
     evidence.predictions[0] = None
     answer = _answer(evidence)
-    assert answer.rule.startswith(UNPAIRED)
+    assert answer.basis == "interval"
 
 
 def test_nothing_finished_nothing_recommended() -> None:
-    assert recommend(Evidence([])) is None
+    assert recommend(candidates_of(Evidence([])), {}) is None
