@@ -225,8 +225,7 @@ def points(ratio: float) -> str:
 
 def _number(value: float) -> str:
     """With separators and at most six decimals, as the page writes it."""
-    text = f"{value:,.6f}".rstrip("0").removesuffix(".")
-    return "0" if text == "-0" else text
+    return f"{value:,.6f}".rstrip("0").removesuffix(".")
 
 
 def _p(value: float) -> str:

@@ -90,7 +90,7 @@ class Axes:
         scale: Row = {"zero": False, "padding": 16, "domain": [min(heights), max(heights)]}
         if self.y_range is not None:
             low, high = self.y_range
-            scale = {"zero": False, "domainMin": {"expr": f"all_runs ? {min(heights) - 1} : {low}"}, "domainMax": high}
+            scale = {"zero": False, "domain": [{"expr": f"all_runs ? {min(heights) - 1} : {low}"}, high]}
             box = {"name": "all_runs", "value": False, "bind": {"input": "checkbox", "name": "all runs "}}
             params = [*params, box]
         y = {"field": "y", "type": "quantitative", "title": self.y_title, "scale": scale}
@@ -140,7 +140,7 @@ def scatter(points: Rows, series: Sequence[str], recommended: int, axes: Axes) -
 
     Args:
         points: {"x", "y", "series", "hover", "front", "place", "left"}; y in percent; whether it is on the front; which
-            candidate it stands for, or -1; whether it is in the left half.
+            candidate it stands for, or None; whether it is in the left half.
         series: names in the order of their colours; "other" is grey.
         recommended: the candidate with the ring at first; the page changes it.
         axes: of numbers.

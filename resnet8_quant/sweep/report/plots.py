@@ -85,7 +85,7 @@ def trade_offs(evidence: Evidence, candidates: Candidates, recommended: Model) -
         points = []
         for i, series in zip(kept, names, strict=True):
             job, x, y = known[i]
-            about = {"series": series, "hover": describe(job), "place": places.get(id(job), -1)}
+            about = {"series": series, "hover": describe(job), "place": places.get(id(job))}
             points.append({"x": x, "y": y, **about, "front": i in front, "left": x < middle})
         y_range, below = window([y for *_, y in known])
         notes = ["Up and to the left is better; the grey line joins the runs that no other run beats in both.", below]

@@ -84,7 +84,7 @@ class Model:
     def needs(self) -> dict[str, float | None]:
         """What limits are set on; None where the run does not say."""
         row = self.job.row
-        lost = None if row.accuracy_delta is None else round(-100 * row.accuracy_delta, 6)
+        lost = None if row.accuracy_delta is None else round(-100 * row.accuracy_delta, 6) + 0.0  # no -0
         return {"flash": flash(row), "ram": ram(row), "lost": lost}
 
     def fits(self, limits: Limits, but: str = "") -> bool:
