@@ -168,7 +168,7 @@ def candidates_of(evidence: Evidence) -> Candidates:
         runs = tuple(evidence.jobs[place] for place in places)
         models.append(Model(evidence.jobs[first], runs, evidence.predictions[first]))
     models.sort(key=lambda model: model.quality)
-    if evidence.labels is None:
+    if evidence.labels is None or not models:
         return Candidates(models, {})
     unknown = np.full(len(evidence.labels), -1)
     right = np.array(

@@ -184,8 +184,8 @@ def test_heat_map_is_chosen(opened: Any, make_run: Callable[..., Path], jobs_of:
     assert len(options) == 3
     opened.execute_script("arguments[0].scrollIntoView()", options[0])
     options[2].click()
-    assert _find(opened, "#grid h3").text == options[2].text
-    _until(opened, "return !!document.querySelector('#grid svg')")
+    label = "return document.querySelector('#grid .plot').getAttribute('aria-label')"
+    _until(opened, f"{label} === {json.dumps(options[2].text)}")
 
 
 @pytest.fixture

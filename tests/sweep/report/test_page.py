@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet8_quant import report
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.plan import Plan, write_plan
@@ -329,3 +330,16 @@ def test_thumbnail_is_a_png_of_the_image(channels: int) -> None:
     shown, halved = (Image.open(io.BytesIO(base64.b64decode(data_uri(i).partition(",")[2]))) for i in (small, image))
     assert np.array_equal(np.asarray(shown).reshape(small.shape), small)
     assert halved.size == (48, 96)
+
+
+def test_limits_of_the_command_line_are_those_of_the_page(
+    grid: list[Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "sweep"), "--out", str(tmp_path / "page.html"), "--max-flash", "60000", "--max-lost", "0.6"]
+    assert report.main([*words, "--max-lost", "nan"]) == report.main([*words, "--max-ram", "1.5"]) == 1
+    assert report.main(words) == 0
+    page = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [a.get("value") for tag, a in page.tags if tag == "input"] == ["60000", "", "0.6"]
+    assert "No model is within all of the limits 60,000 bytes of flash, 0.6 points lost." in page.text("answer")
+    assert "bytes of flash: no run says how many there are" in page.text("answer")
+    assert "confusion" in page.sections  # of the run that is recommended without limits

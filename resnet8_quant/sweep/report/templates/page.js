@@ -27,7 +27,9 @@ async function draw(figure) {
   // ast: expressions are interpreted, because the content policy forbids to compile them.
   const options = { actions: false, renderer: "svg", ast: true, config: themes[isDark() ? "dark" : "light"],
                     tooltip: { theme: isDark() ? "dark" : "light" } };
-  const drawn = await vegaEmbed(figure.querySelector(".plot"), spec, options);
+  const place = figure.querySelector(".plot");
+  const drawn = await vegaEmbed(place, spec, options);
+  place.setAttribute("aria-label", plots[figure.dataset.plot].title);  // Vega put its own in its place
   if (spec.params.some((param) => param.name === "recommended")) views.set(figure, drawn.view);
   else views.delete(figure);
 }
@@ -40,11 +42,8 @@ document.querySelectorAll("figure[data-plot] select").forEach((select) => {
   select.value = select.querySelector("[selected]").value;  // a browser may remember another one
   select.addEventListener("change", () => {
     const figure = select.closest("figure");
-    const { title, note } = plots[select.value];
     figure.dataset.plot = select.value;
-    figure.querySelector("h3").textContent = title;
-    figure.querySelector(".plot").setAttribute("aria-label", title);
-    figure.querySelector("figcaption").textContent = note;
+    figure.querySelector("figcaption").textContent = plots[select.value].note;
     draw(figure);
   });
 });
