@@ -132,7 +132,7 @@ def _plotted(key: str, title: str, plot: Plot | str) -> Section:
 def _significance(evidence: Evidence, recommendation: Recommendation) -> Section:
     title, count = "Significance against the best", len(recommendation.tests)
     if not count:
-        reason = evidence.missing.get("labels", "there are no two models with predictions of the same images")
+        reason = evidence.no_labels or "there are no two models with predictions of the same images"
         return Section("significance", title, missing=reason)
     shown = f" The {MAX_TESTS} most accurate are listed." if count > MAX_TESTS else ""
     note = (

@@ -239,7 +239,7 @@ def confusion(evidence: Evidence, job: Job) -> Plot | str:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None:
-        return evidence.missing["labels"]
+        return evidence.no_labels
     if after is None or before is None:
         return "the run's or the float model's predictions are missing"
     count = int(max(labels.max(), after.max(), before.max())) + 1
@@ -284,7 +284,7 @@ def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
     labels, images = evidence.labels, evidence.images
     after, before = evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None or images is None:
-        return [], evidence.missing["labels"]
+        return [], evidence.no_labels
     if after is None or before is None:
         return [], "the run's or the float model's predictions are missing"
     if images.ndim != 4 or images.shape[3] not in (1, 3, 4):

@@ -71,32 +71,22 @@ class Table(NamedTuple):
     notes: Sequence[str]
 
 
-EMPTY = Cell("")
-
-
 def _percent(value: float) -> Cell:
     return Cell(f"{100 * value:.2f}", 100 * value)
-
-
-def _points(value: float) -> Cell:
-    return Cell(terminal.points(value), 100 * value)
 
 
 def _count(value: float) -> Cell:
     return Cell(f"{value:,.0f}", value)
 
 
-def _yes(value: bool) -> Cell:
-    return Cell("yes" if value else "no")
-
-
+EMPTY = Cell("")
 # Shown where a run has a value: column, its title, how it is shown. Accuracy and latency of the default session stay
 # together: no latency of a saturating session without its accuracy.
 MEASURED: dict[str, tuple[str, Callable[[Any], Cell]]] = {
     "accuracy": ("Top-1, %", _percent),
     "accuracy_ci_low": ("95 % CI from", _percent),
     "accuracy_ci_high": ("to", _percent),
-    "accuracy_delta": ("\N{GREEK CAPITAL LETTER DELTA} float", _points),
+    "accuracy_delta": ("\N{GREEK CAPITAL LETTER DELTA} float", lambda value: Cell(terminal.points(value), 100 * value)),
     "model_bytes": ("Bytes", _count),
     "latency_us_median": ("Latency, \N{MICRO SIGN}s", _count),
     "flash": ("Flash, bytes", _count),
@@ -104,7 +94,7 @@ MEASURED: dict[str, tuple[str, Callable[[Any], Cell]]] = {
     "default_session_accuracy": ("Top-1 in default session, %", _percent),
     "default_session_changed": ("Predictions changed there", _count),
     "default_session_latency_us_median": ("Latency there, \N{MICRO SIGN}s", _count),
-    "machine_busy": ("Machine busy", _yes),
+    "machine_busy": ("Machine busy", lambda value: Cell("yes" if value else "no")),
 }
 # Measurements that are one column of the CSV where it has a value, and else another.
 EITHER = {"flash": "tflite_bytes, else weights_bytes", "ram": "arena_bytes, else peak_activation_bytes"}
@@ -145,7 +135,7 @@ def _columns(jobs: Sequence[Job], recommendation: Recommendation | None) -> list
     for name, (title, cell) in MEASURED.items():
         values = [measured(job.row, name) for job in jobs]
         if any(value is not None and value is not False for value in values):
-            columns.append(Column(title, EITHER.get(name, name), partial(_measured, name, cell), cell is not _yes))
+            columns.append(Column(title, EITHER.get(name, name), partial(_measured, name, cell), name != "machine_busy"))
     if tests:
         columns.append(Column("p vs best, Holm", "holm", significance))
     for name in results.COLUMNS:
