@@ -1,14 +1,13 @@
 """The top of the page: what it says about each model, and about the choice between them, as texts by name.
 
 In: `Evidence` and limits. Out: the texts that the template has places for, and everything that the page needs to choose
-again when the reader changes a limit: say() in templates/page.js makes the same texts from it as `choice_texts`.
+again when the reader changes a limit: say() in templates/page.js makes the same texts from it as `answer`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -20,7 +19,7 @@ from resnet8_quant.sweep.collect import Job, settings
 from resnet8_quant.sweep.portability import in_default_session, mark
 from resnet8_quant.sweep.report import recommendation
 from resnet8_quant.sweep.report.evidence import Evidence
-from resnet8_quant.sweep.report.recommendation import LEVEL, RULES, UNITS, Candidates, Limits, Model, flash, ram
+from resnet8_quant.sweep.report.recommendation import LEVEL, RULES, UNITS, Limits, Model, flash, ram
 from resnet8_quant.sweep.report.tables import command, launchers, measurement
 
 SERIOUS_P, SERIOUS_LOSS = 0.01, 0.01  # a loss of a point that chance does not explain is a warning, whatever its size
@@ -32,63 +31,43 @@ ABOUT_LOSS = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the top of the page is made from.
-
-    Attributes:
-        evidence, candidates: what there is to choose from.
-        limits: what the choice keeps to at first.
-        texts: of that choice.
-        data: for the page: the models, the constants of the rule, the limits.
-    """
-
-    evidence: Evidence
-    candidates: Candidates
-    limits: Limits
-    texts: dict[str, str]
-    data: dict[str, Any]
-
-
-def answer(evidence: Evidence, candidates: Candidates, limits: Limits) -> Answer:
-    """The choice within ``limits`` in words, and what every other choice needs."""
+def answer(evidence: Evidence, models: Sequence[Model], limits: Limits) -> tuple[dict[str, str], dict[str, Any]]:
+    """The choice within ``limits`` in words, and what the page needs for every other choice."""
     # The same settings with other seeds: the recommended run may be a lucky draw.
     draws: dict[object, list[Job]] = {}
     for job in evidence.jobs:
         draws.setdefault(_but_seed(job), []).append(job)
     started = launchers(evidence.jobs)
-    texts = [_model_texts(model, draws[_but_seed(model.job)]) for model in candidates.models]
+    texts = [_model_texts(model, draws[_but_seed(model.job)]) for model in models]
     data = {
-        "models": [_model_data(candidates, place, started) | {"texts": text} for place, text in enumerate(texts)],
+        "models": [_model_data(model, started) | {"texts": texts[model.place]} for model in models],
         "level": LEVEL,
         "same_bytes": recommendation.SAME_BYTES,
         "same_latency": recommendation.SAME_LATENCY,
         "rules": RULES,
         "units": UNITS,
         "limits": {**limits},
+        "notes": evidence.notes,
+        "no_labels": evidence.no_labels,
     }
-    return Answer(evidence, candidates, limits, choice_texts(candidates, limits, texts, started), data)
-
-
-def choice_texts(
-    candidates: Candidates, limits: Limits, texts: Sequence[dict[str, str]], started: dict[Path, str]
-) -> dict[str, str]:
-    """What the page says about the choice within ``limits``; a text that is not there is empty."""
-    models = candidates.models
     within = ", ".join(f"{_number(limits[name])} {unit}" for name, unit in UNITS.items() if name in limits)
     shared = {"limits": within, "models": f"{len(models):,}"}
-    chosen = recommendation.recommend(candidates, limits)
+    chosen = recommendation.recommend(models, limits)
     if chosen is None:
-        return shared | _shortfall_texts(models, limits)
-    own, best_text = (texts[models.index(model)] for model in (chosen.model, chosen.best))
+        return shared | _shortfall_texts(models, limits), data
+    return shared | texts[chosen.model.place] | _choice_texts(chosen, texts[chosen.best.place], started), data
+
+
+def _choice_texts(
+    chosen: recommendation.Recommendation, best_texts: dict[str, str], started: dict[Path, str]
+) -> dict[str, str]:
+    """Why the model was chosen; a text that does not apply is empty."""
     test = chosen.test_of(chosen.job)
     timed = [run for model in chosen.timed for run in model.runs]
     busy = sum(bool(run.row.machine_busy) for run in timed)
     parallel = {started.get(run.path.parent, "") for run in timed} - {"", "basic"}
     left_out = chosen.qualified - chosen.portable
     return {
-        **shared,
-        **own,
         "fits": YES,
         "fitting": f"{chosen.fitting:,}",
         "compared": f"{chosen.compared:,}",
@@ -96,7 +75,7 @@ def choice_texts(
         "rule": RULES[chosen.basis],
         "unpaired": YES if chosen.basis == "interval" else "",
         "is_best": YES if chosen.model is chosen.best else "",
-        "best": "" if chosen.model is chosen.best else best_text["name"],
+        "best": "" if chosen.model is chosen.best else best_texts["name"],
         "tested": YES if test else "",
         "to_wrong": f"{test.to_wrong:,}" if test else "",
         "to_right": f"{test.to_right:,}" if test else "",
@@ -109,7 +88,7 @@ def choice_texts(
         "busy": f"{busy:,}" if busy else "",
         "timed_runs": f"{len(timed):,}",
         "parallel": ", ".join(sorted(parallel)),
-        "marked": own["marked"] or best_text["marked"],
+        "marked": mark(chosen.job.row) or best_texts["marked"],
     }
 
 
@@ -130,11 +109,9 @@ def _shortfall_texts(models: Sequence[Model], limits: Limits) -> dict[str, str]:
     return texts
 
 
-def _model_data(candidates: Candidates, place: int, started: dict[Path, str]) -> dict[str, Any]:
+def _model_data(model: Model, started: dict[Path, str]) -> dict[str, Any]:
     """A model as the page chooses by it; null where a number is not known."""
-    model = candidates.models[place]
     row = model.job.row
-    flips = candidates.flips.get(place)
     return {
         "needs": model.needs,
         "accuracy": model.accuracy,
@@ -148,7 +125,7 @@ def _model_data(candidates: Candidates, place: int, started: dict[Path, str]) ->
         "busy": sum(bool(run.row.machine_busy) for run in model.runs),
         "measured": list(dict.fromkeys(measurement(run.row) for run in model.runs)),
         "launchers": sorted({started.get(run.path.parent, "") for run in model.runs}),
-        "flips": flips and [(*pair, mcnemar_p(*pair)) for pair in flips],
+        "flips": [(*pair, mcnemar_p(*pair)) for pair in model.flips] or None,
     }
 
 

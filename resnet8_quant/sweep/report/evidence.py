@@ -82,10 +82,10 @@ class Evidence:
             return None
         if count and not 0 <= int(array.min()) <= int(array.max()) < np.iinfo(np.int16).max:
             return None
-        if self.labels is not None:
-            if accuracy is None or abs(float(np.mean(array == self.labels)) - accuracy) >= TOLERANCE:
-                return None
-        return array.astype(np.int16)
+        if self.labels is None:
+            return array.astype(np.int16)
+        agrees = accuracy is not None and abs(float(np.mean(array == self.labels)) - accuracy) < TOLERANCE
+        return array.astype(np.int16) if agrees else None
 
 
 def gather(jobs: Sequence[Job]) -> Evidence:

@@ -21,17 +21,10 @@ from resnet8_quant.files import replacing
 from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report import plots, tables
-from resnet8_quant.sweep.report.answer import Answer, answer, points
+from resnet8_quant.sweep.report.answer import answer, points
 from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.figures import Plot, themes, vega_script, write_files
-from resnet8_quant.sweep.report.recommendation import (
-    LEVEL,
-    Candidates,
-    Limits,
-    Recommendation,
-    candidates_of,
-    recommend,
-)
+from resnet8_quant.sweep.report.recommendation import LEVEL, Limits, Model, Recommendation, models_of, recommend
 
 log = logging.getLogger(__name__)
 
@@ -90,27 +83,27 @@ def write_report(
 def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> list[Section]:
     """All sections, those that are left out included."""
     evidence = gather(jobs)
-    candidates = candidates_of(evidence)
-    recommendation = recommend(candidates, limits)
+    models = models_of(evidence)
+    recommendation = recommend(models, limits)
     failed = [job for job in jobs if not job.ok]
-    parts = [Section("answer", "Recommendation", content=answer(evidence, candidates, limits))]
+    parts = [Section("answer", "Recommendation", content=answer(evidence, models, limits))]
     # Where no model is within the limits, what is shown of one run is of the one recommended without them.
-    shown = recommendation or recommend(candidates, NO_LIMITS)
+    shown = recommendation or recommend(models, NO_LIMITS)
     if shown is not None:
-        parts += _comparisons(evidence, candidates, shown)
+        parts += _comparisons(evidence, models, shown)
     if failed:
         note = f"The first {MAX_FAILURES} of {len(failed)}; the table has all." if len(failed) > MAX_FAILURES else ""
         parts.append(Section("failed", "Failed runs", content=failed[:MAX_FAILURES], note=note))
     cut = f"The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
     note = cut if len(jobs) > tables.MAX_ROWS else ""
-    parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, candidates, recommendation), note=note))
+    parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, models, recommendation), note=note))
     return [*parts, Section("provenance", "Provenance", content=tables.provenance(jobs))]
 
 
-def _comparisons(evidence: Evidence, candidates: Candidates, recommendation: Recommendation) -> list[Section]:
+def _comparisons(evidence: Evidence, models: Sequence[Model], recommendation: Recommendation) -> list[Section]:
     """The plots, the flipped images and the tests."""
     close = plots.focus(evidence, recommendation.job)
-    trade_offs, maps = plots.trade_offs(evidence, candidates, recommendation.model), plots.heat_maps(evidence.jobs)
+    trade_offs, maps = plots.trade_offs(evidence.jobs, models, recommendation.model), plots.heat_maps(evidence.jobs)
     parts = [
         Section("pareto", "Trade-offs", trade_offs, missing="" if trade_offs else "no sizes, no latencies", places=2),
         Section("grid", "Two settings at a time", maps, missing="" if maps else plots.NO_MAPS),
@@ -161,7 +154,7 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     assets = files("resnet8_quant.sweep.report") / "templates"
     module, module_style = datatables or ("", "")
-    first: Answer = parts[0].content
+    texts, choice = parts[0].content
     return environment.get_template("report.html.j2").render(
         jobs=jobs,
         subject=_subject(jobs),
@@ -170,11 +163,10 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
         data={
             "plots": {plot.key: vars(plot) for section in parts for plot in section.plots},
             "themes": themes(),
-            "choice": first.data,
+            "choice": choice,
         },
-        texts=defaultdict(str, first.texts),
-        limits=first.limits,
-        choice=first.data,
+        texts=defaultdict(str, texts),
+        choice=choice,
         mark_note=portability.NOTE,
         policy=POLICY,
         plots_need=missing_extra("vl-convert-python", "report").remedy,

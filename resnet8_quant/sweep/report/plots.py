@@ -22,7 +22,7 @@ from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.portability import MARK, in_default_session, mark
 from resnet8_quant.sweep.report.evidence import Evidence, number, read_table
 from resnet8_quant.sweep.report.figures import MAX_SERIES, Axes, Plot, Row, heat_map, lines, scatter
-from resnet8_quant.sweep.report.recommendation import Candidates, Model
+from resnet8_quant.sweep.report.recommendation import Model
 from resnet8_quant.sweep.report.tables import measured, shortened
 
 MAX_POINTS = 2000
@@ -38,6 +38,7 @@ SIZE = "calibration.samples_per_class"
 ACCURACY = "Top-1, %"
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
+NO_PREDICTIONS = "the run's or the float model's predictions are missing"
 NO_MAPS = f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
 # Measurement on the x axis, name of the plot, title of the axis, what the measurement is divided by.
 TRADE_OFFS = (
@@ -70,10 +71,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def trade_offs(evidence: Evidence, candidates: Candidates, recommended: Model) -> list[Plot]:
+def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model) -> list[Plot]:
     """Accuracy against what a model costs, each with its Pareto front; empty where nothing is known."""
-    jobs, plots = evidence.jobs, []
-    places = {id(model.job): place for place, model in enumerate(candidates.models)}
+    plots, places = [], {id(model.job): model.place for model in models}
     for column, name, x_title, unit in TRADE_OFFS:
         known = [(job, value / unit, _percent(job)) for job in jobs if (value := measured(job.row, column))]
         if not known or (column == "macs" and len({x for _, x, _ in known}) < 2):
@@ -87,7 +87,7 @@ def trade_offs(evidence: Evidence, candidates: Candidates, recommended: Model) -
             job, x, y = known[i]
             about = {"series": series, "hover": describe(job), "place": places.get(id(job))}
             points.append({"x": x, "y": y, **about, "front": i in front, "left": x < middle})
-        y_range, below = window([y for *_, y in known])
+        axes, below = _axes(x_title, jobs, [y for *_, y in known])
         notes = ["Up and to the left is better; the grey line joins the runs that no other run beats in both.", below]
         if column in MEASURED_ON_TARGET:
             on_target, sentence = MEASURED_ON_TARGET[column]
@@ -98,21 +98,24 @@ def trade_offs(evidence: Evidence, candidates: Candidates, recommended: Model) -
         busy = sum(bool(job.row.machine_busy) for job, *_ in known)
         if busy and column == "latency_us_median":
             notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
-        axes = Axes(x_title, ACCURACY, _float_level(jobs), y_range)
-        spec = scatter(points, list(dict.fromkeys(names)), places[id(recommended.job)], axes)
+        spec = scatter(points, list(dict.fromkeys(names)), recommended.place, axes)
         plots.append(Plot(f"pareto_{column}", f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
     return plots
 
 
-def window(values: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
-    """Where an axis of accuracies in percent ends at first, and the sentence that says what lies below it."""
+def _axes(x_title: str, jobs: Sequence[Job], values: Sequence[float]) -> tuple[Axes, str]:
+    """Axes of a plot of accuracies in percent, and the sentence that says what lies below where they end at first."""
+    levels = {job.row.float_accuracy for job in jobs}
+    level = levels.pop() if len(levels) == 1 else None
+    line = None if level is None else (f"Float, {100 * level:.2f} %", 100 * level)
     best = max(values)
     low = best - WINDOW
     below = sum(value < low for value in values)
     if not below:
-        return None, ""
+        return Axes(x_title, ACCURACY, line), ""
     lie = "run lies" if below == 1 else "runs lie"
-    return (low, best + 0.06 * WINDOW), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
+    ends = (low, best + 0.06 * WINDOW)
+    return Axes(x_title, ACCURACY, line, ends), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
 
 
 def heat_maps(jobs: Sequence[Job]) -> list[Plot]:
@@ -169,8 +172,8 @@ def calibration_size(jobs: Sequence[Job]) -> Plot | str:
     notes = [f"Line: mean over {seeds} seeds; band: smallest to largest." if seeds > 1 else "One seed: no band."]
     if len(shown) < len(configurations):
         notes.append(f"The {len(shown)} most accurate of {len(configurations)} configurations.")
-    y_range, below = window([point["y"] for point in points])
-    spec = lines(points, list(shown), Axes("Calibration images", ACCURACY, _float_level(jobs), y_range))
+    axes, below = _axes("Calibration images", jobs, [point["y"] for point in points])
+    spec = lines(points, list(shown), axes)
     note = " ".join(filter(None, (*notes, below)))
     return Plot("calibration_size", "Accuracy against calibration images", note, spec)
 
@@ -238,10 +241,8 @@ def per_class(evidence: Evidence, first: Job) -> Plot | str:
 def confusion(evidence: Evidence, job: Job) -> Plot | str:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
-    if labels is None:
-        return evidence.no_labels
-    if after is None or before is None:
-        return "the run's or the float model's predictions are missing"
+    if labels is None or after is None or before is None:
+        return evidence.no_labels or NO_PREDICTIONS
     count = int(max(labels.max(), after.max(), before.max())) + 1
     if count > MAX_CLASSES:
         return f"{count} classes are more than fit, {MAX_CLASSES}"
@@ -283,10 +284,8 @@ def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
     """The first flips, those to wrong first, and a sentence about them; without flips it says why there are none."""
     labels, images = evidence.labels, evidence.images
     after, before = evidence.predictions_of(job), evidence.float_predictions(job)
-    if labels is None or images is None:
-        return [], evidence.no_labels
-    if after is None or before is None:
-        return [], "the run's or the float model's predictions are missing"
+    if labels is None or images is None or after is None or before is None:
+        return [], evidence.no_labels or NO_PREDICTIONS
     if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
         return [], f"images of shape {list(images.shape[1:])} cannot be shown"
     to_wrong = np.flatnonzero((before == labels) & (after != labels))
@@ -299,9 +298,7 @@ def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
     names = dict(enumerate(evidence.classes))
     flips = []
     for index in map(int, chosen):
-        true, old, new = (
-            names.get(label, str(label)) for label in map(int, (labels[index], before[index], after[index]))
-        )
+        true, old, new = (names.get(int(of[index]), str(of[index])) for of in (labels, before, after))
         flips.append(Flip(index, true, old, new, bool(after[index] != labels[index]), data_uri(images[index])))
     shown = "All" if len(chosen) == len(to_wrong) + len(to_right) else f"The first {len(chosen)}"
     sentence = (
@@ -378,12 +375,6 @@ def _series(drawn: Sequence[Job], jobs: Sequence[Job]) -> list[str]:
         names.append(f"{key}={value}" if value else job.row.quant_type or "runs")
     common = {name for name, _ in Counter(names).most_common(MAX_SERIES)}
     return [name if name in common else "other" for name in names]
-
-
-def _float_level(jobs: Sequence[Job]) -> tuple[str, float] | None:
-    levels = {job.row.float_accuracy for job in jobs}
-    value = levels.pop() if len(levels) == 1 else None
-    return None if value is None else (f"Float, {100 * value:.2f} %", 100 * value)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
 """Which configuration to ship, and how sure that is: a stated rule over paired tests, among models within limits.
 
 In: `Evidence` and limits. Out: a `Recommendation`, with the test of every model against the most accurate one. The page
-picks by the same rule when a limit changes: recommend() in templates/page.js, from what `Candidates` holds.
+picks by the same rule when a limit changes: recommend() in templates/page.js, from what `Model` holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 
@@ -53,13 +52,23 @@ def ram(row: RunResult) -> int | None:
     return row.peak_activation_bytes if row.arena_bytes is None else row.arena_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Model:
-    """One model file, the runs that made it, the one that stands for all, and the predicted classes if known."""
+    """One model file.
+
+    Attributes:
+        job: the run that stands for all ``runs`` that made it.
+        predictions: its predicted classes, if known.
+        place: in the list of all models, which is in the order of their quality.
+        flips: where it is the most accurate within some limits, and the labels are known: for each model of the list
+            the images that only this one, and that only that one gets right.
+    """
 
     job: Job
     runs: tuple[Job, ...]
     predictions: np.ndarray | None
+    place: int = 0
+    flips: Sequence[tuple[int, int]] = ()
 
     @property
     def accuracy(self) -> float:
@@ -92,16 +101,6 @@ class Model:
         return all(
             name == but or ((need := self.needs[name]) is not None and need <= most) for name, most in limits.items()
         )
-
-
-class Candidates(NamedTuple):
-    """All models by falling quality, and their flips against each that is the most accurate within some limits.
-
-    ``flips[b][m]`` counts the images that only model b, and that only model m gets right; none without labels.
-    """
-
-    models: list[Model]
-    flips: dict[int, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,11 @@ class Recommendation:
         return next((test for test in self.tests if any(run is job for run in test.model.runs)), None)
 
 
-def candidates_of(evidence: Evidence) -> Candidates:
-    """The models of ``evidence``: runs that made the same file are one; one whose digest is not known stands alone."""
+def models_of(evidence: Evidence) -> list[Model]:
+    """The models of ``evidence`` by falling quality.
+
+    Runs that made the same file are one model; a run whose digest is not known stands alone.
+    """
     groups: dict[object, list[int]] = {}
     for place, job in enumerate(evidence.jobs):
         groups.setdefault(job.row.model_sha256 or place, []).append(place)
@@ -168,51 +170,49 @@ def candidates_of(evidence: Evidence) -> Candidates:
         runs = tuple(evidence.jobs[place] for place in places)
         models.append(Model(evidence.jobs[first], runs, evidence.predictions[first]))
     models.sort(key=lambda model: model.quality)
+    for place, model in enumerate(models):
+        model.place = place
     if evidence.labels is None or not models:
-        return Candidates(models, {})
+        return models
     unknown = np.full(len(evidence.labels), -1)
-    right = np.array(
-        [(unknown if model.predictions is None else model.predictions) == evidence.labels for model in models]
-    )
-    totals, flips = right.sum(axis=1), {}
-    for place in _best_within_some_limits(models):
-        if models[place].predictions is not None:
-            both = np.count_nonzero(right & right[place], axis=1)
-            pairs = zip((totals[place] - both).tolist(), (totals - both).tolist(), strict=True)
-            flips[place] = list(pairs)
-    return Candidates(models, flips)
+    predictions = [unknown if model.predictions is None else model.predictions for model in models]
+    right = np.array(predictions) == evidence.labels
+    totals = right.sum(axis=1)
+    for model in _best_within_some_limits(models):
+        if model.predictions is not None:
+            both = np.count_nonzero(right & right[model.place], axis=1)
+            model.flips = list(zip((totals[model.place] - both).tolist(), (totals - both).tolist(), strict=True))
+    return models
 
 
-def _best_within_some_limits(models: Sequence[Model]) -> list[int]:
-    """The places of the models that no more accurate one beats in everything that a limit is set on."""
-    needs = [[math.inf if need is None else need for need in model.needs.values()] for model in models]
-    front: list[int] = []
-    for place, own in enumerate(needs):
-        if not any(all(a <= b for a, b in zip(needs[other], own, strict=True)) for other in front):
-            front.append(place)
-    return front
+def _best_within_some_limits(models: Sequence[Model]) -> list[Model]:
+    """The models that no more accurate one beats in everything that a limit is set on."""
+    front: list[tuple[list[float], Model]] = []
+    for model in models:
+        needs = [math.inf if need is None else need for need in model.needs.values()]
+        if not any(all(a <= b for a, b in zip(other, needs, strict=True)) for other, _ in front):
+            front.append((needs, model))
+    return [model for _, model in front]
 
 
-def recommend(candidates: Candidates, limits: Limits) -> Recommendation | None:
+def recommend(models: Sequence[Model], limits: Limits) -> Recommendation | None:
     """The smallest and fastest portable model within ``limits`` that is not worse than the best one within them.
 
     Returns:
         None where no model is within the limits, or there is none at all.
     """
-    models = candidates.models
-    fitting = [place for place, model in enumerate(models) if model.fits(limits)]
+    fitting = compared = [model for model in models if model.fits(limits)]
     if not fitting:
         return None
-    best, tests = models[fitting[0]], _tests_against_best(candidates, fitting)
-    compared = [models[place] for place in fitting]
+    best, tests = fitting[0], _tests_against_best(fitting)
     if "lost" in limits:
-        basis, qualified = "loss", compared
-    elif fitting[0] in candidates.flips:
+        basis, qualified = "loss", fitting
+    elif best.flips:
         basis, compared = "test", [best, *(test.model for test in tests)]
         qualified = [best, *(test.model for test in tests if test.holm >= LEVEL)]
     else:
         basis, bar = "interval", best.job.row.accuracy_ci_low
-        qualified = [model for model in compared if model is best or (bar is not None and model.accuracy >= bar)]
+        qualified = [model for model in fitting if model is best or (bar is not None and model.accuracy >= bar)]
     portable = [model for model in qualified if not mark(model.job.row)]
     quantized = [model for model in qualified if model.job.row.calibration_method]
     if quantized and not any(model.job.row.calibration_method for model in portable):
@@ -222,21 +222,18 @@ def recommend(candidates: Candidates, limits: Limits) -> Recommendation | None:
     return Recommendation(chosen, best, basis, *counts, timed, tests)
 
 
-def _tests_against_best(candidates: Candidates, fitting: Sequence[int]) -> tuple[PairedTest, ...]:
-    """McNemar tests of every fitting model with predictions against the most accurate, Holm-corrected.
+def _tests_against_best(fitting: Sequence[Model]) -> tuple[PairedTest, ...]:
+    """McNemar tests of every model with predictions against the first, the most accurate one, Holm-corrected.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
     65-70.
     """
-    if fitting[0] not in candidates.flips:
-        return ()
-    known = [place for place in fitting[1:] if candidates.models[place].predictions is not None]
-    flips = [candidates.flips[fitting[0]][place] for place in known]
+    best, *others = fitting
+    known = [model for model in others if model.predictions is not None] if best.flips else []
+    flips = [best.flips[model.place] for model in known]
     p = [mcnemar_p(*pair) for pair in flips]
-    return tuple(
-        PairedTest(candidates.models[place], *pair, *values)
-        for place, pair, values in zip(known, flips, zip(p, holm(p), strict=True), strict=True)
-    )
+    fields = zip(known, flips, p, holm(p), strict=True)
+    return tuple(PairedTest(model, *pair, value, corrected) for model, pair, value, corrected in fields)
 
 
 def shortfalls(models: Sequence[Model], limits: Limits) -> tuple[dict[str, float | None], bool]:

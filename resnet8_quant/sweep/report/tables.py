@@ -24,7 +24,7 @@ from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.folders import read_json
 from resnet8_quant.sweep.plan import read_plan
 from resnet8_quant.sweep.report.evidence import number
-from resnet8_quant.sweep.report.recommendation import Candidates, Recommendation, flash, ram
+from resnet8_quant.sweep.report.recommendation import Model, Recommendation, flash, ram
 
 MAX_ROWS = 2000
 MAX_SETTINGS = 16
@@ -100,13 +100,13 @@ MEASURED: dict[str, tuple[str, Callable[[Any], Cell]]] = {
 EITHER = {"flash": "tflite_bytes, else weights_bytes", "ram": "arena_bytes, else peak_activation_bytes"}
 
 
-def all_runs(jobs: Sequence[Job], candidates: Candidates, recommendation: Recommendation | None) -> Table:
+def all_runs(jobs: Sequence[Job], models: Sequence[Model], recommendation: Recommendation | None) -> Table:
     """Every run of ``jobs``, at most MAX_ROWS."""
-    models = {id(run): place for place, model in enumerate(candidates.models) for run in model.runs}
-    stands = {id(model.job) for model in candidates.models}
+    places = {id(run): model.place for model in models for run in model.runs}
+    stands = {id(model.job) for model in models}
     columns = _columns(jobs, recommendation)
     lines = [
-        Line([column.cell(job) for column in columns], models.get(id(job)), id(job) in stands)
+        Line([column.cell(job) for column in columns], places.get(id(job)), id(job) in stands)
         for job in jobs[:MAX_ROWS]
     ]
     return Table(columns, lines, portability.notes(jobs[:MAX_ROWS]))
@@ -135,7 +135,9 @@ def _columns(jobs: Sequence[Job], recommendation: Recommendation | None) -> list
     for name, (title, cell) in MEASURED.items():
         values = [measured(job.row, name) for job in jobs]
         if any(value is not None and value is not False for value in values):
-            columns.append(Column(title, EITHER.get(name, name), partial(_measured, name, cell), name != "machine_busy"))
+            columns.append(
+                Column(title, EITHER.get(name, name), partial(_measured, name, cell), name != "machine_busy")
+            )
     if tests:
         columns.append(Column("p vs best, Holm", "holm", significance))
     for name in results.COLUMNS:

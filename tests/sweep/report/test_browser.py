@@ -18,7 +18,7 @@ from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report.answer import answer
 from resnet8_quant.sweep.report.evidence import gather
 from resnet8_quant.sweep.report.page import write_report
-from resnet8_quant.sweep.report.recommendation import UNITS, candidates_of, recommend
+from resnet8_quant.sweep.report.recommendation import UNITS, models_of, recommend
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 for package in ("vl_convert", "itables"):
@@ -213,10 +213,10 @@ def test_page_chooses_as_python_does(labels: bool, browser: Any, varied: list[Jo
     """All combinations of limits that separate the runs, each at, below and above a run's own need."""
     evidence = gather(varied)
     evidence.labels = evidence.labels if labels else None
-    candidates = candidates_of(evidence)
+    models = models_of(evidence)
     steps: dict[str, list[float | None]] = {}
     for name in UNITS:
-        needs = sorted({need for model in candidates.models if (need := model.needs[name]) is not None})
+        needs = sorted({need for model in models if (need := model.needs[name]) is not None})
         steps[name] = [None, needs[0] - 1, needs[0], needs[2], needs[len(needs) // 2] - 0.5, needs[-2]]
     combinations = [
         {name: most for name, most in zip(steps, mosts, strict=True) if most is not None}
@@ -224,15 +224,15 @@ def test_page_chooses_as_python_does(labels: bool, browser: Any, varied: list[Jo
     ]
     write_report(varied, tmp_path / "report.html")
     _open(browser, tmp_path / "report.html")
-    data = answer(evidence, candidates, {}).data
+    data = answer(evidence, models, {})[1]
     script = "Object.assign(choice, JSON.parse(arguments[0])); return arguments[1].map(limits => [say(limits), chosen])"
     on_page = browser.execute_script(script, json.dumps(data), combinations)  # the driver would sort its keys
     seen = set()
     for limits, (texts, place) in zip(combinations, on_page, strict=True):
-        expected = answer(evidence, candidates, limits).texts
+        expected = answer(evidence, models, limits)[0]
         assert {key: text for key, text in texts.items() if text} == {k: text for k, text in expected.items() if text}
-        chosen = recommend(candidates, limits)
-        assert place == (-1 if chosen is None else candidates.models.index(chosen.model))
+        chosen = recommend(models, limits)
+        assert place == (-1 if chosen is None else models.index(chosen.model))
         seen.add(place)
     assert len(seen) >= (5 if labels else 3)
 

@@ -29,7 +29,7 @@ from resnet8_quant.sweep.report.plots import (
     selection,
     trade_offs,
 )
-from resnet8_quant.sweep.report.recommendation import candidates_of
+from resnet8_quant.sweep.report.recommendation import models_of
 
 MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
@@ -48,9 +48,8 @@ def _values(plot: Plot, layer: int | None = None) -> list[dict[str, Any]]:
 
 
 def _trade_offs(jobs: list[Job], recommended: int = 0) -> list[Plot]:
-    evidence = Evidence(jobs, [None] * len(jobs))
-    candidates = candidates_of(evidence)
-    return trade_offs(evidence, candidates, next(m for m in candidates.models if m.job is jobs[recommended]))
+    models = models_of(Evidence(jobs, [None] * len(jobs)))
+    return trade_offs(jobs, models, next(model for model in models if model.job is jobs[recommended]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))

@@ -14,7 +14,7 @@ from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report import recommendation
 from resnet8_quant.sweep.report.evidence import Evidence
-from resnet8_quant.sweep.report.recommendation import RULES, Model, candidates_of, choose, holm, recommend, shortfalls
+from resnet8_quant.sweep.report.recommendation import RULES, Model, choose, holm, models_of, recommend, shortfalls
 
 
 def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidence:
@@ -32,7 +32,7 @@ def _evidence(right: dict[str, list[int]], **rows: dict[str, object]) -> Evidenc
 
 
 def _answer(evidence: Evidence, **limits: float) -> recommendation.Recommendation:
-    answer = recommend(candidates_of(evidence), limits)
+    answer = recommend(models_of(evidence), limits)
     assert answer is not None
     return answer
 
@@ -156,7 +156,7 @@ def test_a_run_without_predictions_is_not_recommended() -> None:
 
 
 def test_nothing_finished_nothing_recommended() -> None:
-    assert recommend(candidates_of(Evidence([])), {}) is None
+    assert recommend(models_of(Evidence([])), {}) is None
 
 
 def test_flash_and_ram_are_the_targets_where_it_was_measured() -> None:
@@ -191,7 +191,7 @@ def test_limits_choose_as_if_there_were_no_other_models(
     alone = _evidence({name: right[name] for name in within}, **rows)
     if not labels:
         every.labels = alone.labels = None
-    answer, expected = recommend(candidates_of(every), limits), recommend(candidates_of(alone), {})
+    answer, expected = recommend(models_of(every), limits), recommend(models_of(alone), {})
     assert (answer is None) == (expected is None) == (not within)
     if answer is not None and expected is not None:
         values = ("basis", "fitting", "compared", "qualified", "portable")
