@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import resnet8_quant as rq
 from resnet8_quant import results
 from resnet8_quant.deploy.tflite import file, reference
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import cache_folder
+from resnet8_quant.inputs import cifar10
 from resnet8_quant.inputs.sample import load_sample
 
 SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
@@ -57,7 +60,35 @@ def test_the_c_code_passes_its_own_test(run, tmp_path):
     folder, _ = run
     command = ["cc", "-std=c99", "-O1", "-o", tmp_path / "test", folder / "c" / "model.c", folder / "c" / "test.c"]
     subprocess.run(command, check=True)
-    assert subprocess.run([tmp_path / "test"], check=True, capture_output=True, text=True).stdout.startswith("0 of 10 ")
+    assert subprocess.run([tmp_path / "test"], check=True, capture_output=True, text=True).stdout.startswith("0 of 30 ")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("arm-none-eabi-gcc") and shutil.which("qemu-system-arm")),
+    reason="no compiler or QEMU for Cortex-M4",
+)
+def test_a_microcontroller_passes_the_test(run):
+    script = Path(__file__).parents[3] / "tools" / "cortex_m" / "build_and_run.sh"
+    done = subprocess.run([script, run[0] / "c"], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith(f"0 of {VERIFIED} images differ\n")
+    assert "bss 49152 bytes" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
+def test_c_computes_all_test_images(run, tmp_path):
+    """CIFAR-10's 10,000, from the cache: top-1 is that of the model, and a sample equals the reference's bytes."""
+    cache = cache_folder()
+    if not (cache / "cifar10" / cifar10.MARKER).is_file():
+        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
+    test = rq.load_dataset(rq.compose()).test
+    inputs = (test.images.astype(np.int16) - 128).astype(np.int8)
+    sources = [run[0] / "c" / name for name in ("main.c", "model.c")]
+    subprocess.run(["cc", "-std=c99", "-O2", "-o", tmp_path / "model", *sources], check=True)
+    done = subprocess.run([tmp_path / "model"], input=inputs.tobytes(), capture_output=True, check=True)
+    outputs = np.frombuffer(done.stdout, np.int8).reshape(-1, 10)
+    assert np.mean(outputs.argmax(1) == test.labels) > 0.88
+    lite = file.read((run[0] / "model.tflite").read_bytes())
+    np.testing.assert_array_equal(outputs[:300], reference.run(lite, inputs[:300]))
 
 
 def test_the_c_array_is_the_file(run):
