@@ -24,6 +24,7 @@ from resnet8_quant.sweep.report import plots, tables
 from resnet8_quant.sweep.report.answer import answer, points
 from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.figures import Plot, themes, vega_script, write_files
+from resnet8_quant.sweep.report.plots import Flips
 from resnet8_quant.sweep.report.recommendation import LEVEL, Limits, Model, Recommendation, models_of, recommend
 
 log = logging.getLogger(__name__)
@@ -102,24 +103,27 @@ def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> list[Section]:
 
 def _comparisons(evidence: Evidence, models: Sequence[Model], recommendation: Recommendation) -> list[Section]:
     """The plots, the flipped images and the tests."""
-    close = plots.focus(evidence, recommendation.job)
-    trade_offs, maps = plots.trade_offs(evidence.jobs, models, recommendation.model), plots.heat_maps(evidence.jobs)
-    parts = [
-        Section("pareto", "Trade-offs", trade_offs, missing="" if trade_offs else "no sizes, no latencies", places=2),
-        Section("grid", "Two settings at a time", maps, missing="" if maps else plots.NO_MAPS),
-        _plotted("calibration", "Calibration images", plots.calibration_size(evidence.jobs)),
-    ]
-    of_a_run = {"Classes": plots.per_class, "Confusion": plots.confusion, "Layers": plots.layer_snr}
+    jobs, close = evidence.jobs, plots.focus(evidence, recommendation.job)
     none = "no quantized run has finished"
-    for title, plot in of_a_run.items():
-        parts.append(_plotted(title.lower(), title, none if close is None else plot(evidence, close)))
-    flips, about = ([], none) if close is None else plots.flipped(evidence, close)
-    parts.append(Section("flips", "Flipped images", content=flips, note=about, missing="" if flips else about))
-    return [*parts, _significance(evidence, recommendation)]
+    return [
+        _drawn("pareto", "Trade-offs", plots.trade_offs(jobs, models, recommendation.model), places=2),
+        _drawn("grid", "Two settings at a time", plots.heat_maps(jobs)),
+        _drawn("calibration", "Calibration images", plots.calibration_size(jobs)),
+        _drawn("classes", "Classes", plots.per_class(evidence, close) if close else none),
+        _drawn("confusion", "Confusion", plots.confusion(evidence, close) if close else none),
+        _drawn("layers", "Layers", plots.layer_snr(evidence, close) if close else none),
+        _drawn("flips", "Flipped images", plots.flipped(evidence, close) if close else none),
+        _significance(evidence, recommendation),
+    ]
 
 
-def _plotted(key: str, title: str, plot: Plot | str) -> Section:
-    return Section(key, title, missing=plot) if isinstance(plot, str) else Section(key, title, (plot,))
+def _drawn(key: str, title: str, content: Sequence[Plot] | Flips | str, places: int = 1) -> Section:
+    """The section of some plots or images, or of the reason why there are none."""
+    if isinstance(content, str):
+        return Section(key, title, missing=content)
+    if isinstance(content, Flips):
+        return Section(key, title, content=content.images, note=content.note)
+    return Section(key, title, content, places=places)
 
 
 def _significance(evidence: Evidence, recommendation: Recommendation) -> Section:

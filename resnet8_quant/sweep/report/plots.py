@@ -71,8 +71,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model) -> list[Plot]:
-    """Accuracy against what a model costs, each with its Pareto front; empty where nothing is known."""
+def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model) -> list[Plot] | str:
+    """Accuracy against what a model costs, each with its Pareto front."""
     plots, places = [], {id(model.job): model.place for model in models}
     for column, name, x_title, unit in TRADE_OFFS:
         known = [(job, value / unit, _percent(job)) for job in jobs if (value := measured(job.row, column))]
@@ -100,7 +100,7 @@ def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model)
             notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
         spec = scatter(points, list(dict.fromkeys(names)), recommended.place, axes)
         plots.append(Plot(f"pareto_{column}", f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
-    return plots
+    return plots or "no sizes, no latencies"
 
 
 def _axes(x_title: str, jobs: Sequence[Job], values: Sequence[float]) -> tuple[Axes, str]:
@@ -118,11 +118,11 @@ def _axes(x_title: str, jobs: Sequence[Job], values: Sequence[float]) -> tuple[A
     return Axes(x_title, ACCURACY, line, ends), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
 
 
-def heat_maps(jobs: Sequence[Job]) -> list[Plot]:
+def heat_maps(jobs: Sequence[Job]) -> list[Plot] | str:
     """Mean accuracy over each pair of settings that vary, whole grids first."""
     keys = [key for key in compared_settings(jobs) if key != "seed" and 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
     maps = [pair for y, x in combinations(keys, 2) if (pair := _heat(jobs, x, y)) is not None]
-    return [plot for _, plot in sorted(maps, key=lambda pair: pair[0])[:MAX_MAPS]]
+    return [plot for _, plot in sorted(maps, key=lambda pair: pair[0])[:MAX_MAPS]] or NO_MAPS
 
 
 def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | None:
@@ -145,7 +145,7 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | Non
     return len(columns) * len(rows) - len(cells), plot
 
 
-def calibration_size(jobs: Sequence[Job]) -> Plot | str:
+def calibration_size(jobs: Sequence[Job]) -> list[Plot] | str:
     """Accuracy against the number of calibration images; a band over the seeds."""
     known = [job for job in jobs if job.row.calibration_images]
     if len({job.row.calibration_images for job in known}) < 2:
@@ -175,19 +175,17 @@ def calibration_size(jobs: Sequence[Job]) -> Plot | str:
     axes, below = _axes("Calibration images", jobs, [point["y"] for point in points])
     spec = lines(points, list(shown), axes)
     note = " ".join(filter(None, (*notes, below)))
-    return Plot("calibration_size", "Accuracy against calibration images", note, spec)
+    return [Plot("calibration_size", "Accuracy against calibration images", note, spec)]
 
 
 def describe(job: Job) -> str:
     """A run in a few lines, for the label of its point."""
     row = job.row
-    accuracy = f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}"
-    if row.accuracy_ci_low is not None and row.accuracy_ci_high is not None:
-        accuracy += f" ({terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)})"
+    interval = terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)
     measures = (terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels)
     parts = (
         _title(job),
-        accuracy,
+        f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}{interval and f' ({interval})'}",
         f"{terminal.points(row.accuracy_delta)} points against float" if row.accuracy_delta is not None else "",
         ", ".join(filter(None, measures)),
         "timed on a busy machine" if row.machine_busy else "",
@@ -216,7 +214,7 @@ def selection(evidence: Evidence, first: Job, most: int = MAX_RUNS) -> list[Job]
     return list(distinct.values())[:most]
 
 
-def per_class(evidence: Evidence, first: Job) -> Plot | str:
+def per_class(evidence: Evidence, first: Job) -> list[Plot] | str:
     """How far each class moved from float, in points, for a few runs."""
     cells = []
     jobs = selection(evidence, first)
@@ -235,10 +233,10 @@ def per_class(evidence: Evidence, first: Job) -> Plot | str:
     rows = list(dict.fromkeys(str(cell["y"]) for cell in cells))
     spec = heat_map(cells, classes, rows, ("", "", "Points"), diverging=True)
     note = "The recommended run first, then the most accurate others; of runs that differ only in the seed, one."
-    return Plot("per_class", "Accuracy of each class against float", note, spec)
+    return [Plot("per_class", "Accuracy of each class against float", note, spec)]
 
 
-def confusion(evidence: Evidence, job: Job) -> Plot | str:
+def confusion(evidence: Evidence, job: Job) -> list[Plot] | str:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None or after is None or before is None:
@@ -266,7 +264,7 @@ def confusion(evidence: Evidence, job: Job) -> Plot | str:
         f"Confusion matrix of {job.label} ({job.choices}) minus that of its float model, in images. "
         "On the diagonal more is better, elsewhere less."
     )
-    return Plot("confusion", "Where the predictions moved", note, spec)
+    return [Plot("confusion", "Where the predictions moved", note, spec)]
 
 
 class Flip(NamedTuple):
@@ -280,18 +278,25 @@ class Flip(NamedTuple):
     picture: str
 
 
-def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
-    """The first flips, those to wrong first, and a sentence about them; without flips it says why there are none."""
+class Flips(NamedTuple):
+    """The first images that flipped, and a sentence about them."""
+
+    images: list[Flip]
+    note: str
+
+
+def flipped(evidence: Evidence, job: Job) -> Flips | str:
+    """The first flips of a run, those to wrong first."""
     labels, images = evidence.labels, evidence.images
     after, before = evidence.predictions_of(job), evidence.float_predictions(job)
     if labels is None or images is None or after is None or before is None:
-        return [], evidence.no_labels or NO_PREDICTIONS
+        return evidence.no_labels or NO_PREDICTIONS
     if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
-        return [], f"images of shape {list(images.shape[1:])} cannot be shown"
+        return f"images of shape {list(images.shape[1:])} cannot be shown"
     to_wrong = np.flatnonzero((before == labels) & (after != labels))
     to_right = np.flatnonzero((before != labels) & (after == labels))
     if not len(to_wrong) + len(to_right):
-        return [], "no image flipped between right and wrong"
+        return "no image flipped between right and wrong"
     # Half of the places each, and what the one kind leaves goes to the other.
     shown_wrong = max(MAX_IMAGES // 2, MAX_IMAGES - len(to_right))
     chosen = [*to_wrong[:shown_wrong], *to_right[: MAX_IMAGES - min(shown_wrong, len(to_wrong))]]
@@ -306,7 +311,7 @@ def flipped(evidence: Evidence, job: Job) -> tuple[list[Flip], str]:
         f"right. {shown} in the order of the test set, to wrong first. Each with its true class, then the prediction "
         "before and after."
     )
-    return flips, sentence
+    return Flips(flips, sentence)
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:
@@ -320,7 +325,7 @@ def data_uri(image: NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
+def layer_snr(evidence: Evidence, first: Job) -> list[Plot] | str:
     """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
     known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
     if not known:
@@ -335,7 +340,7 @@ def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
     ]
     note = "On the calibration images, in the order of the graph; higher is better, 6 dB are about one bit."
     spec = lines(points, names, Axes("", "SNR, dB"))
-    return Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)
+    return [Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)]
 
 
 def _snr(job: Job) -> dict[str, float]:
