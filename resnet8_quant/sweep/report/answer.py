@@ -62,7 +62,7 @@ def _choice_texts(
     chosen: recommendation.Recommendation, best_texts: dict[str, str], started: dict[Path, str]
 ) -> dict[str, str]:
     """Why the model was chosen; a text that does not apply is empty."""
-    test = chosen.test_of(chosen.job)
+    test = chosen.tests.get(chosen.model)
     timed = [run for model in chosen.timed for run in model.runs]
     busy = sum(bool(run.row.machine_busy) for run in timed)
     parallel = {started.get(run.path.parent, "") for run in timed} - {"", "basic"}

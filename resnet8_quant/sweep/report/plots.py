@@ -40,13 +40,13 @@ ACCURACY = "Top-1, %"
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
 NO_PREDICTIONS = "the run's or the float model's predictions are missing"
 NO_MAPS = f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
-# Measurement on the x axis, name of the plot, title of the axis, what the measurement is divided by.
+# Key, measurement on the x axis, name of the plot, title of the axis, what the measurement is divided by.
 TRADE_OFFS = (
-    ("model_bytes", "size", "Model, kB", 1000),
-    ("latency_us_median", "latency", "Median latency, \N{MICRO SIGN}s", 1),
-    ("flash", "flash", "Flash, kB", 1000),
-    ("ram", "RAM", "RAM, kB", 1000),
-    ("macs", "multiply-accumulates", "Multiply-accumulates, millions", 1e6),
+    ("pareto_bytes", "model_bytes", "size", "Model, kB", 1000),
+    ("pareto_latency", "latency_us_median", "latency", "Median latency, \N{MICRO SIGN}s", 1),
+    ("pareto_flash", "flash", "flash", "Flash, kB", 1000),
+    ("pareto_ram", "ram", "RAM", "RAM, kB", 1000),
+    ("pareto_macs", "macs", "multiply-accumulates", "Multiply-accumulates, millions", 1e6),
 )
 MEASURED_ON_TARGET = {
     "flash": ("tflite_bytes", "Of {} flash is the size of model.tflite, of {} that of weights, biases and scales."),
@@ -74,7 +74,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model) -> list[Plot] | str:
     """Accuracy against what a model costs, each with its Pareto front."""
     plots, places = [], {id(model.job): model.place for model in models}
-    for column, name, x_title, unit in TRADE_OFFS:
+    for key, column, name, x_title, unit in TRADE_OFFS:
         known = [(job, value / unit, _percent(job)) for job in jobs if (value := measured(job.row, column))]
         if not known or (column == "macs" and len({x for _, x, _ in known}) < 2):
             continue
@@ -99,7 +99,7 @@ def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model)
         if busy and column == "latency_us_median":
             notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
         spec = scatter(points, list(dict.fromkeys(names)), recommended.place, axes)
-        plots.append(Plot(f"pareto_{column}", f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
+        plots.append(Plot(key, f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
     return plots or "no sizes, no latencies"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -103,8 +104,7 @@ class Model:
         )
 
 
-@dataclass(frozen=True)
-class PairedTest:
+class PairedTest(NamedTuple):
     """A model against the most accurate one.
 
     Attributes:
@@ -112,7 +112,6 @@ class PairedTest:
         p, holm: exact McNemar test, two-sided; the same, corrected for the number of models compared.
     """
 
-    model: Model
     to_wrong: int
     to_right: int
     p: float
@@ -130,7 +129,7 @@ class Recommendation:
         compared, qualified: how many of these could qualify, and how many do.
         portable: how many of these compute the same on every CPU; 0: ``model`` is chosen among all that qualify.
         timed: the equally small models among which latency decided; empty where it did not.
-        tests: one for each model but the best, in the order of their accuracy; empty where no labels are known.
+        tests: of each model but the best, in the order of their accuracy; empty where no labels are known.
     """
 
     model: Model
@@ -141,15 +140,11 @@ class Recommendation:
     qualified: int
     portable: int
     timed: tuple[Model, ...]
-    tests: tuple[PairedTest, ...]
+    tests: dict[Model, PairedTest]
 
     @property
     def job(self) -> Job:
         return self.model.job
-
-    def test_of(self, job: Job) -> PairedTest | None:
-        """The test of the model that ``job`` made against the best."""
-        return next((test for test in self.tests if any(run is job for run in test.model.runs)), None)
 
 
 def models_of(evidence: Evidence) -> list[Model]:
@@ -208,8 +203,8 @@ def recommend(models: Sequence[Model], limits: Limits) -> Recommendation | None:
     if "lost" in limits:
         basis, qualified = "loss", fitting
     elif best.flips:
-        basis, compared = "test", [best, *(test.model for test in tests)]
-        qualified = [best, *(test.model for test in tests if test.holm >= LEVEL)]
+        basis, compared = "test", [best, *tests]
+        qualified = [best, *(model for model, test in tests.items() if test.holm >= LEVEL)]
     else:
         basis, bar = "interval", best.job.row.accuracy_ci_low
         qualified = [model for model in fitting if model is best or (bar is not None and model.accuracy >= bar)]
@@ -222,7 +217,7 @@ def recommend(models: Sequence[Model], limits: Limits) -> Recommendation | None:
     return Recommendation(chosen, best, basis, *counts, timed, tests)
 
 
-def _tests_against_best(fitting: Sequence[Model]) -> tuple[PairedTest, ...]:
+def _tests_against_best(fitting: Sequence[Model]) -> dict[Model, PairedTest]:
     """McNemar tests of every model with predictions against the first, the most accurate one, Holm-corrected.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
@@ -232,8 +227,8 @@ def _tests_against_best(fitting: Sequence[Model]) -> tuple[PairedTest, ...]:
     known = [model for model in others if model.predictions is not None] if best.flips else []
     flips = [best.flips[model.place] for model in known]
     p = [mcnemar_p(*pair) for pair in flips]
-    fields = zip(known, flips, p, holm(p), strict=True)
-    return tuple(PairedTest(model, *pair, value, corrected) for model, pair, value, corrected in fields)
+    tests = [PairedTest(*pair, *values) for pair, values in zip(flips, zip(p, holm(p), strict=True), strict=True)]
+    return dict(zip(known, tests, strict=True))
 
 
 def shortfalls(models: Sequence[Model], limits: Limits) -> tuple[dict[str, float | None], bool]:

@@ -113,7 +113,8 @@ def all_runs(jobs: Sequence[Job], models: Sequence[Model], recommendation: Recom
 
 
 def _columns(jobs: Sequence[Job], recommendation: Recommendation | None) -> list[Column]:
-    tests = {id(run): test for test in recommendation.tests for run in test.model.runs} if recommendation else {}
+    tests = recommendation.tests if recommendation else {}
+    test_of = {id(run): test for model, test in tests.items() for run in model.runs}
 
     def status(job: Job) -> Cell:
         if recommendation is not None and any(run is job for run in recommendation.model.runs):
@@ -122,7 +123,7 @@ def _columns(jobs: Sequence[Job], recommendation: Recommendation | None) -> list
         return Cell(job.row.status, style="" if job.ok else "failed")
 
     def significance(job: Job) -> Cell:
-        test = tests.get(id(job))
+        test = test_of.get(id(job))
         return EMPTY if test is None else Cell(p_value(test.holm), test.holm)
 
     columns = [
