@@ -36,8 +36,8 @@ def _hostile() -> list[Plot]:
 def test_plots_are_whole_files(grid: list[Job], tmp_path: Path) -> None:
     drawn = [plot for section in sections(grid) for plot in section.plots]
     assert {plot.key for plot in drawn} >= {
-        "pareto_model_bytes",
-        "pareto_latency_us_median",
+        "pareto_bytes",
+        "pareto_latency",
         "calibration_size",
         "confusion",
     }
