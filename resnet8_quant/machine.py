@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,18 @@ def runtime_version() -> str:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(_usable() or ()) or os.cpu_count() or 1
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's BLAS compute on one thread, within a ``with`` or, as a decorator, a function.
+
+    The number of threads changes the last bits of its sums, and with them the weights that a refinement chooses.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def load_per_core() -> float | None:

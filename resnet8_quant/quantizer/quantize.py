@@ -28,6 +28,7 @@ from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.machine import one_blas_thread
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
@@ -65,6 +66,7 @@ class QuantizedModel:
     seconds: float
 
 
+@one_blas_thread()
 def quantize(
     model: FloatModel,
     images: CalibrationImages,
