@@ -177,13 +177,7 @@ def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file, which rmtree leaves
             path.unlink()
-    usable, marker = False, folder / MARKER
-    try:
-        usable = _open(folder) is not None
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
-        with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
-            marker.unlink()
+    usable, marker = _open(folder) is not None, folder / MARKER
     known = _read_marker(folder).get(KNOWN_SOURCES, {}) if usable else {}
     if source is None:
         arrays = _fetch(folder)
@@ -211,10 +205,7 @@ def _open_for(source: tuple[Source, Path] | None, folder: Path) -> Arrays | None
         fingerprint = _fingerprint(*source)
         if fingerprint is None or _read_marker(folder).get(KNOWN_SOURCES, {}).get(str(source[1])) != fingerprint:
             return None
-    try:
-        return _open(folder)
-    except (OSError, ValueError, EOFError):
-        return None
+    return _open(folder)
 
 
 def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
@@ -227,21 +218,29 @@ def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
 
 
 def _open(folder: Path) -> Arrays | None:
-    """Map the arrays of ``folder``; None where it was never filled, OSError, ValueError or EOFError where damaged."""
+    """Map the arrays of ``folder``; None where it is empty, or damaged: then it is empty from now on."""
     if not _digests().items() <= _read_marker(folder).items():
         return None
     arrays = {}
-    for name, (shape, _) in ARRAYS.items():
-        path = folder / f"{name}.npy"
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.memmap):
-            raise ValueError(f"{path.name} is not an .npy file")
-        if array.dtype != np.uint8 or array.shape != shape:
-            raise ValueError(f"{path.name} is {array.dtype} {array.shape}, expected uint8 {shape}")
-        size, expected = path.stat().st_size, array.offset + array.nbytes
-        if size != expected:
-            raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
-        arrays[name] = array.view(np.ndarray)  # still mapped; a memmap's slices and sums would carry its type along
+    try:
+        for name, (shape, _) in ARRAYS.items():
+            path = folder / f"{name}.npy"
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.memmap):
+                raise ValueError(f"{path.name} is not an .npy file")
+            if array.dtype != np.uint8 or array.shape != shape:
+                raise ValueError(f"{path.name} is {array.dtype} {array.shape}, expected uint8 {shape}")
+            size, expected = path.stat().st_size, array.offset + array.nbytes
+            if size != expected:
+                raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
+            arrays[name] = array.view(
+                np.ndarray
+            )  # still mapped; slices and sums of a memmap would carry its type along
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
+        with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
+            (folder / MARKER).unlink()
+        return None
     return arrays
 
 

@@ -4,13 +4,17 @@ In: a folder or archive of one of the forms in ``SOURCES``. Out: the four arrays
 order (data_batch_1 to 5, test_batch); cifar10.py compares their digests.
 
 The files are hostile until checked. They are read into memory one by one, each only up to the size that it may have;
-nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole.
+nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole. The
+pickles of the python version (protocol 2, written by Python 2) are read without running anything that they name: the
+few names that a NumPy array needs lead to a stand-in that only stores what it is given, any other name is refused.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import pickle
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -20,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.pickles import load_batch
 from resnet8_quant.progress import progress
 
 IMAGES_PER_BATCH, TRAIN_BATCHES, CLASSES = 10_000, 5, 10
@@ -144,6 +147,66 @@ def decode_batch(content: bytes, count: int, where: str) -> Arrays:
         raise damaged(where, f"has data of {shape}, expected ({count}, {IMAGE_BYTES})")
     images = pixels.reshape(count, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     return {"images": images, "labels": _labels(batch.get(b"labels"), count, where)}
+
+
+def load_batch(content: bytes, where: str) -> dict[Any, Any]:
+    """Unpickle a dictionary of plain containers, bytes (where Python 2 had str), numbers and uint8 arrays."""
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise ValueError(f"holds a {type(batch).__name__}, expected a dict")
+        return {key: _array(value) if isinstance(value, _StandIn) else value for key, value in batch.items()}
+    except _RefusedName as error:
+        raise damaged(where, f"is refused: it asks for {error}, which no array needs") from error
+    except Exception as error:  # a damaged pickle may raise anything at all
+        raise damaged(where, f"is a damaged pickle ({type(error).__name__}: {error})") from error
+
+
+class _StandIn:
+    """Stands in for what NumPy makes of a pickle: stores the arguments and the state, and does nothing with them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _array(stored: _StandIn) -> NDArray[np.uint8]:
+    """The array whose state (version, shape, dtype, is_fortran, bytes) a pickle holds."""
+    _, shape, dtype, is_fortran, raw = stored.state
+    name = dtype.arguments[0] if isinstance(dtype, _StandIn) else dtype
+    if name not in (b"u1", "u1"):
+        raise ValueError(f"an array of {name!r}, expected uint8")
+    if not isinstance(raw, bytes) or len(raw) != math.prod(shape):
+        raise ValueError(f"an array of shape {shape} without its bytes")
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2: always as latin1."""
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _StandIn,  # the module's name before NumPy 2
+    ("numpy._core.multiarray", "_reconstruct"): _StandIn,
+    ("numpy", "ndarray"): _StandIn,
+    ("numpy", "dtype"): _StandIn,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _RefusedName(Exception):
+    """A name in a pickle that no array needs."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise _RefusedName(f"{module}.{name}")
+        return _STAND_INS[module, name]
 
 
 def decode_sprite(content: bytes, count: int, where: str) -> Arrays:

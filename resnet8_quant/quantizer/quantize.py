@@ -207,7 +207,7 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
     opset = next(entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAIN)
     if quant.per_channel and opset < OLDEST_OPSET:  # a scale for each channel
         proto = at_least_opset(proto, OLDEST_OPSET)
-    add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
+    add_pre_process_metadata(proto)  # load_model did that work; without the mark quantize_static asks for it
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
     if quant.weight_symmetric is not None:
         options["WeightSymmetric"] = quant.weight_symmetric

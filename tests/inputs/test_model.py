@@ -8,9 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.fold import fold
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.inputs.model import load_model
+from resnet8_quant.inputs.model import fold, load_model
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
