@@ -74,8 +74,8 @@ def decode(source: Source, path: Path) -> Arrays:
             part = source.parts[name]
             first, count = part.first * IMAGES_PER_BATCH, part.batches * IMAGES_PER_BATCH
             decoded = part.decode(content, count, f"{path}: {name}")
-            for kind, values in decoded.items():
-                arrays[f"{part.split}_{kind}"][first : first + count] = values
+            for key, values in decoded.items():  # images, labels, or both
+                arrays[f"{part.split}_{key}"][first : first + count] = values
             advance(len(decoded.get("images", ())))
     return arrays
 

@@ -186,8 +186,8 @@ def _follow(group: Any, name: str) -> Any:
     for part in filter(None, name.split("/")):
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
-            kind = "missing" if link is None else f"a {type(link).__name__}; only data in the file itself is read"
-            raise Refused(f"`{printable(name)}` in the group `{group.name}` is {kind}")
+            problem = "missing" if link is None else f"a {type(link).__name__}; only data in the file itself is read"
+            raise Refused(f"`{printable(name)}` in the group `{group.name}` is {problem}")
         group = group[part]
     return group
 

@@ -58,7 +58,7 @@ class TinyCifar:
         files = {}
         for name in BATCHES:
             split, start = ("test", 0) if name == "test_batch" else ("train", BATCH * (int(name[-1]) - 1))
-            images, labels = (self.arrays[f"{split}_{kind}"][start : start + BATCH] for kind in ("images", "labels"))
+            images, labels = (self.arrays[f"{split}_{key}"][start : start + BATCH] for key in ("images", "labels"))
             if form == "py":
                 files[name] = python2_pickle(images.transpose(0, 3, 1, 2).reshape(BATCH, 3072), labels.tolist())
             else:

@@ -23,9 +23,9 @@ from resnet8_quant.inputs.cifar10_files import SOURCES, decode, decode_labels, d
 def write(path, *entries: tuple[str, bytes | str, bytes]):
     """A .tar.gz of (name, content or link target, type)."""
     with tarfile.open(path, "w:gz") as tar:
-        for name, content, kind in entries:
+        for name, content, member_type in entries:
             info = tarfile.TarInfo(name)
-            info.type = kind
+            info.type = member_type
             if isinstance(content, str):
                 info.linkname, content = content, b""
             info.size = len(content)
@@ -34,7 +34,7 @@ def write(path, *entries: tuple[str, bytes | str, bytes]):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "kind", "message"),
+    ("name", "content", "member_type", "message"),
     [
         ("../escaped", b"x", tarfile.REGTYPE, r"member '../escaped' leads out"),
         ("top/../../escaped", b"x", tarfile.REGTYPE, "leads out"),
@@ -46,8 +46,8 @@ def write(path, *entries: tuple[str, bytes | str, bytes]):
         ("top/a", b"x" * 11, tarfile.REGTYPE, "member 'top/a' has 11 bytes"),
     ],
 )
-def test_dangerous_members_refuse_the_archive(tmp_path, name, content, kind, message):
-    path = write(tmp_path / "a.tar.gz", (name, content, kind), ("top/a", b"good", tarfile.REGTYPE))
+def test_dangerous_members_refuse_the_archive(tmp_path, name, content, member_type, message):
+    path = write(tmp_path / "a.tar.gz", (name, content, member_type), ("top/a", b"good", tarfile.REGTYPE))
     with pytest.raises(ExperimentError, match=message) as caught:
         list(read_archive(path, "top", {"a": 10}))
     assert str(path) in caught.value.problem

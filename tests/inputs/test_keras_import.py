@@ -36,11 +36,11 @@ def windows(x, config, kernel, strides, fill):
     return view[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
 
 
-def activate(x, kind):
-    if kind == "softmax":
+def activate(x, activation):
+    if activation == "softmax":
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
-    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6)}[kind]
+    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6)}[activation]
 
 
 def activate_with_bias(c, w, x):
@@ -207,7 +207,7 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
     [
         ("BatchNormalization", {"axis": [3], "epsilon": 0.01}, NORM),
         ("BatchNormalization", {"axis": -1, "epsilon": 0.001, "scale": False, "center": False}, NORM[2:]),
-        *(("Activation", {"activation": kind}, ()) for kind in ("relu", "relu6", "linear", "softmax")),
+        *(("Activation", {"activation": name}, ()) for name in ("relu", "relu6", "linear", "softmax")),
         ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, ()),
         ("ReLU", {"max_value": 2.5}, ()),
         ("Softmax", {"axis": -1}, ()),
