@@ -18,7 +18,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.progress import progress
 
-IMAGES_PER_BATCH, TRAIN_BATCHES, CLASSES = 10_000, 5, 10
+IMAGES_PER_BATCH, CLASSES = 10_000, 10
+BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 SIDE = 32
 PIXELS = SIDE * SIDE
 IMAGE_BYTES = 3 * PIXELS
@@ -43,8 +44,7 @@ class Part(NamedTuple):
 
     decode: Decoder
     bytes_per_image: int  # what bounds the size of the file
-    split: Literal["train", "test"]
-    first: int = 0  # the first batch of the split that it describes
+    first: int  # of BATCHES that it describes
     batches: int = 1
 
     @property
@@ -65,19 +65,18 @@ def decode(source: Source, path: Path) -> Arrays:
     """Decode ``path``, which has the form ``source``, into train_images, train_labels, test_images and test_labels."""
     limits = {name: part.limit for name, part in source.parts.items()}
     files = read_folder(path, limits) if source.prefix is None else read_archive(path, source.prefix, limits)
-    arrays: Arrays = {}
-    for split, count in (("train", TRAIN_BATCHES * IMAGES_PER_BATCH), ("test", IMAGES_PER_BATCH)):
-        arrays[f"{split}_images"] = np.empty((count, SIDE, SIDE, 3), np.uint8)
-        arrays[f"{split}_labels"] = np.empty(count, np.uint8)
-    with progress(f"decode {source.name}", (TRAIN_BATCHES + 1) * IMAGES_PER_BATCH, "images") as advance:
+    total = len(BATCHES) * IMAGES_PER_BATCH
+    arrays = {"images": np.empty((total, SIDE, SIDE, 3), np.uint8), "labels": np.empty(total, np.uint8)}
+    with progress(f"decode {source.name}", total, "images") as advance:
         for name, content in files:
             part = source.parts[name]
             first, count = part.first * IMAGES_PER_BATCH, part.batches * IMAGES_PER_BATCH
             decoded = part.decode(content, count, f"{path}: {name}")
             for key, values in decoded.items():  # images, labels, or both
-                arrays[f"{part.split}_{key}"][first : first + count] = values
+                arrays[key][first : first + count] = values
             advance(len(decoded.get("images", ())))
-    return arrays
+    splits = {"train": slice(0, -IMAGES_PER_BATCH), "test": slice(-IMAGES_PER_BATCH, None)}
+    return {f"{split}_{key}": array[place] for split, place in splits.items() for key, array in arrays.items()}
 
 
 def damaged(where: str, problem: str) -> ExperimentError:
@@ -245,16 +244,13 @@ def _labels(labels: Any, count: int, where: str) -> NDArray[np.uint8]:
 
 def _batches(suffix: str, decode: Decoder, bytes_per_image: int) -> dict[str, Part]:
     """The six batch files, which carry the same names in every form."""
-    parts = {}
-    for batch in range(TRAIN_BATCHES):
-        parts[f"data_batch_{batch + 1}{suffix}"] = Part(decode, bytes_per_image, "train", batch)
-    return parts | {f"test_batch{suffix}": Part(decode, bytes_per_image, "test")}
+    return {f"{name}{suffix}": Part(decode, bytes_per_image, number) for number, name in enumerate(BATCHES)}
 
 
 PICKLES = _batches("", decode_batch, IMAGE_BYTES + 256)  # besides pixels and label, the name of each image
 SPRITES = _batches(".png", decode_sprite, IMAGE_BYTES + 64) | {
-    "train_lables.json": Part(decode_labels, 16, "train", 0, TRAIN_BATCHES),
-    "test_lables.json": Part(decode_labels, 16, "test"),
+    "train_lables.json": Part(decode_labels, 16, 0, len(BATCHES) - 1),
+    "test_lables.json": Part(decode_labels, 16, len(BATCHES) - 1),
 }
 
 # In the order of preference.
