@@ -67,7 +67,7 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
         config: kind, and path or source where the kind needs one.
         image_shape: height, width, channels of the data.
         classes: of the data; the model must have at least as many outputs.
-        cache: folder for downloads and conversions.
+        cache: folder for downloads.
 
     Raises:
         ExperimentError: no such file, not an ONNX or Keras model, or one that does not fit the data.
@@ -82,7 +82,7 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
             f"`model.path`: {path} cannot be read ({error.strerror})",
             USAGE if config.kind is ModelKind.onnx else f"python run.py model={config.kind.name}",
         ) from error
-    return _load(name, path, required, (state.st_size, state.st_mtime_ns))
+    return _load(name, path, config.kind, required, (state.st_size, state.st_mtime_ns))
 
 
 def refuse_quantized(model: FloatModel) -> None:
@@ -96,13 +96,13 @@ def refuse_quantized(model: FloatModel) -> None:
 
 
 def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
-    """Name and ONNX file of the model."""
+    """Name and file of the model."""
     if config.kind is ModelKind.resnet8:
         return "resnet8", RESOURCES / "resnet8.onnx"
     if config.kind is ModelKind.mlperf_tiny:
-        from resnet8_quant.inputs.reference import reference_model
+        from resnet8_quant.inputs.reference import reference_weights
 
-        return reference_model(config.source, cache)
+        return reference_weights(config.source, cache)
     if config.path is None:
         raise ExperimentError("`model.path` is not set, and model=onnx needs it", USAGE)
     path = Path(config.path).expanduser()
@@ -110,9 +110,14 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, path: Path, required: InputSpec, state: tuple[int, int]) -> FloatModel:
+def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tuple[int, int]) -> FloatModel:
     """Load one model once per process and ``state`` (size and time of its file): the jobs of a sweep share it."""
-    model = _parse(path)
+    if kind is ModelKind.mlperf_tiny:
+        from resnet8_quant.inputs.keras_import import convert_h5
+
+        model = convert_h5(path)
+    else:
+        model = _parse(path)
     input_spec = _infer_input_spec(model, required)
     serialized = fold(model, input_spec).SerializeToString(deterministic=True)
     shape, batch = "x".join(map(str, input_spec.shape)), input_spec.batch or "free"
