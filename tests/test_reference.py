@@ -20,10 +20,8 @@ from resnet8_quant.config import (
     QuantConfig,
 )
 from resnet8_quant.deploy.deploy import deploy
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import run_experiment
-from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
@@ -36,14 +34,8 @@ needs_reference = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def cifar10() -> Dataset:
-    try:
-        cache = cache_folder()
-    except ExperimentError as error:
-        pytest.skip(error.problem)
-    if not (cache / "cifar10").is_dir():
-        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
-    return load_dataset(DataConfig(), cache)
+def cifar10(real_cache) -> Dataset:
+    return load_dataset(DataConfig(), real_cache)
 
 
 def right(model: FloatModel, data: Dataset) -> int:

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs import cifar10, cifar10_files
 
 BATCH = 20
@@ -106,15 +104,3 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
     for name, array in arrays.items():
         monkeypatch.setitem(cifar10.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
     return TinyCifar(arrays)
-
-
-@pytest.fixture
-def real_cache() -> Path:
-    """The user's cache folder, where it holds the whole CIFAR-10."""
-    try:
-        cache = cache_folder()
-    except ExperimentError as error:
-        pytest.skip(error.problem)
-    if not (cache / "cifar10" / cifar10.MARKER).is_file():
-        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
-    return cache
