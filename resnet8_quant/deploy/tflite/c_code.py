@@ -56,7 +56,7 @@ def _aligned(size: int) -> int:
 
 
 def generate(model: TfliteModel, note: str = "") -> dict[str, str]:
-    """File name -> text of kernels.h, model.h and model.c.
+    """File name -> text of kernels.h, model.h, model.c and main.c, which runs images from standard input.
 
     Args:
         model: of the operators that kernels.h has.
@@ -101,8 +101,9 @@ void model_run(const int8_t input[MODEL_INPUT_BYTES], int8_t output[MODEL_OUTPUT
   memcpy(output, arena + {arena.offsets[model.output]}, MODEL_OUTPUT_BYTES);
 }}
 """
-    kernels = (files("resnet8_quant.deploy.tflite") / "c" / "kernels.h").read_text(encoding="utf-8")
-    return {"kernels.h": kernels, "model.h": header, "model.c": body}
+    folder = files("resnet8_quant.deploy.tflite") / "c"
+    fixed = {name: (folder / name).read_text(encoding="utf-8") for name in ("kernels.h", "main.c")}
+    return fixed | {"model.h": header, "model.c": body}
 
 
 def test_program(inputs: np.ndarray, outputs: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from resnet8_quant.graphs.session import open_session, run_batch
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.machine import usable_cores
 
-TESTED = 10  # images in the C self test
+TESTED = 100  # images in the C self test
 BATCH = 50
 DIGEST = "resnet8_quant.model_sha256"  # metadata: which run's model.onnx has these integers
 

@@ -148,6 +148,13 @@ def test_types_that_do_not_fit_are_refused():
         convert(model.proto())
 
 
+def test_a_size_that_is_not_fixed_is_refused():
+    model = onnx.load_from_string(plain(build(**NETS["residual"]), "int8", True))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
+    with pytest.raises(ExperimentError, match="the shape of the input image is not fixed"):
+        convert(model)
+
+
 def test_four_bit_weights_are_packed_where_that_costs_no_memory():
     model = build(**NETS["residual"])
     lite = convert(onnx.load_from_string(plain(model, "int8", True, weight_bits=4)))
