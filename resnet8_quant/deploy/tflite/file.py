@@ -37,26 +37,43 @@ OPERATORS = {
     "SOFTMAX": ("SoftmaxOptions", 2),
 }
 
+NEEDED = (
+    "ModelT",
+    "Model",
+    "TensorType",
+    "BuiltinOperator",
+    "OperatorT",
+    *filter(None, {o for o, _ in OPERATORS.values()}),
+)
+
 
 def schema() -> Any:
     """The module with the classes of the format.
 
     Raises:
-        ExperimentError: neither runtime is installed.
+        ExperimentError: neither runtime is installed, or its schema is one that we do not know.
     """
     for name in SCHEMAS:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except ModuleNotFoundError:
             continue
+        if lacking := [needed for needed in NEEDED if not hasattr(module, needed)]:
+            package = name.partition(".")[0]
+            raise ExperimentError(
+                f"the installed {package.replace('_', '-')} has another version of the .tflite schema: it lacks "
+                f"{', '.join(lacking)}",
+                "pip install -c constraints.txt -e '.[tflite]'",
+            )
+        return module
     raise missing_extra("ai-edge-litert", "tflite")
 
 
 def write(model: TfliteModel) -> bytes:
     """The bytes of the .tflite file; the same model gives the same bytes."""
+    fb = schema()
     import flatbuffers
 
-    fb = schema()
     root = fb.ModelT()
     root.version = 3
     root.description = model.description

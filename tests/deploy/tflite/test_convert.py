@@ -38,7 +38,8 @@ def mobile():
     nodes = [
         layer("Transpose", ["image"], "nchw", perm=[0, 3, 1, 2]),
         layer("Conv", ["nchw", "w1"], "c1", pads=[1, 1, 1, 1]),
-        layer("HardSwish", ["c1"], "h1"),
+        layer("MaxPool", ["c1"], "p1", kernel_shape=[3, 3], auto_pad="SAME_UPPER"),
+        layer("HardSwish", ["p1"], "h1"),
         layer("GlobalAveragePool", ["h1"], "squeezed"),
         layer("Conv", ["squeezed", "w2", "b2"], "c2"),
         layer("Relu", ["c2"], "r2"),
@@ -146,6 +147,13 @@ def test_types_that_do_not_fit_are_refused():
         convert(onnx.load_from_string(plain(model, "int8", True, activation_bits=4)))
     with pytest.raises(ExperimentError, match="is not quantized"):
         convert(model.proto())
+
+
+def test_a_size_that_is_not_fixed_is_refused():
+    model = onnx.load_from_string(plain(build(**NETS["residual"]), "int8", True))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
+    with pytest.raises(ExperimentError, match="the shape of the input image is not fixed"):
+        convert(model)
 
 
 def test_four_bit_weights_are_packed_where_that_costs_no_memory():

@@ -1,10 +1,14 @@
 """The NumPy arithmetic of each operator equals TensorFlow Lite Micro's, bit for bit, on random shapes and scales."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from resnet8_quant.deploy.tflite import file, reference
+from resnet8_quant.deploy.tflite import file, reference, runtimes
 from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
+from resnet8_quant.inputs.sample import load_sample
 
 runtime = pytest.importorskip(
     "tflite_micro.python.tflite_micro.runtime", reason="needs TensorFlow Lite Micro: pip install -e '.[tflite]'"
@@ -205,3 +209,18 @@ def test_rounding_is_half_away_from_zero():
     np.testing.assert_array_equal(reference.rounding_divide_by_pot(values, 0), values)
     products = np.array([-3, -2, -1, 0, 1, 2, 3]) << 15
     np.testing.assert_array_equal(reference.rounding_doubling_high_mul(products, 1 << 15), [-1, -1, 0, 0, 1, 1, 2])
+
+
+REFERENCE = os.environ.get("RESNET8_QUANT_REFERENCE_TFLITE")
+
+
+@pytest.mark.skipif(
+    not (REFERENCE and Path(REFERENCE).is_file()),
+    reason="RESNET8_QUANT_REFERENCE_TFLITE names no pretrainedResnet_quant.tflite",
+)
+def test_the_file_of_mlperf_tiny():
+    """Its 98,496 bytes are another converter's; every byte of the outputs is the Micro's."""
+    data = Path(REFERENCE).read_bytes()
+    inputs = (load_sample().test.images[:100].astype(np.int16) - 128).astype(np.int8)
+    expected = runtimes.run_tflm(data, inputs, 1).outputs
+    np.testing.assert_array_equal(reference.run(file.read(data), inputs), expected)

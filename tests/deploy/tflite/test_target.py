@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import resnet8_quant as rq
 from resnet8_quant import results
-from resnet8_quant.deploy.tflite import file, reference
+from resnet8_quant.deploy.tflite import file, reference, runtimes
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs import cifar10
+from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.inputs.sample import load_sample
 
 SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
@@ -44,6 +46,16 @@ def test_the_row_says_what_the_runtimes_made_of_the_file(run):
         assert result.tflm_changed <= 2
         assert 49_152 < result.arena_bytes <= 57_344
     assert results.read(folder / "results.csv") == result
+
+
+def test_peak_activations_are_the_head_of_the_arena(run):
+    """The Micro plans activations in the head, as many bytes as we count."""
+    pytest.importorskip("tflite_micro", reason="needs TensorFlow Lite Micro")
+    runtimes._open((run[0] / "model.tflite").read_bytes())
+    runtimes._run_chunk(np.zeros((1, 32, 32, 3), np.int8))
+    report = runtimes._printed(runtimes._interpreter.print_allocations)
+    assert f"Arena allocation head {run[1].peak_activation_bytes} bytes" in report
+    assert f"Arena allocation total {run[1].arena_bytes} bytes" in report
 
 
 def test_the_file_computes_the_run(run):
@@ -118,6 +130,48 @@ def test_the_same_run_gives_the_same_file(run, tmp_path):
 def test_what_cannot_be_deployed_is_refused_before_the_work(words, problem):
     with pytest.raises(ExperimentError, match=problem):
         rq.compose(*words, "deploy=tflite", *SMALL)
+
+
+def test_a_missing_or_another_schema_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(file, "SCHEMAS", ("no_such_package.schema",))
+    with pytest.raises(ExperimentError, match=r"\[tflite\]"):
+        file.schema()
+    monkeypatch.setattr(file, "SCHEMAS", ("json",))
+    with pytest.raises(ExperimentError, match=r"the installed json has another version of the \.tflite schema"):
+        file.schema()
+
+
+class Images(CalibrationDataReader):
+    """A few raw images, for onnxruntime's own quantizer."""
+
+    def __init__(self, name):
+        self.batches = iter({name: load_sample().train.images[:20].astype(np.float32)[i : i + 1]} for i in range(20))
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.mark.parametrize(
+    ("activation", "format", "problem"),
+    [
+        (QuantType.QInt8, QuantFormat.QDQ, None),
+        (QuantType.QInt16, QuantFormat.QDQ, "int16 activations; TensorFlow Lite's kernels take int8"),
+        (QuantType.QInt8, QuantFormat.QOperator, "no counterpart for QLinearConv"),
+    ],
+)
+def test_a_model_that_somebody_else_quantized(tmp_path, activation, format, problem):
+    path = tmp_path / "theirs.onnx"
+    options = {"quant_format": format, "activation_type": activation, "weight_type": QuantType.QInt8}
+    quantize_static(RESOURCES / "resnet8.onnx", path, Images("image"), **options)
+    words = ("model=onnx", f"model.path={path}", "quant=float", "deploy=tflite", "deploy.verify=50", *SMALL)
+    if problem is None:
+        result = rq.run(rq.compose(*words), tmp_path / "run")
+        assert result.tflite_changed <= 2
+        assert result.deploy == "tflite"
+        return
+    with pytest.raises(ExperimentError, match=problem) as caught:
+        rq.run(rq.compose(*words), tmp_path / "run")
+    assert caught.value.remedy.startswith("quantize the float model")
 
 
 def test_options_of_another_target_are_refused():
