@@ -20,6 +20,7 @@ import numpy as np
 
 from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.evaluator.accuracy import Classifier, Evaluation, evaluate
+from resnet8_quant.graphs.graph import INTEGER_OPERATORS
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.graphs.session import differs_by_default, open_session
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 KernelKind = Literal["integer", "float", "quantize", "layout", "control"]
 
 # Operators that multiply by weights, whatever their domain (ai.onnx, com.microsoft, com.microsoft.nchwc).
-INTEGER_PRODUCTS = {
-    *("QLinearConv", "ConvInteger"),
-    *("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-}
+INTEGER_PRODUCTS = set(INTEGER_OPERATORS)
 FLOAT_PRODUCTS = {
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"),
     *("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulBnb4"),

@@ -23,7 +23,7 @@ import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import OPERATORS, KernelKind, kernel_kind
-from resnet8_quant.graphs.session import open_session
+from resnet8_quant.graphs.session import first_line, open_session
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -192,9 +192,8 @@ def _run_in_turns(
                 profiled.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExperimentError(
-            f"ONNX Runtime cannot run the model on {shapes}: {reason}",
+            f"ONNX Runtime cannot run the model on {shapes}: {first_line(error)}",
             "profile another batch (--batch 1), or a model whose free axes are the batch alone",
         ) from error
     return nanoseconds[warmup:]
