@@ -40,13 +40,7 @@ FEED = branching().input_spec.prepare(PICTURES)
 @pytest.fixture(scope="module")
 def base():
     """{activation type: the Q/DQ model of `branching` and its calibration}."""
-    weights = {DType.uint8: DType.int8, DType.int8: DType.int8}
-    return {kind: quantized(branching(), pictures(), kind, weight) for kind, weight in weights.items()}
-
-
-def scheme_of(kind, bits):
-    low = 0 if kind is DType.uint8 else -(2 ** (bits - 1))
-    return QuantScheme(kind, low, low + 2**bits - 1, False)
+    return {dtype: quantized(branching(), pictures(), dtype) for dtype in (DType.uint8, DType.int8)}
 
 
 def container_of(bits, symmetric):
@@ -71,22 +65,22 @@ def nearest(name, array, bits, axis, symmetric):
 
 
 def plan_of(
-    calibration, kind, bits=8, *, weight_bits=8, per_channel=True, symmetric=True, own_bits=None, tensor_bits=8
+    calibration, dtype, bits=8, *, weight_bits=8, per_channel=True, symmetric=True, own_bits=None, tensor_bits=8
 ):
     """``bits``: of r1 and what Gemm reads; ``own_bits``: of what the second Conv reads of r1."""
+
+    def params_of(name, bit_width):
+        return QuantParams.of_range(*calibration.ranges[name], QuantScheme.of_activation(dtype, False, bit_width))
+
     wide = dict.fromkeys(calibration.ranges, tensor_bits) | {"flat": bits, "pool": bits, "r1": bits}
-    tensors = {
-        name: QuantParams.of_range(*ends, scheme_of(kind, wide[name])) for name, ends in calibration.ranges.items()
-    }
+    tensors = {name: params_of(name, bit_width) for name, bit_width in wide.items()}
     layers = []
     for weight, (output, source, bias, axis) in WEIGHTS.items():
-        params = tensors[source]
-        if source == "r1" and own_bits is not None:
-            params = QuantParams.of_range(*calibration.ranges["r1"], scheme_of(kind, own_bits))
+        params = params_of("r1", own_bits) if source == "r1" and own_bits is not None else tensors[source]
         codes = nearest(weight, ARRAYS[weight], weight_bits, axis if per_channel else None, symmetric)
         values = np.array([0.5, -0.25, 0.125, 3.0]) if bias is None else ARRAYS[bias].astype(np.float64)
         layers.append(LayerPlan(output, source, params, codes, values))
-    return Plan(tuple(layers), tensors, kind)
+    return Plan(tuple(layers), tensors, dtype)
 
 
 def assert_computes(model, plan):
@@ -106,19 +100,19 @@ def assert_computes(model, plan):
 
 @settings(PROPERTY, max_examples=30)
 @given(
-    kind=st.sampled_from([DType.uint8, DType.int8]),
+    dtype=st.sampled_from([DType.uint8, DType.int8]),
     bits=st.integers(2, 8),
     own_bits=st.none() | st.integers(2, 7),
     weight_bits=st.integers(2, 8),
     per_channel=st.booleans(),
     symmetric=st.booleans(),
 )
-def test_a_model_computes_what_its_plan_says(base, kind, bits, own_bits, weight_bits, per_channel, symmetric):
+def test_a_model_computes_what_its_plan_says(base, dtype, bits, own_bits, weight_bits, per_channel, symmetric):
     """Activations of ``bits``, one layer that reads a tensor in ``own_bits`` of its own, weights of ``weight_bits``."""
-    symmetric = symmetric or kind is DType.int8  # no kernel takes int8 activations with uint8 weights
-    model, calibration = base[kind]
+    symmetric = symmetric or dtype is DType.int8  # no kernel takes int8 activations with uint8 weights
+    model, calibration = base[dtype]
     options = {"weight_bits": weight_bits, "per_channel": per_channel, "symmetric": symmetric, "own_bits": own_bits}
-    plan = plan_of(calibration, kind, bits, **options)
+    plan = plan_of(calibration, dtype, bits, **options)
     emitted, integers = assert_computes(model, plan)
 
     # Activations stay within their bits, and what one layer reads is rounded once more from what is stored.

@@ -101,17 +101,11 @@ def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, s
 @pytest.mark.parametrize("target", Target)
 def test_the_bias_makes_the_mean_output_equal(case, target):
     """To float32's precision, as the mean is over the same images."""
-    apart = {}
     for bias in (False, True):
         plan = plan_of(case, RefineConfig(target=target, bias=bias), bits=3)
         means = [np.moveaxis(y, 1, 0).reshape(y.shape[1], -1).mean(1, dtype=np.float64) for y in outputs_of(case, plan)]
-        apart[bias] = np.abs(means[0] - means[1]).max()
-    assert apart[False] > 0.05
-    if LAYERS[case][0].op_type == "MatMul":
-        assert plan.bias is None
-    else:
-        assert apart[True] < 1e-4
-        assert plan.bias.shape == (LAYERS[case][1][LAYERS[case][2]],)
+        is_same = np.abs(means[0] - means[1]).max() < 1e-4
+        assert is_same == (bias and case != "matmul")
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "gemm transposed", "groups"])
@@ -148,14 +142,12 @@ def test_each_refinement_brings_the_output_closer(case, bits):
         assert at_8_bits[1] < 0.999 * at_8_bits[0]
 
 
-def test_a_bias_of_one_value_is_one_for_each_channel():
+@pytest.mark.parametrize("bias", [np.float32(0.5), np.arange(6, dtype=np.float32)[None]])
+def test_a_bias_of_any_shape_has_a_value_for_each_channel(bias):
     node, constants, floating, quantized = layer("gemm")
-    constants["b"] = np.float32(0.5)
+    constants["b"] = bias
     plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
-    assert plan.bias.tolist() == [0.5] * 6
-    constants["b"] = np.arange(6, dtype=np.float32)[None]
-    plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
-    assert plan.bias.tolist() == list(range(6))
+    assert plan.bias.tolist() == np.broadcast_to(bias, (1, 6))[0].tolist()
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "matmul", "depthwise"])
@@ -167,19 +159,6 @@ def test_inputs_that_are_always_zero_leave_finite_codes(case):
         assert np.isfinite(plan.weight.scale).all()
         assert np.abs(plan.weight.codes).max() <= 4
         assert plan.bias is None or np.isfinite(plan.bias).all()
-
-
-def test_the_changed_node_computes_with_the_plan():
-    """The old node keeps its inputs; a bias is added, filled in or replaced."""
-    for case, name in (("conv", "b"), ("conv without bias", "y.bias"), ("conv with an empty bias", "y.bias")):
-        node, constants, _, _ = layer(case)
-        before = node.SerializeToString()
-        plan = plan_of(case, RefineConfig(bias=True))
-        changed, values = node_of_plan(node, plan, constants)
-        assert node.SerializeToString() == before
-        assert list(changed.input) == ["x", "w", name]
-        np.testing.assert_array_equal(values["w"], plan.weight.dequantized())
-        np.testing.assert_array_equal(values[name], plan.bias.astype(np.float32))
 
 
 def test_a_bias_fits_into_32_bits():
