@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
+from deployed import PAD, TARGETS, TWO, build, operators, pictures, plain, predictions, rewritten, running
 
 from resnet8_quant.graphs.graph import Graph, attributes
 
@@ -83,7 +83,7 @@ def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
     for target in TARGETS:
         deployed, _ = rewritten(serialized, target, model.input_spec)
         assert "QLinearConv" in operators(deployed)
-        np.testing.assert_array_equal(answers(deployed, model.input_spec, images), expected, target)
+        np.testing.assert_array_equal(predictions(deployed, model.input_spec, images), expected, target)
 
 
 def running_weights(serialized, target, input_spec):
