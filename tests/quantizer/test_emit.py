@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,7 +166,7 @@ def test_few_bits_saturate_however_far_a_value_is(base):
 def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, activation, symmetric, per_channel):
     options = {"per_channel": per_channel, "activation_symmetric": symmetric}
     original, calibration = quantized(model, images, activation, **options)
-    stored, arrays = arrays_of(original), arrays_of(model.proto())
+    stored, arrays, before = arrays_of(original), arrays_of(model.proto()), original.SerializeToString()
     layers = []
     for node in model.proto().graph.node:
         if node.op_type in ("Conv", "Gemm"):
@@ -178,10 +177,9 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, acti
             params = calibration.params[source]
             layers.append(LayerPlan(node.output[0], source, params, weight, arrays[bias].astype(np.float64)))
     plan = Plan(tuple(layers), dict(calibration.params), activation)
-    before = original.SerializeToString(deterministic=True)
     emitted = emit(original, plan)
-    assert original.SerializeToString(deterministic=True) == before
-    assert emit(original, plan).SerializeToString(deterministic=True) == emitted.SerializeToString(deterministic=True)
+    assert original.SerializeToString() == before
+    assert emit(original, plan) == emitted
     feed = {model.input_spec.name: model.input_spec.prepare(load_sample().test.images[:100])}
     np.testing.assert_array_equal(run(emitted, feed, ALL)[0], run(original, feed, ALL)[0])
     assert kernel_report(emitted.SerializeToString(), 1) == kernel_report(before, 1)
@@ -219,8 +217,6 @@ def test_matmul_on_either_side():
         np.testing.assert_allclose(
             run(emitted, {"image": FEED}, level)[0], expected, atol=1.01 * params["scores"].scale
         )
-    with pytest.raises(ValueError, match="takes no bias"):
-        emit(original, Plan((replace(layers[0], bias=np.zeros(5)), layers[1]), params, DType.uint8))
 
 
 def change_layer(plan, index=0, **fields):
@@ -229,42 +225,21 @@ def change_layer(plan, index=0, **fields):
     return replace(plan, layers=tuple(layers))
 
 
-def change_weight(plan, **fields):
-    return change_layer(plan, weight=replace(plan.layers[0].weight, **fields))
-
-
-def change_r1(plan, *params):
-    return replace(plan, tensors=plan.tensors | {"r1": QuantParams(np.float32(1), *params)})
-
-
-REFUSED = {
-    "has 0 users": lambda plan: change_weight(plan, name="w9"),
-    "has the shape": lambda plan: change_weight(plan, codes=np.zeros((4, 2, 1, 1), np.int8)),
-    "int4 has not": lambda plan: change_weight(plan, dtype=DType.int4),
-    "one scale and zero point for each": lambda plan: change_weight(plan, scale=np.float32([1, 2])),
-    "plan it too": lambda plan: change_layer(plan, bias=None),
-    "does not fit": lambda plan: change_layer(plan, bias=np.zeros(3)),
-    "does not read": lambda plan: change_layer(plan, input="r1"),
-    "no parameters": lambda plan: replace(plan, tensors={"image": plan.tensors["image"]}),
-    "uint8 has not": lambda plan: change_r1(plan, 0, DType.uint8, -8, 7),
-    r"outside 0\.\.7": lambda plan: change_r1(plan, 9, DType.uint8, 0, 7),
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_a_plan_that_does_not_fit_is_refused(base, message):
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("has 0 users", {"name": "w9"}),
+        ("has the shape", {"codes": np.zeros((4, 2, 1, 1), np.int8)}),
+        ("int4 has not", {"dtype": DType.int4}),
+        ("does not read", {"input": "r1"}),
+    ],
+)
+def test_a_plan_for_another_graph_is_refused(base, message, changes):
     model, calibration = base[DType.uint8]
+    plan = plan_of(calibration, DType.uint8)
+    changes = changes if "input" in changes else {"weight": replace(plan.layers[0].weight, **changes)}
     with pytest.raises(ValueError, match=message):
-        emit(model, REFUSED[message](plan_of(calibration, DType.uint8)))
-
-
-def test_a_weight_with_two_users_is_refused(base):
-    model, calibration = base[DType.uint8]
-    shared = onnx.ModelProto.FromString(model.SerializeToString())
-    source = next(node.output[0] for node in shared.graph.node if node.input[0] == "w2_quantized")
-    shared.graph.node.append(helper.make_node("Identity", [source], ["copy"]))
-    with pytest.raises(ValueError, match="2 users"):
-        emit(shared, plan_of(calibration, DType.uint8))
+        emit(model, change_layer(plan, **changes))
 
 
 def test_a_bias_beyond_32_bits_saturates(base):
