@@ -189,7 +189,9 @@ def block_pixels(
     if pixels != 1:
         output = graph.unique_name(f"{node.output[0]}_steps")
         after = [_reshape(graph, output, node.output[0], (lines, window.outputs, outputs))]
-    new = helper.make_node("QLinearConv", inputs, [output], node.name, domain=node.domain, **new_attributes)
+    new = helper.make_node(
+        "QLinearConv", inputs, [output], node.name, node.doc_string, domain=node.domain, **new_attributes
+    )
     graph.replace(node, *before, new, *after)
     graph.nodes[:0] = arranging
 

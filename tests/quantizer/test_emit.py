@@ -60,7 +60,7 @@ def nearest(name, array, bits, axis, symmetric):
     values = np.clip(np.rint(array / scale.reshape(shape)) + zero.reshape(shape), *limits)
     dtype = np.int8 if symmetric else np.uint8
     scale, zero = np.asarray(scale, np.float32), np.asarray(zero).astype(dtype)
-    return QuantizedWeight(name, values.astype(dtype), scale, zero, axis, bits, container_of(bits, symmetric))
+    return QuantizedWeight(name, values.astype(dtype), scale, zero, axis, container_of(bits, symmetric))
 
 
 def plan_of(
@@ -173,7 +173,7 @@ def test_a_plan_that_repeats_quantize_static_changes_nothing(model, images, acti
             source, name, bias = node.input
             scale, zero, codes = (stored[f"{name}_{part}"] for part in ("scale", "zero_point", "quantized"))
             axis = ("Conv", "Gemm").index(node.op_type) if scale.ndim else None
-            weight = QuantizedWeight(name, codes, scale, zero, axis, 8, DType.int8)
+            weight = QuantizedWeight(name, codes, scale, zero, axis, DType.int8)
             params = calibration.params[source]
             layers.append(LayerPlan(node.output[0], source, params, weight, arrays[bias].astype(np.float64)))
     plan = Plan(tuple(layers), dict(calibration.params), activation)

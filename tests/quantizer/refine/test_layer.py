@@ -81,7 +81,7 @@ def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, s
     plan = plan_of(case, RefineConfig(), bits, quant)
     weight = plan.weight
     assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
-    assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
+    assert weight.dtype is DType[f"{kind.name.removesuffix('8')}{width}"]
     assert weight.codes.shape == shape
     assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
     assert weight.axis == (axis if per_channel else None)
