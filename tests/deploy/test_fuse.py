@@ -15,8 +15,10 @@ def test_no_blocked_layout_is_stored():
     fused = fuse(model.proto())[0].finish()
     assert {node.domain for node in fused.graph.node} <= {"", "com.microsoft"}
     assert {entry.domain for entry in fused.opset_import} <= {"", "com.microsoft"}
-    found, expected = (predictions(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    fused_outputs, expected = (
+        predictions(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized)
+    )
+    np.testing.assert_allclose(fused_outputs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)
