@@ -143,13 +143,15 @@ def quantize(model: FloatModel, images: Split, config: Config) -> QuantizedModel
     Raises:
         ExperimentError: too few images, NaN in an activation, or nothing in the graph could be quantized.
     """
-    from resnet8_quant.deploy.deploy import deploy
+    from resnet8_quant.deploy.deploy import deploy, target_size
     from resnet8_quant.quantizer import quantize as quantizer
     from resnet8_quant.validation_split import accuracy_drop
 
     chosen = _calibration_images(images, config)
     drop = accuracy_drop(images, model, chosen, config)
-    result = quantizer.quantize(model, chosen, config, accuracy_drop=drop, cache=cache_folder(config.cache_dir))
+    cache = cache_folder(config.cache_dir)
+    size = target_size(config)
+    result = quantizer.quantize(model, chosen, config, accuracy_drop=drop, target_size=size, cache=cache)
     serialized, input_spec = result.serialized, model.input_spec
     if config.deploy.activation_type is not None:
         serialized, input_spec = deploy(result.named, config.deploy, input_spec, small=config.quant.compact)

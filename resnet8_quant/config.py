@@ -122,6 +122,13 @@ class Runtime(Enum):
     tflite = "tflite"
 
 
+class SizeOf(Enum):
+    """What allocate counts: model.onnx, or the .tflite file that deploy=tflite makes of it."""
+
+    file = "file"
+    tflite = "tflite"
+
+
 class DeployInput(Enum):
     """Input of a deployed model: that of the float model, the uint8 pixels of the images, or int8 codes (tflite)."""
 
@@ -243,7 +250,8 @@ class AllocateConfig(Group):
     """Mixed precision: the bit width of each layer's weights, chosen within a budget."""
 
     name: str = setting("none", _PRESET)
-    budget_bytes: Optional[int] = setting(None, "largest size of model.onnx in bytes")
+    budget_bytes: Optional[int] = setting(None, "largest size of model.onnx, or of what count says, in bytes")
+    count: Member[SizeOf] = setting(SizeOf.file, "bytes of what: file (model.onnx) or tflite (with deploy=tflite)")
     max_accuracy_drop: Optional[float] = setting(
         None, "largest loss of top-1 accuracy, a ratio, against the float model on the same validation images"
     )

@@ -14,20 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 
 from resnet8_quant.config import Config, DType, ModelKind, Runtime, Sampling
+from resnet8_quant.deploy.deploy import deploy, target_size
 from resnet8_quant.deploy.memory import measure
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.kernels import check_runtime
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
-from resnet8_quant.files import cache_folder, claimed
+from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
-from resnet8_quant.inputs.model import FloatModel, load_model, refuse_quantized
+from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
@@ -103,7 +103,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         if not unchanged:
             evaluation = evaluate_test(final, description="evaluating quantized")
 
-        target = _export(config, model, quantized, test, evaluation.predictions)
+        target = _export(config, model, quantized, final, test)
 
         run = FinishedRun(
             config=config,
@@ -161,11 +161,12 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
     from resnet8_quant.quantizer.quantize import quantize
 
     drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
-    return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, cache=prepared.cache)
+    size = target_size(config)
+    return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, target_size=size, cache=prepared.cache)
 
 
 def _export(
-    config: Config, model: FloatModel, quantized: QuantizedModel | None, test: Split, predictions: np.ndarray
+    config: Config, model: FloatModel, quantized: QuantizedModel | None, final: FinalModel, test: Split
 ) -> Target | None:
     """The model for a microcontroller or a phone, verified; None without deploy=tflite."""
     if config.deploy.runtime is not Runtime.tflite:
@@ -173,7 +174,13 @@ def _export(
     from resnet8_quant.deploy.tflite.target import export
 
     named = quantized.named if quantized else model.serialized
-    return export(named, config.deploy, model.input_spec, test, predictions)
+    try:
+        return export(named, config.deploy, model.input_spec, test.images, sha256_bytes(final.serialized))
+    except ExperimentError as error:
+        if quantized is None and is_quantized(model):  # by somebody else, so that no setting of ours would help
+            remedy = "quantize the float model that it was made of with quant=tflite_int8 deploy=tflite"
+            raise ExperimentError(error.problem, remedy) from error
+        raise
 
 
 def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None) -> FinalModel:
@@ -183,8 +190,6 @@ def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None)
     serialized, input_spec = quantized.serialized if quantized else model.serialized, model.input_spec
     summary = quantized.summary if quantized else None
     if config.deploy.activation_type is not None:
-        from resnet8_quant.deploy.deploy import deploy
-
         named = quantized.named if quantized else model.serialized
         serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
         summary = None  # of another graph now

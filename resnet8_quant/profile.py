@@ -1,7 +1,8 @@
-"""Where a model's time goes, operator by operator: ``python -m resnet8_quant.profile MODEL.onnx``.
+"""Where a model's time and memory go: ``python -m resnet8_quant.profile MODEL.onnx``.
 
 In: an ONNX file. Out: a table of the operators that ONNX Runtime runs, with kind of kernel, time and share of each;
-with ``--csv`` the same as a file, with ``--by node`` one row per node in the order of execution.
+with ``--csv`` the same as a file, with ``--by node`` one row per node in the order of execution; with ``--by layer``,
+and of a .tflite file, multiply-accumulates, weights and activations of each layer.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from resnet8_quant.summary import check_output
 from resnet8_quant.terminal import exit_code, markdown, show, shown, wrapped
 
 if TYPE_CHECKING:
+    from resnet8_quant.deploy.memory import Memory
     from resnet8_quant.evaluator.profiler import Profile
 
 COMMAND = "python -m resnet8_quant.profile"
 OPERATOR_WIDTH = 18  # columns: QLinearAveragePool
 NODE_WIDTH = 80 - 58  # the other columns of the table with their frame have 58
+LAYER_WIDTH = 17  # of a layer's name; with an operator's and the figures of ResNet8 the table has 80 columns
 SPACE = "\N{NO-BREAK SPACE}"  # where a line must not be wrapped
 Row = dict[str, str | int | float]
 
@@ -43,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=as_typed_here(COMMAND), description=(__doc__ or "").partition(":")[0] + ".")
-    parser.add_argument("model", metavar="MODEL.onnx", type=Path)
-    parser.add_argument("--by", choices=("operator", "node"), default="operator", help="what a row is")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="an ONNX file, or a .tflite file, shown by layer")
+    parser.add_argument("--by", choices=("operator", "node", "layer"), help="what a row is (operator)")
     parser.add_argument("--runs", type=_integer(1), default=300, metavar="N", help="profiled calls (300)")
     parser.add_argument("--warmup", type=_integer(0), default=50, metavar="N", help="calls before them (50)")
     parser.add_argument("--batch", type=_integer(1), metavar="N", help="size of every free axis of the inputs (1)")
@@ -65,20 +68,102 @@ def _integer(least: int, most: int = 10**9) -> Callable[[str], int]:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from resnet8_quant.evaluator.profiler import profile_model
-
-    model = _read(options.model)
+    _check_file(options.model)
     if options.csv is not None:
         _check_csv(options.csv, options.model)
-    profile = profile_model(
-        model, runs=options.runs, warmup=options.warmup, batch=options.batch, threads=options.threads
-    )
-    rows = _rows(profile, options.by)
+    if options.model.suffix == ".tflite" or options.by == "layer":
+        memory = _read_memory(options)
+        rows = _layer_rows(memory)
+        lines = [_layer_table(rows), "", _layer_summary(memory)]
+    else:
+        from resnet8_quant.evaluator.profiler import profile_model
+
+        profile = profile_model(
+            _read(options.model), runs=options.runs, warmup=options.warmup, batch=options.batch, threads=options.threads
+        )
+        by = options.by or "operator"
+        rows = _rows(profile, by)
+        lines = [_table(rows, by), "", *_summary(profile, options)]
     written = []
     if options.csv is not None:
         _write(options.csv, rows)
         written = ["", f"Written to {shown(options.csv)}"]
-    show("\n".join([_table(rows, options.by), "", *_summary(profile, options), *written]))
+    show("\n".join([*lines, *written]))
+
+
+def _read_memory(options: argparse.Namespace) -> Memory:
+    """Figures of an ONNX or a .tflite file.
+
+    Raises:
+        ExperimentError: it cannot be read, it cannot be shown as asked, or a shape is not known.
+    """
+    if options.model.suffix == ".tflite":
+        if options.by not in (None, "layer"):
+            raise ExperimentError(
+                f"`--by` is {options.by}, but a .tflite file is not run by ONNX Runtime",
+                f"{COMMAND} {options.model} --by layer",
+            )
+        from resnet8_quant.deploy.tflite.file import read
+
+        return read(options.model.read_bytes()).memory()
+    import onnx
+
+    from resnet8_quant.deploy.memory import measure
+
+    memory = measure(onnx.load_from_string(_read(options.model)))
+    if memory is None:
+        raise ExperimentError(
+            f"{options.model}: the shape of a tensor is not known before the model runs, or is ONNX Runtime's own "
+            "operator's",
+            f"show its time: {COMMAND} {options.model} --by node; or give the plain model, not the deployed one",
+        )
+    return memory
+
+
+def _layer_rows(memory: Memory) -> list[Row]:
+    return [
+        {
+            "layer": layer.name,
+            "operator": layer.operator,
+            "macs": layer.macs,
+            "weights": layer.weights,
+            "weight_bytes": (layer.weights * layer.weight_bits + 7) // 8 + 4 * layer.biases,
+            "output_bytes": memory.sizes[layer.output],
+            "live_bytes": live,
+        }
+        for layer, live in zip(memory.layers, memory.live_bytes, strict=True)
+    ]
+
+
+def _layer_table(rows: list[Row]) -> str:
+    names = shortened([str(row["layer"]) for row in rows], LAYER_WIDTH)
+    operators = list(dict.fromkeys(str(row["operator"]) for row in rows))
+    short = dict(zip(operators, shortened(operators, LAYER_WIDTH - 4), strict=True))
+    figures = ("macs", "weight_bytes", "output_bytes", "live_bytes")
+    cells = [
+        (name, short[str(row["operator"])], *(f"{row[figure]:,}" for figure in figures))
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return markdown(("Layer", "Operator", "MACs", "Weights B", "Output B", "Live B"), cells)
+
+
+def _layer_summary(memory: Memory) -> str:
+    weights = sum(layer.weights for layer in memory.layers)
+    return wrapped(
+        f"For one image: {memory.macs:,} multiply-accumulates, {weights:,} weights, activations of at most "
+        f"{memory.peak_activation_bytes:,} bytes in the best order. Weights B: with biases. Activations take one "
+        "byte a value, as integers do; Live B: all that are needed while the layer runs, in the order of the file."
+    )
+
+
+def _check_file(path: Path) -> None:
+    remedy = f"give an ONNX or a .tflite file: {COMMAND} MODEL.onnx"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be read ({error.strerror})", remedy) from error
+    if not stat.S_ISREG(mode):
+        raise ExperimentError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}", remedy)
 
 
 def _read(path: Path) -> bytes:
@@ -86,12 +171,6 @@ def _read(path: Path) -> bytes:
     import onnx
 
     remedy = f"give an ONNX file: {COMMAND} MODEL.onnx"
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ExperimentError(f"{path} cannot be read ({error.strerror})", remedy) from error
-    if not stat.S_ISREG(mode):
-        raise ExperimentError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}", remedy)
     try:
         model = onnx.load(path)
         serialized: bytes = model.SerializeToString()

@@ -27,7 +27,7 @@ from resnet8_quant.deploy.memory import Memory, flash_bytes
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import Evaluation
 from resnet8_quant.evaluator.kernels import RuntimeCheck
-from resnet8_quant.evaluator.statistics import ClassRow, Comparison
+from resnet8_quant.evaluator.statistics import ClassRow, Comparison, mcnemar_p
 from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset
 from resnet8_quant.inputs.input_spec import InputSpec
@@ -129,7 +129,7 @@ def result_of(run: FinishedRun) -> RunResult:
         conv_gemm_total=kernels.total,
         provider="+".join(name.removesuffix("ExecutionProvider") for name in run.config.evaluation.providers),
         **_memory_columns(run),
-        **(run.target.columns if run.target else {}),
+        **_target_columns(run),
         **run.speed,
         evaluation_seconds=round(run.evaluation.seconds, 4),
         float_evaluation_seconds=round(run.baseline.seconds, 4),
@@ -242,6 +242,23 @@ def _model_columns(model: FinalModel) -> dict[str, Any]:
         bits = sorted((getattr(layer, name) for layer in model.layers), reverse=True)
         columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits
     columns |= {"model_bytes": len(model.serialized), "model_sha256": sha256_bytes(model.serialized)}
+    return columns
+
+
+def _target_columns(run: FinishedRun) -> dict[str, Any]:
+    """What the runtimes of the target made of the images, against the exact integers; empty without deploy=tflite."""
+    if run.target is None:
+        return {}
+    columns: dict[str, Any] = dict(run.target.columns)
+    for name, predictions in run.target.predictions.items():
+        labels, exact = run.evaluation.labels[: len(predictions)], run.evaluation.predictions[: len(predictions)]
+        correct, exact_correct = predictions == labels, exact == labels
+        to_wrong, to_right = int((exact_correct & ~correct).sum()), int((correct & ~exact_correct).sum())
+        columns |= {
+            f"{name}_accuracy": float(correct.mean()),
+            f"{name}_changed": int((predictions != exact).sum()),
+            f"{name}_mcnemar_p": mcnemar_p(to_wrong, to_right),
+        }
     return columns
 
 

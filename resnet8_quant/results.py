@@ -22,7 +22,7 @@ from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
@@ -66,7 +66,8 @@ class RunResult:
     ``weights_bytes`` (weights, int32 biases, scales), ``peak_activation_bytes`` (one byte a value, best order of
     execution) and ``macs`` are what a target that computes in integers needs for one image. With ``deploy=tflite``,
     on the first ``verified_images``: ``tflite_accuracy`` is LiteRT's and ``tflm_accuracy`` TensorFlow Lite Micro's,
-    ``..._changed`` counts predictions that differ from the exact ones, ``tflm_max_step_difference`` is the largest
+    ``..._changed`` counts predictions that differ from the exact ones and ``..._mcnemar_p`` says whether that is for
+    the better or the worse, ``tflm_max_step_difference`` is the largest
     difference of an output in steps, ``arena_bytes`` the memory that TensorFlow Lite Micro took.
 
     ``settings`` is column -> text of the settings that differ from their defaults, as ``settings_of`` gives them.
@@ -119,8 +120,10 @@ class RunResult:
     tflite_bytes: int | None = None
     tflite_accuracy: float | None = None
     tflite_changed: int | None = None
+    tflite_mcnemar_p: float | None = None
     tflm_accuracy: float | None = None
     tflm_changed: int | None = None
+    tflm_mcnemar_p: float | None = None
     tflm_max_step_difference: int | None = None
     verified_images: int | None = None
     int4_layers: int | None = None

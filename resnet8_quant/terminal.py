@@ -103,14 +103,16 @@ def verdict(result: RunResult) -> list[str]:
     """What an asterisk stands for, and whether the difference is real; none where there is nothing to compare."""
     if not is_changed(result) or result.mcnemar_p is None:
         return []
-    significance = "real at the 5 % level" if result.mcnemar_p < 0.05 else "within noise"
     changed = [f"* with {' '.join(changes(result))}"] if changes(result) else []
     return [
         *changed,
-        *_target_sentences(result),
         f"{result.flips_to_wrong} images flipped to wrong, {result.flips_to_right} to right: "
-        f"McNemar p = {result.mcnemar_p:.3g}, {significance}.",
+        f"McNemar p = {result.mcnemar_p:.3g}, {_significance(result.mcnemar_p)}.",
     ]
+
+
+def _significance(p: float) -> str:
+    return "real at the 5 % level" if p < 0.05 else "within noise"
 
 
 def _target_sentences(result: RunResult) -> list[str]:
@@ -118,8 +120,12 @@ def _target_sentences(result: RunResult) -> list[str]:
     if result.tflite_bytes is None or result.verified_images is None:
         return []
     sentences = [
-        f"{name} differs from the exact integers in {changed} of {result.verified_images:,} predictions."
-        for name, changed in (("LiteRT", result.tflite_changed), ("TensorFlow Lite Micro", result.tflm_changed))
+        f"{name} differs from the exact integers in {changed} of {result.verified_images:,} predictions"
+        + (f": McNemar p = {p:.3g}, {_significance(p)}." if changed and p is not None else ".")
+        for name, changed, p in (
+            ("LiteRT", result.tflite_changed, result.tflite_mcnemar_p),
+            ("TensorFlow Lite Micro", result.tflm_changed, result.tflm_mcnemar_p),
+        )
         if changed is not None
     ]
     changes_of_runtimes = [changed for changed in (result.tflite_changed, result.tflm_changed) if changed is not None]
@@ -137,7 +143,8 @@ def final_lines(result: RunResult) -> list[str]:
     """The end of a run: its table, whether the difference is real, and advice; for the terminal and for run.log."""
     from resnet8_quant.evaluator.advice import advise
 
-    return [*run_table(result).splitlines(), "", *map(wrapped, [*verdict(result), *map(as_typed_here, advise(result))])]
+    sentences = [*verdict(result), *_target_sentences(result), *map(as_typed_here, advise(result))]
+    return [*run_table(result).splitlines(), "", *map(wrapped, sentences)]
 
 
 def log_to_file(logger: logging.Logger, text: str) -> None:

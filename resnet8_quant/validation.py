@@ -26,6 +26,7 @@ from resnet8_quant.config import (
     Rounding,
     Runtime,
     Sampling,
+    SizeOf,
     Target,
     TrackingKind,
     WeightScale,
@@ -290,6 +291,10 @@ RULES: tuple[Rule, ...] = (
     Rule("quant.format", lambda c: allocates(c) and c.quant.format is not Format.QDQ,
          "; allocate={c.allocate.name} needs Q/DQ pairs", "quant.format=QDQ"),
     _limits("allocate.budget_bytes", 1, None, 48000),
+    _unread("allocate.count", lambda c: not allocates(c), "allocate=none chooses no bit widths",
+            "allocate=bytes deploy=tflite allocate.count={value}", SizeOf.file),
+    Rule("allocate.count", lambda c: c.allocate.count is SizeOf.tflite and not _to_tflite(c),
+         ", but deploy={deploy} writes no .tflite file", "allocate=bytes deploy=tflite allocate.count=tflite"),
     Rule("allocate.choices",
          lambda c: allocates(c) and (not c.allocate.choices or any(
              _outside(bits, 2, _widest(c.quant.weight_type)) for bits in c.allocate.choices)),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.parser import parse_model
 
+import resnet8_quant as rq
 from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.profile import main, shortened
 
@@ -123,7 +124,7 @@ def test_nodes_in_order_with_shapes(model: Path, folder: Path, capsys: pytest.Ca
         (["MODEL", "--batch", "0"], "argument --batch"),
         (["MODEL", "--batch", "999999999"], "has more than 1024 MiB"),
         (["MODEL", "--threads", "1025"], "argument --threads"),
-        (["MODEL", "--by", "layer"], "argument --by: invalid choice: 'layer'"),
+        (["MODEL", "--by", "bits"], "argument --by: invalid choice: 'bits'"),
         (["MODEL", "--bogus"], "unrecognized arguments: --bogus"),
         (["MODEL", "--csv", "."], "`--csv`: . is a folder"),
         (["MODEL", "--csv", "MODEL"], "is the model itself"),
@@ -144,6 +145,35 @@ def test_what_is_wrong_is_said_in_a_sentence(words: list[str], message: str, mod
     assert printed.out == ""
     assert model.read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["empty.onnx", "text.onnx"]
+
+
+def test_layers_have_macs_weights_and_activations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures of the first layers by hand; the sums are those of the row."""
+    assert profile(RESNET8, "--by", "layer", "--csv", "layers.csv") == 0
+    rows = pandas.read_csv("layers.csv")
+    first = rows.iloc[0]
+    assert (first.operator, first.macs, first.weights) == ("Conv", 32 * 32 * 9 * 3 * 16, 9 * 3 * 16)
+    assert (first.weight_bytes, first.output_bytes) == (4 * (9 * 3 * 16 + 16), 32 * 32 * 16)
+    assert (rows.macs.sum(), rows.live_bytes.max()) == (12_501_632, 49_152)
+    shown = capsys.readouterr().out
+    assert "12,501,632 multiply-accumulates" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_tflite_file_is_shown_by_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("flatbuffers", reason="needs the extra [tflite]")
+    rq.run(rq.compose("quant=w4a8", "deploy=tflite", "deploy.verify=1", "latency.runs=0", "data=sample"), folder)
+    file = folder / "model.tflite"
+    assert profile(file, "--csv", "layers.csv") == 0
+    rows = pandas.read_csv("layers.csv")
+    assert (rows.macs.sum(), rows.live_bytes.max()) == (12_501_632, 49_152)
+    packed = rows[rows.weight_bytes < rows.weights]
+    assert 0 < len(packed) == pandas.read_csv("results.csv").int4_layers[0]
+    capsys.readouterr()
+    for words, message in ((("--by", "node"), "a .tflite file is not run by ONNX Runtime"), ((), "cannot be read")):
+        assert profile(file, *words) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+        file.write_bytes(file.read_bytes()[:5000])
 
 
 def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:

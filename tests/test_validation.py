@@ -87,6 +87,8 @@ REFUSED: dict[str, str] = {
     "allocate=bytes quant=float": "`allocate` is bytes, but quant=float",
     "allocate=bytes quant.format=QOperator": "`quant.format` is QOperator; allocate=bytes needs Q/DQ pairs",
     "allocate=bytes allocate.budget_bytes=0": "`allocate.budget_bytes` is 0; valid are 1 or more",
+    "allocate.count=tflite": "`allocate.count` is tflite, but allocate=none chooses no bit widths",
+    "allocate=bytes allocate.count=tflite": "`allocate.count` is tflite, but deploy=none writes no .tflite file",
     "allocate=bytes allocate.choices=[]": "`allocate.choices` is []; valid are one or more of 2 to 8 with int8",
     "allocate=bytes allocate.choices=[4,16]": "`allocate.choices` is [4, 16]; valid are one or more of 2 to 8",
     # deployment

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
 
-from resnet8_quant.config import DeployConfig, DeployInput
+from resnet8_quant.config import Config, DeployConfig, DeployInput, SizeOf
 from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.deploy.fuse import drop_layout, fuse, pack
 from resnet8_quant.deploy.input_output import set_output, uint8_input
@@ -25,6 +27,15 @@ from resnet8_quant.graphs.tap import tap
 from resnet8_quant.inputs.input_spec import InputSpec
 
 log = logging.getLogger(__name__)
+
+
+def target_size(config: Config) -> Callable[[bytes], int] | None:
+    """From a Q/DQ model to the bytes of its .tflite file; None where ``allocate.count`` is file."""
+    if config.allocate.count is SizeOf.file:
+        return None
+    from resnet8_quant.deploy.tflite.target import flash_bytes
+
+    return partial(flash_bytes, config=config.deploy)
 
 
 def deploy(

@@ -1,7 +1,7 @@
 """What a model will take on a target that stores activations in one byte: multiply-accumulates, flash for weights, RAM.
 
-In: a float ONNX model and its bit widths. Out: figures by layer and in all. RAM is that of activations only, in the
-order of execution that needs least; what a runtime adds (buffers, its own structures) only the runtime can tell.
+In: an ONNX model, float or Q/DQ. Out: figures by layer and in all. RAM is that of activations only, in the order of
+execution that needs least; what a runtime adds (buffers, its own structures) only the runtime can tell.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from resnet8_quant.graphs.graph import static_shapes
+from resnet8_quant.graphs.graph import input_name, static_shapes
 
 # Computed in place, or not at all on a target: the output shares the memory of the first input.
 IN_PLACE = frozenset(
@@ -31,6 +31,8 @@ IN_PLACE = frozenset(
         "Unsqueeze",
     )
 )
+# Operator -> places of its weights and of its bias among its inputs.
+WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1, 2), "QLinearConv": (3, 8), "QLinearMatMul": (3, 8)}
 MOST_STATES = 100_000  # of the search for the best order; beyond it, the order of the file
 
 
@@ -43,6 +45,7 @@ class Layer:
         operator: of ONNX.
         macs: multiply-accumulates for one image.
         weights: how many; biases are not among them.
+        weight_bits: that one of them takes in the file; 0: there are none.
         biases: how many.
         inputs: memory that it reads, by the name of what wrote it.
         output: memory that it writes.
@@ -52,6 +55,7 @@ class Layer:
     operator: str
     macs: int
     weights: int
+    weight_bits: int
     biases: int
     inputs: tuple[str, ...]
     output: str
@@ -64,30 +68,33 @@ class Memory:
     Attributes:
         layers: in the order of the file.
         sizes: bytes of each activation for one image, one byte a value.
+        live_bytes: of all activations while each layer runs, in the order of the file.
         macs: of one image.
         peak_activation_bytes: of the best order of execution.
     """
 
     layers: tuple[Layer, ...]
     sizes: dict[str, int]
+    live_bytes: tuple[int, ...]
     macs: int
     peak_activation_bytes: int
 
 
 def measure(model: onnx.ModelProto) -> Memory | None:
-    """Figures of a float model; None where a shape is not known before it runs.
+    """Figures of a model; None where a shape is not known before it runs.
 
     Args:
         model: one input, any layout; the figures are those of one image.
     """
     graph, shapes = model.graph, static_shapes(model)
-    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    constants = {tensor.name: (tuple(tensor.dims), _bits(tensor.data_type)) for tensor in graph.initializer}
     memory = {graph.input[0].name: graph.input[0].name}
     layers = []
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in constants]
         if not inputs:  # computed once from constants
-            constants |= {name: tuple(shapes.get(name, ())) for name in node.output}
+            bits = constants[node.input[0]][1] if node.input else 0  # a Cast or DequantizeLinear reads what is stored
+            constants |= {name: (tuple(shapes.get(name, ())), bits) for name in node.output}
             continue
         if any(name not in memory for name in inputs) or not all(shapes.get(node.output[0], [0])):
             return None
@@ -95,38 +102,46 @@ def measure(model: onnx.ModelProto) -> Memory | None:
             memory[node.output[0]] = memory[inputs[0]]
             continue
         memory[node.output[0]] = node.output[0]
-        fixed = [constants[name] for name in node.input if name in constants]
-        macs, weights, biases = _work(node.op_type, fixed, shapes[node.output[0]])
+        work = _work(node, constants, shapes[node.output[0]])
         layers.append(
-            Layer(
-                node.output[0],
-                node.op_type,
-                macs,
-                weights,
-                biases,
-                tuple(memory[name] for name in inputs),
-                node.output[0],
-            )
+            Layer(node.output[0], node.op_type, *work, tuple(memory[name] for name in inputs), node.output[0])
         )
     sizes = {name: int(np.prod(shapes[name], dtype=np.int64)) for name in set(memory.values())}
-    peak = peak_bytes(layers, sizes, graph.input[0].name, memory[graph.output[0].name])
-    return Memory(tuple(layers), sizes, sum(layer.macs for layer in layers), peak)
+    live, peak = peak_bytes(layers, sizes, graph.input[0].name, memory[graph.output[0].name])
+    return Memory(tuple(layers), sizes, live, sum(layer.macs for layer in layers), peak)
 
 
-def _work(operator: str, constants: Sequence[tuple[int, ...]], output: Sequence[int]) -> tuple[int, int, int]:
-    """Multiply-accumulates, weights and biases of a layer, from the shapes of its constants and of its output."""
-    if operator not in ("Conv", "Gemm", "MatMul") or not constants or len(constants[0]) < 2:
-        return 0, 0, 0
-    weights = int(np.prod(constants[0], dtype=np.int64))
-    positions = int(np.prod(output[2:], dtype=np.int64)) if operator == "Conv" else 1
-    biases = int(np.prod(constants[1], dtype=np.int64)) if len(constants) > 1 else 0
-    return weights * positions, weights, biases
+def _bits(data_type: int) -> int:
+    """Of one value of an ONNX type."""
+    name = onnx.TensorProto.DataType.Name(data_type)
+    return int(digits) if (digits := "".join(filter(str.isdigit, name))) else 32
 
 
-def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, result: str) -> int:
-    """Most bytes that live at once: inputs and output of the running layer, and what later ones still read.
+def _work(
+    node: onnx.NodeProto, constants: dict[str, tuple[tuple[int, ...], int]], output: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Multiply-accumulates, weights, their bits, and biases of a layer, from its constants and its output's shape.
 
-    The least over all orders of execution, by dynamic programming over the sets of layers that have run.
+    Args:
+        constants: name -> shape and bits.
+        output: shape.
+    """
+    first, last = WEIGHTS.get(node.op_type, (0, 0))
+    shape, bits = constants.get(input_name(node, first), ((), 0))
+    if not first or len(shape) < 2:
+        return 0, 0, 0, 0
+    weights = int(np.prod(shape, dtype=np.int64))
+    positions = int(np.prod(output[2:], dtype=np.int64)) if "Conv" in node.op_type else 1
+    biases = int(np.prod(constants.get(input_name(node, last), ((0,), 0))[0], dtype=np.int64))
+    return weights * positions, weights, bits, biases
+
+
+def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, result: str) -> tuple[tuple[int, ...], int]:
+    """Bytes that live at once: inputs and output of the running layer, and what later ones still read.
+
+    Returns:
+        While each layer runs, in the given order; and the most in the order of execution that needs least, by dynamic
+        programming over the sets of layers that have run.
     """
     readers: dict[str, set[int]] = {}
     for i, layer in enumerate(layers):
@@ -142,11 +157,8 @@ def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, resu
     def cost(done: frozenset[int], i: int) -> int:
         return sum(sizes[name] for name in live(done) | {layers[i].output} | set(layers[i].inputs))
 
-    in_order = 0
-    done: frozenset[int] = frozenset()
-    for i in range(count):
-        in_order = max(in_order, cost(done, i))
-        done |= {i}
+    in_order = tuple(cost(frozenset(range(i)), i) for i in range(count))
+    highest = max(in_order, default=0)
 
     best: dict[frozenset[int], int] = {frozenset(): 0}
     for _ in range(count):
@@ -156,13 +168,13 @@ def peak_bytes(layers: Sequence[Layer], sizes: dict[str, int], source: str, resu
                 if i in done or any(name in writer and writer[name] not in done for name in layers[i].inputs):
                     continue
                 value = max(peak, cost(done, i))
-                if value <= in_order:
+                if value <= highest:
                     after = done | {i}
                     following[after] = min(value, following.get(after, value))
         best = following
         if len(best) > MOST_STATES:
-            return in_order
-    return min(best.values(), default=in_order)
+            return in_order, highest
+    return in_order, min(best.values(), default=highest)
 
 
 def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel: bool) -> int:

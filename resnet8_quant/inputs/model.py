@@ -79,10 +79,14 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
     return _load(name, path, required, (state.st_size, state.st_mtime_ns))
 
 
+def is_quantized(model: FloatModel) -> list[str]:
+    """The operators that say that a model is quantized; none in a float model."""
+    return sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
+
+
 def refuse_quantized(model: FloatModel) -> None:
     """Refuse to quantize what is quantized already; the message names the operators that say so."""
-    operators = sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
-    if operators:
+    if operators := is_quantized(model):
         raise ExperimentError(
             f"`model.path`: {model.source} is quantized already ({', '.join(operators)})",
             "measure it with quant=float, rewrite it with quant=float deploy=x86, or give the float model",

@@ -71,6 +71,7 @@ def quantize(
     config: Config,
     *,
     accuracy_drop: Callable[[bytes], float] | None = None,
+    target_size: Callable[[bytes], int] | None = None,
     cache: Path | None = None,
 ) -> QuantizedModel:
     """Calibrate on ``images`` and quantize ``model``.
@@ -82,6 +83,8 @@ def quantize(
             are read.
         accuracy_drop: from a serialized model to its drop of accuracy on validation images, a ratio; needed with
             ``allocate.max_accuracy_drop``.
+        target_size: from a serialized Q/DQ model with names to the bytes that ``allocate`` counts; None: those of the
+            file.
         cache: folder for the statistics of calibration; None: no cache.
 
     Raises:
@@ -97,7 +100,7 @@ def quantize(
     allocates = config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
     if is_low_bit(quant) or is_refined(config.refine) or allocates:
         builder = _Builder(model, images, config, calibration, onnx.load_from_string(serialized))
-        built = _allocated(builder, accuracy_drop) if allocates else builder.build()
+        built = _allocated(builder, accuracy_drop, target_size) if allocates else builder.build()
         named, serialized = built.named, built.serialized
         calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
     elif quant.compact:
@@ -160,7 +163,11 @@ class _Builder:
         return _Built(named, _serialize(compact(emitted)) if config.quant.compact else named, plan)
 
 
-def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None) -> _Built:
+def _allocated(
+    builder: _Builder,
+    accuracy_drop: Callable[[bytes], float] | None,
+    target_size: Callable[[bytes], int] | None,
+) -> _Built:
     """The best model within ``allocate.budget_bytes``, or the smallest within ``allocate.max_accuracy_drop``.
 
     Limits that cannot be kept are refused before the sensitivities are measured, which takes minutes.
@@ -174,23 +181,26 @@ def _allocated(builder: _Builder, accuracy_drop: Callable[[bytes], float] | None
     allowed = allocation.allowed_widths(config, bits)
 
     def file_size(widths: BitWidths) -> int:
-        return len(builder.build(widths, refine=False).serialized)
+        built = builder.build(widths, refine=False)
+        return target_size(built.named) if target_size else len(built.serialized)
+
+    def measured() -> allocation.Choices:
+        choices = sensitivities(builder.model, builder.images, config, allowed)
+        return allocation.with_measured_bytes(choices, file_size) if target_size else choices
 
     if config.allocate.budget_bytes is not None:
         allocation.check_budget(file_size({layer: widths[0] for layer, widths in allowed.items()}), config)
-        choices = sensitivities(builder.model, builder.images, config, allowed)
-        return allocation.fit(builder.build, file_size, choices, config.allocate.budget_bytes)
+        return allocation.fit(builder.build, file_size, measured(), config.allocate.budget_bytes)
 
     assert accuracy_drop is not None
     assert config.allocate.max_accuracy_drop is not None
     widest = {layer: widths[-1] for layer, widths in allowed.items()}
     built = builder.build(widest)
     allocation.check_drop(accuracy_drop(built.serialized), config)
-    choices = sensitivities(builder.model, builder.images, config, allowed)
     return allocation.shrink(
         lambda widths: built if widths == widest else builder.build(widths),
         lambda candidate: accuracy_drop(candidate.serialized),
-        choices,
+        measured(),
         config.allocate.max_accuracy_drop,
     )
 

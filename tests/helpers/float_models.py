@@ -14,7 +14,7 @@ def float_model(nodes, weights, input_spec, outputs, opset=21):
 
     Args:
         nodes: they read ``input_spec.name``.
-        weights: {name: array}.
+        weights: {name: array}, stored as float32; int64 stays.
         input_spec: of the input.
         outputs: {name: shape without the batch}.
         opset: of the model.
@@ -24,7 +24,11 @@ def float_model(nodes, weights, input_spec, outputs, opset=21):
     ends = {input_spec.name: shape} | outputs
     batch = input_spec.batch or "batch"
     described = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *ends[name]]) for name in ends]
-    tensors = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
+    arrays = {name: np.asarray(array) for name, array in weights.items()}
+    tensors = [
+        numpy_helper.from_array(array if array.dtype == np.int64 else array.astype(np.float32), name)
+        for name, array in arrays.items()
+    ]
     graph = helper.make_graph(nodes, "net", described[:1], described[1:], tensors)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.checker.check_model(proto, full_check=True)

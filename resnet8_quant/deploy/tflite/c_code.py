@@ -56,7 +56,7 @@ def _aligned(size: int) -> int:
 
 
 def generate(model: TfliteModel, note: str = "") -> dict[str, str]:
-    """File name -> text of kernels.h, model.h and model.c.
+    """File name -> text of kernels.h, model.h, model.c and main.c, which runs images from standard input.
 
     Args:
         model: of the operators that kernels.h has.
@@ -101,8 +101,9 @@ void model_run(const int8_t input[MODEL_INPUT_BYTES], int8_t output[MODEL_OUTPUT
   memcpy(output, arena + {arena.offsets[model.output]}, MODEL_OUTPUT_BYTES);
 }}
 """
-    kernels = (files("resnet8_quant.deploy.tflite") / "c" / "kernels.h").read_text(encoding="utf-8")
-    return {"kernels.h": kernels, "model.h": header, "model.c": body}
+    folder = files("resnet8_quant.deploy.tflite") / "c"
+    fixed = {name: (folder / name).read_text(encoding="utf-8") for name in ("kernels.h", "main.c")}
+    return fixed | {"model.h": header, "model.c": body}
 
 
 def test_program(inputs: np.ndarray, outputs: np.ndarray) -> str:
@@ -182,6 +183,15 @@ class _Step:
         """Address and zero point of an input."""
         return f"{self.places[index]}, {self.tensor(index).zero_point}"
 
+    def operand(self, index: int) -> str:
+        """Address, zero point and shape of an input that may be constant."""
+        tensor = self.tensor(index)
+        if tensor.data is None:
+            return f"{self.read(index)}, {_shape(tensor)}"
+        name = f"constant_{self.number}_{index}"
+        self.constants.append(_array("int8_t", name, tensor.data.reshape(-1)))
+        return f"{name}, {tensor.zero_point}, {_shape(tensor)}"
+
     def image(self) -> str:
         """Address and shape of the first input."""
         return f"{self.places[0]}, {_shape(self.tensor())}"
@@ -223,7 +233,7 @@ def _conv(step: _Step) -> list[str]:
         _scales(f"scales_{step.number}", *reference.channel_scales(step.tensor(), weight, step.output))
     )
     if step.kind == "CONV_2D":
-        function, sizes = "rq_conv", f"{packed}, {kernel[0]}, {kernel[1]}"
+        function, sizes = "rq_conv", f"{packed}, {kernel[0]}, {kernel[1]}, {weight.shape[3]}"
     else:
         function, sizes = "rq_depthwise", f"{kernel[0]}, {kernel[1]}, {step.options.get('depth_multiplier', 1)}"
     return [
@@ -251,13 +261,14 @@ def _fully_connected(step: _Step) -> list[str]:
 def _add(step: _Step) -> list[str]:
     first, second, last = map(_scale, reference.add_scales([step.tensor(), step.tensor(1)], step.output))
     return [
-        f"rq_add({step.read()}, {first}, {step.read(1)}, {second}, {last}, {step.to}, {step.count}, {step.clamp()});"
+        f"rq_add({step.operand(0)}, {first}, {step.operand(1)}, {second}, {last}, {step.to}, {_shape(step.output)}, "
+        f"{step.clamp()});"
     ]
 
 
 def _mul(step: _Step) -> list[str]:
     scale = _scale(reference.product_scale(step.tensor(), step.tensor(1), step.output))
-    return [f"rq_mul({step.read()}, {step.read(1)}, {scale}, {step.to}, {step.count}, {step.clamp()});"]
+    return [f"rq_mul({step.operand(0)}, {step.operand(1)}, {scale}, {step.to}, {_shape(step.output)}, {step.clamp()});"]
 
 
 def _pool(step: _Step) -> list[str]:
@@ -278,14 +289,27 @@ def _pad(step: _Step) -> list[str]:
     sizes = step.tensor(1).data
     assert sizes is not None
     return [
-        f"rq_pad({step.image()}, {sizes[1][0]}, {sizes[2][0]}, {step.to}, {_shape(step.output)}, "
+        f"rq_pad({step.image()}, {sizes[1][0]}, {sizes[2][0]}, {sizes[3][0]}, {step.to}, {_shape(step.output)}, "
         f"{step.output.zero_point});"
     ]
 
 
 def _quantize(step: _Step) -> list[str]:
-    scale = _scale(reference.requantize_scale(step.tensor(), step.output))
+    # A RELU6 keeps the scale; it clamps codes.
+    pair = {"RELU": reference.relu_scale, "RELU6": reference.requantize_scale, "QUANTIZE": reference.requantize_scale}
+    scale = _scale(pair[step.kind](step.tensor(), step.output))
     return [f"rq_requantize({step.read()}, {scale}, {step.to}, {step.count}, {step.clamp()});"]
+
+
+def _hard_swish(step: _Step) -> list[str]:
+    scales = reference.hard_swish_scales(step.tensor(), step.output)
+    output, relu = _scale(scales[:2]), _scale(scales[2:])
+    return [f"rq_hard_swish({step.read()}, {output}, {relu}, {step.to}, {step.count}, {step.clamp()});"]
+
+
+def _logistic(step: _Step) -> list[str]:
+    multiplier, shift, radius = reference.logistic_scale(step.tensor())
+    return [f"rq_logistic({step.read()}, {_scale((multiplier, shift))}, {radius}, {step.to}, {step.count});"]
 
 
 def _concatenation(step: _Step) -> list[str]:
@@ -319,11 +343,15 @@ WRITERS: dict[str, Callable[[_Step], list[str]]] = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,
     "FULLY_CONNECTED": _fully_connected,
+    "HARD_SWISH": _hard_swish,
+    "LOGISTIC": _logistic,
     "MAX_POOL_2D": _pool,
     "MEAN": _mean,
     "MUL": _mul,
     "PAD": _pad,
     "QUANTIZE": _quantize,
+    "RELU": _quantize,
+    "RELU6": _quantize,
     "RESHAPE": lambda step: [],
     "SOFTMAX": _softmax,
 }

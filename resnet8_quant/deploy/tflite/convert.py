@@ -18,9 +18,9 @@ import onnx
 from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
 from resnet8_quant.deploy.tflite.qdq import LOW_BIT_REMEDY, QdqGraph, refuse
 from resnet8_quant.deploy.tflite.reference import padding
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, attributes
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, attributes, input_name
 
-SOFTMAX = (np.float32(1 / 256), -128)  # the only output parameters that the kernel takes
+SOFTMAX = (np.float32(1 / 256), -128)  # the only output parameters that the kernels of SOFTMAX and LOGISTIC take
 
 
 def convert(model: onnx.ModelProto, description: str = "", int4: bool = True) -> TfliteModel:
@@ -71,6 +71,8 @@ class _Converter:
         if self.onnx.output not in self.tensor:
             raise refuse(f"the output {self.onnx.output} is not quantized")
         self.result.output = self.tensor[self.onnx.output]
+        if self.result.output in self.flattened:
+            raise refuse("its output is a flattened image, whose values TensorFlow Lite orders otherwise")
         if self.result.input < 0:
             raise refuse("its input is not quantized")
         return self.result
@@ -90,41 +92,64 @@ class _Converter:
         node: onnx.NodeProto,
         inputs: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
+        params: tuple[np.float32, int] | None = None,
         **options: Any,
     ) -> int:
-        """Append an operator whose output is what ``node`` computes, with the Relu or Relu6 behind it."""
+        """Append an operator whose output is what ``node`` computes, with the Relu or Relu6 behind it.
+
+        Args:
+            shape: of the output; None: as ONNX has it.
+            params: scale and zero point that the kernel writes, if it cannot write those that ONNX has.
+        """
         name = node.output[0]
-        activation = self.onnx.activation(name)
-        if activation is not None:
-            last, options["activation"] = activation
-            name = last
-        elif "activation" in OPTIONS_WITH_ACTIVATION.get(kind, ()):
-            options["activation"] = "NONE"
-        quantize = self.onnx.quantizer(name)
-        scale, zero_point = self.onnx.parameters(quantize)
-        if kind == "SOFTMAX":
-            scale, zero_point = SOFTMAX
-        output = self.activation_tensor(name, shape or self.onnx.nhwc(name), scale, zero_point)
-        self.result.operators.append(Operator(kind, inputs, (output,), options))
+        last, activation = self.onnx.activation(name) or (name, "NONE")
+        quantize = self.onnx.quantizer(last)
+        asked = self.onnx.parameters(quantize)
+        if params is not None and self.onnx.is_output(quantize):
+            asked = params  # nothing behind it needs another scale, and 1/256 is what callers expect
+        params = params or asked
+        shape = shape or self.onnx.nhwc(name)
+        if kind in FUSING:
+            options["activation"] = activation if params == asked else "NONE"
+        fused = options.get("activation") == activation
+        output = self.append(kind, inputs, name, shape, params, **options)
+        if params != asked:
+            output = self.append("QUANTIZE", (output,), f"{name}_rescaled", shape, asked)
+        if activation != "NONE" and not fused:
+            output = self.append(activation, (output,), last, shape, asked)
         self.tensor[quantize.output[0]] = output
         return output
 
     def finish_same_scale(
         self, kind: str, node: onnx.NodeProto, inputs: tuple[int, ...], shape: tuple[int, ...], **options: Any
     ) -> int:
-        """As ``finish`` for an operator that keeps scale and zero point; another output scale gets a QUANTIZE."""
-        source = self.result.tensors[inputs[0]]
-        quantize = self.onnx.quantizer(node.output[0])
-        scale, zero_point = self.onnx.parameters(quantize)
-        assert source.scale is not None
-        kept = self.activation_tensor(node.output[0], shape, source.scale[0], source.zero_point)
-        self.result.operators.append(Operator(kind, inputs, (kept,), options))
-        output = kept
-        if (scale, zero_point) != (source.scale[0], source.zero_point):
-            output = self.activation_tensor(quantize.output[0], shape, scale, zero_point)
-            self.result.operators.append(Operator("QUANTIZE", (kept,), (output,)))
-        self.tensor[quantize.output[0]] = output
+        """As ``finish`` for an operator that keeps scale and zero point."""
+        return self.finish(kind, node, inputs, shape, self.params(inputs[0]), **options)
+
+    def append(
+        self,
+        kind: str,
+        inputs: tuple[int, ...],
+        name: str,
+        shape: tuple[int, ...],
+        params: tuple[np.float32, int],
+        **options: Any,
+    ) -> int:
+        """Append an operator; its output."""
+        output = self.activation_tensor(name, shape, *params)
+        self.result.operators.append(Operator(kind, inputs, (output,), options))
+        orders = {self.flattened[i] for i in inputs if i in self.flattened}
+        if orders and kind != "FULLY_CONNECTED":  # which undoes it in its weights
+            if len(orders) > 1 or kind == "CONCATENATION":
+                raise refuse(f"{name} joins images that were flattened, whose values TensorFlow Lite orders otherwise")
+            self.flattened[output] = orders.pop()
         return output
+
+    def params(self, tensor: int) -> tuple[np.float32, int]:
+        """Scale and zero point of an activation."""
+        scale = self.result.tensors[tensor].scale
+        assert scale is not None
+        return scale[0], self.result.tensors[tensor].zero_point
 
     def activation_tensor(self, name: str, shape: tuple[int, ...], scale: Any, zero_point: int) -> int:
         return self.result.add(Tensor(name, shape, "int8", np.array([scale], np.float32), zero_point))
@@ -137,26 +162,22 @@ class _Converter:
         tensor = Tensor(name, codes.shape, "int4" if small else "int8", scale, 0, per_channel, codes)
         return self.result.add(tensor)
 
-    def bias_tensor(self, node: onnx.NodeProto, source: int, scale: np.ndarray) -> int:
-        """int32 on scale input times weights, as ONNX Runtime's quantizer writes it too."""
-        if len(node.input) < 3 or not node.input[2]:
-            return -1
-        name = node.input[2]
-        if name in self.onnx.constants:
+    def bias_tensor(self, node: onnx.NodeProto, source: int, scale: np.ndarray, outputs: int) -> int:
+        """int32 on scale input times weights, as ONNX Runtime's quantizer writes it too.
+
+        Zeros where the layer has none: LiteRT's convolutions do not run without.
+        """
+        name, product = input_name(node, 2), self.params(source)[0] * scale
+        if not name:
+            name, codes = f"{node.output[0]}_bias", np.zeros(outputs, np.int32)
+        elif name in self.onnx.constants:
             codes = self.onnx.constants[name].codes
         elif name in self.onnx.arrays:
-            input_scale = self.result.tensors[source].scale
-            assert input_scale is not None
-            codes = np.rint(
-                self.onnx.arrays[name].astype(np.float64) / (np.float32(input_scale[0]) * scale).astype(np.float64)
-            )
+            codes = np.rint(self.onnx.arrays[name].astype(np.float64) / product.astype(np.float64))
         else:
             raise refuse(f"the bias of {node.output[0]} is computed; it must be constant")
         if np.abs(codes.astype(np.float64)).max(initial=0) > 2**31 - 1:
             raise refuse(f"the bias of {node.output[0]} does not fit int32 on its scale")
-        input_scale = self.result.tensors[source].scale
-        assert input_scale is not None
-        product = np.float32(input_scale[0]) * scale
         axis = 0 if len(product) > 1 else None
         return self.result.add(Tensor(name, codes.shape, "int32", product, 0, axis, codes.astype(np.int32)))
 
@@ -168,15 +189,11 @@ class _Converter:
         name = node.input[0]
         if name in self.tensor and name not in (self.onnx.input,):
             # Q behind DQ: the same integers, or the same values on another scale
-            source = self.result.tensors[self.tensor[name]]
-            scale, zero_point = self.onnx.parameters(node)
-            assert source.scale is not None
-            if (scale, zero_point) == (source.scale[0], source.zero_point):
-                self.tensor[node.output[0]] = self.tensor[name]
-                return
-            output = self.activation_tensor(node.output[0], source.shape, scale, zero_point)
-            self.result.operators.append(Operator("QUANTIZE", (self.tensor[name],), (output,)))
-            self.tensor[node.output[0]] = output
+            source, params = self.tensor[name], self.onnx.parameters(node)
+            if params != self.params(source):
+                shape = self.result.tensors[source].shape
+                source = self.append("QUANTIZE", (source,), node.output[0], shape, params)
+            self.tensor[node.output[0]] = source
             return
         if name in self.onnx.inputs():
             scale, zero_point = self.onnx.parameters(node)
@@ -211,19 +228,16 @@ class _Converter:
             )
         strides = tuple(settings.get("strides", [1, 1]))
         source, mode = self.padded(node, source, codes.shape[2:], strides, settings)
-        if group == 1:
-            weight = self.weight_tensor(node.input[1], codes.transpose(0, 2, 3, 1), scale, 0, packs=True)
-            bias = self.bias_tensor(node, source, scale)
-            self.finish("CONV_2D", node, (source, weight, bias), strides=strides, padding=mode)
-        elif group == channels:
+        if 1 < group == channels:
             weight = self.weight_tensor(node.input[1], codes.transpose(1, 2, 3, 0), scale, 3, packs=False)
-            bias = self.bias_tensor(node, source, scale)
+            bias = self.bias_tensor(node, source, scale, len(codes))
             options = {"strides": strides, "padding": mode, "depth_multiplier": codes.shape[0] // channels}
             self.finish("DEPTHWISE_CONV_2D", node, (source, weight, bias), **options)
         else:
-            raise refuse(
-                f"{node.output[0]} has {group} groups of {channels} channels; TensorFlow Lite Micro takes 1 or all"
-            )
+            # The kernels see groups in the shapes. Of packed weights they unpack those of one group only.
+            weight = self.weight_tensor(node.input[1], codes.transpose(0, 2, 3, 1), scale, 0, packs=group == 1)
+            bias = self.bias_tensor(node, source, scale, len(codes))
+            self.finish("CONV_2D", node, (source, weight, bias), strides=strides, padding=mode)
 
     def padded(
         self, node: onnx.NodeProto, source: int, kernel: Any, strides: Any, settings: dict[str, Any]
@@ -247,11 +261,8 @@ class _Converter:
             return source, "SAME"
         sizes = np.array([[0, 0], [pads[0], pads[2]], [pads[1], pads[3]], [0, 0]], np.int32)
         shape = tuple(int(size) + int(sizes[i].sum()) for i, size in enumerate(before.shape))
-        assert before.scale is not None
-        output = self.activation_tensor(f"{node.output[0]}_padded", shape, before.scale[0], before.zero_point)
         table = self.result.add(Tensor(f"{node.output[0]}_pads", (4, 2), "int32", data=sizes))
-        self.result.operators.append(Operator("PAD", (source, table), (output,)))
-        return output, "VALID"
+        return self.append("PAD", (source, table), f"{node.output[0]}_padded", shape, self.params(source)), "VALID"
 
     def gemm(self, node: onnx.NodeProto) -> None:
         settings = attributes(node)
@@ -269,14 +280,85 @@ class _Converter:
             codes = codes.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(len(codes), -1)
         packs = len(scale) == 1
         weight = self.weight_tensor(node.input[1], np.ascontiguousarray(codes), scale, 0, packs)
-        bias = self.bias_tensor(node, source, scale)
+        bias = self.bias_tensor(node, source, scale, len(codes))
         self.finish("FULLY_CONNECTED", node, (source, weight, bias), (1, len(codes)))
 
     def add(self, node: onnx.NodeProto) -> None:
-        first, second = self.source(node, 0), self.source(node, 1)
-        if self.result.tensors[first].shape != self.result.tensors[second].shape:
-            raise refuse(f"{node.output[0]} adds or multiplies tensors of different shapes")
-        self.finish({"Add": "ADD", "Mul": "MUL"}[node.op_type], node, (first, second))
+        """Add or Mul of two activations, or of one and a constant; sizes of 1 are repeated."""
+        first, second = (self.operand(node, index) for index in (0, 1))
+        self.finish(node.op_type.upper(), node, (first, second))
+
+    def operand(self, node: onnx.NodeProto, index: int) -> int:
+        """An input of Add or Mul as a tensor with as many dimensions as the output."""
+        name, rank = node.input[index], len(self.onnx.shapes[node.output[0]])
+        if name not in self.onnx.constants:
+            source = self.source(node, index)
+            if len(self.result.tensors[source].shape) != rank:
+                raise refuse(f"{node.output[0]} adds or multiplies tensors with different numbers of dimensions")
+            return source
+        constant = self.onnx.constants[name]
+        codes, zero = _as_int8(constant.codes), _as_int8(constant.zero_point)
+        if np.size(constant.scale) != 1:
+            raise refuse(f"the constant {name} of {node.op_type} has a scale for each channel")
+        values = codes.reshape((1,) * (rank - codes.ndim) + codes.shape)
+        if rank == 4:
+            values = values.transpose(0, 2, 3, 1)
+        elif any(tensor in self.flattened and values.size > 1 for tensor in self.result_inputs(node)):
+            raise refuse(f"{node.output[0]} adds or multiplies a constant to an image that was flattened")
+        scale = np.asarray(constant.scale, np.float32).reshape(1)
+        data = np.ascontiguousarray(values)
+        return self.result.add(Tensor(name, data.shape, "int8", scale, int(zero.reshape(-1)[0]), None, data))
+
+    def result_inputs(self, node: onnx.NodeProto) -> list[int]:
+        """The tensors that a node reads."""
+        return [self.tensor[name] for name in node.input if name in self.tensor]
+
+    def hard_swish(self, node: onnx.NodeProto) -> None:
+        """The kernel takes any output scale."""
+        self.finish("HARD_SWISH", node, (self.source(node),))
+
+    def sigmoid(self, node: onnx.NodeProto) -> None:
+        """The kernel writes steps of 1/256; a QUANTIZE puts them on another scale."""
+        self.finish("LOGISTIC", node, (self.source(node),), params=SOFTMAX)
+
+    def relu(self, node: onnx.NodeProto) -> None:
+        """A Relu or Clip between quantized tensors; one behind an operator belongs to that."""
+        name = node.input[0]
+        if name not in self.tensor:
+            return
+        producer = self.onnx.graph.producer(name)
+        if node.op_type == "Relu":
+            self.finish("RELU", node, (self.source(node),))
+        elif producer is not None and producer.op_type == "QuantizeLinear":
+            raise refuse(
+                f"{name} is limited for one of its readers (activations of fewer than 8 bits), which TensorFlow Lite "
+                "does not express",
+                LOW_BIT_REMEDY,
+            )
+        elif self.onnx.limits(node) == (0.0, 6.0):
+            self.finish_same_scale("RELU6", node, (self.source(node),), self.onnx.nhwc(node.output[0]))
+        else:
+            raise refuse(f"{node.output[0]} is a Clip to {self.onnx.limits(node)}; TensorFlow Lite has 0 to 6")
+
+    def pad(self, node: onnx.NodeProto) -> None:
+        """With zeros, whose code is the zero point."""
+        settings = attributes(node)
+        source = self.source(node)
+        before = self.result.tensors[source]
+        pads = settings.get("pads")
+        if pads is None and len(node.input) > 1 and node.input[1] in self.onnx.arrays:
+            pads = self.onnx.arrays[node.input[1]].tolist()
+        if settings.get("mode", b"constant") != b"constant" or input_name(node, 3) or pads is None:
+            raise refuse(f"{node.output[0]} is a Pad with a mode, axes or sizes that are not constant")
+        value = input_name(node, 2)
+        constant = self.onnx.constants.get(value)
+        filled = constant.codes - constant.zero_point if constant else self.onnx.arrays.get(value, np.zeros(1))
+        if len(pads) != 8 or min(pads) < 0 or np.any(filled) or any((pads[0], pads[4])):
+            raise refuse(f"{node.output[0]} is a Pad of {list(pads)} with {filled}; TensorFlow Lite pads images with 0")
+        sizes = np.array([[pads[axis], pads[axis + 4]] for axis in (0, 2, 3, 1)], np.int32)
+        shape = tuple(int(size + added.sum()) for size, added in zip(before.shape, sizes, strict=True))
+        table = self.result.add(Tensor(f"{node.output[0]}_pads", (4, 2), "int32", data=sizes))
+        self.finish_same_scale("PAD", node, (source, table), shape)
 
     def pool(self, node: onnx.NodeProto) -> None:
         settings = attributes(node)
@@ -287,9 +369,8 @@ class _Converter:
         whole = node.op_type == "GlobalAveragePool" or (
             average and tuple(settings["kernel_shape"]) == (height, width) and not any(settings.get("pads", [0]))
         )
-        scale, zero_point = self.onnx.parameters(self.onnx.quantizer(node.output[0]))
-        assert tensor.scale is not None
-        if whole and (scale, zero_point) != (tensor.scale[0], tensor.zero_point):
+        last, _ = self.onnx.activation(node.output[0]) or (node.output[0], "NONE")
+        if whole and self.onnx.parameters(self.onnx.quantizer(last)) != self.params(source):
             self.mean(node, source, keep_dims=True)
             return
         kernel = (height, width) if whole else tuple(settings["kernel_shape"])
@@ -308,7 +389,7 @@ class _Converter:
                 )
             mode = "SAME"
         kind = "AVERAGE_POOL_2D" if average else "MAX_POOL_2D"
-        options = {"filter": kernel, "strides": strides, "padding": mode, "activation": "NONE"}
+        options = {"filter": kernel, "strides": strides, "padding": mode}
         self.finish_same_scale(kind, node, (source,), self.onnx.nhwc(node.output[0]), **options)
 
     def mean(self, node: onnx.NodeProto, source: int, keep_dims: bool) -> None:
@@ -340,21 +421,19 @@ class _Converter:
         rank = len(self.onnx.shapes[node.input[0]])
         if attributes(node).get("axis", -1) % rank != rank - 1 or rank != 2:
             raise refuse(f"{node.output[0]} is a Softmax over another axis than the last of two")
-        self.finish("SOFTMAX", node, (self.source(node),), self.onnx.shapes[node.output[0]], beta=1.0)
+        shape = self.onnx.shapes[node.output[0]]
+        self.finish("SOFTMAX", node, (self.source(node),), shape, SOFTMAX, beta=1.0)
 
     def concat(self, node: onnx.NodeProto) -> None:
         """Each input on the output's scale first, as ONNX's DequantizeLinear and QuantizeLinear put it there."""
-        quantize = self.onnx.quantizer(node.output[0])
-        scale, zero_point = self.onnx.parameters(quantize)
+        last, _ = self.onnx.activation(node.output[0]) or (node.output[0], "NONE")
+        params = self.onnx.parameters(self.onnx.quantizer(last))
         inputs = []
         for index in range(len(node.input)):
             source = self.source(node, index)
-            tensor = self.result.tensors[source]
-            assert tensor.scale is not None
-            if (tensor.scale[0], tensor.zero_point) != (scale, zero_point):
-                moved = self.activation_tensor(f"{node.output[0]}_{index}", tensor.shape, scale, zero_point)
-                self.result.operators.append(Operator("QUANTIZE", (source,), (moved,)))
-                source = moved
+            if self.params(source) != params:
+                shape = self.result.tensors[source].shape
+                source = self.append("QUANTIZE", (source,), f"{node.output[0]}_{index}", shape, params)
             inputs.append(source)
         rank = len(self.onnx.shapes[node.input[0]])
         axis = attributes(node)["axis"] % rank
@@ -375,43 +454,43 @@ class _Converter:
         elif name != self.onnx.input:
             raise refuse(f"{name} is transposed in float")
 
-    def skip(self, node: onnx.NodeProto) -> None:
-        """Relu and Clip are part of the operator before them."""
-        if node.input[0] not in self.tensor:
-            return
-        if node.op_type == "Clip":
-            raise refuse(
-                f"{node.input[0]} is limited for one of its readers (activations of fewer than 8 bits), which "
-                "TensorFlow Lite does not express",
-                LOW_BIT_REMEDY,
-            )
-        raise refuse(f"{node.op_type} ({node.output[0]}) stands alone between quantized tensors")
-
     def cast(self, node: onnx.NodeProto) -> None:
         self.onnx.read_cast(node)
 
 
-OPTIONS_WITH_ACTIVATION: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("ADD", "MUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "CONCATENATION"), ("activation",)
-)
+def _as_int8(codes: np.ndarray) -> np.ndarray:
+    """int8 codes or zero points of uint8 or int8 ones."""
+    if codes.dtype == np.uint8:
+        return (codes.astype(np.int16) - 128).astype(np.int8)
+    if codes.dtype != np.int8:
+        raise refuse(f"a constant has {codes.dtype} codes; TensorFlow Lite's kernels take int8")
+    return codes
+
+
+FUSING = frozenset(
+    ("ADD", "AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MAX_POOL_2D", "MUL")
+)  # kernels that take a Relu or Relu6
 HANDLERS: dict[str, Callable[[_Converter, onnx.NodeProto], None]] = {
     "Add": _Converter.add,
     "AveragePool": _Converter.pool,
     "Cast": _Converter.cast,
-    "Clip": _Converter.skip,
+    "Clip": _Converter.relu,
     "Concat": _Converter.concat,
     "Conv": _Converter.conv,
     "DequantizeLinear": _Converter.dequantize,
     "Flatten": _Converter.reshape,
     "Gemm": _Converter.gemm,
     "GlobalAveragePool": _Converter.pool,
+    "HardSwish": _Converter.hard_swish,
     "MatMul": _Converter.gemm,
     "MaxPool": _Converter.pool,
     "Mul": _Converter.add,
+    "Pad": _Converter.pad,
     "QuantizeLinear": _Converter.quantize,
     "ReduceMean": _Converter.reduce_mean,
-    "Relu": _Converter.skip,
+    "Relu": _Converter.relu,
     "Reshape": _Converter.reshape,
+    "Sigmoid": _Converter.sigmoid,
     "Softmax": _Converter.softmax,
     "Transpose": _Converter.transpose,
 }

@@ -15,60 +15,65 @@ from resnet8_quant.errors import ExperimentError, missing_extra
 
 SCHEMAS = ("ai_edge_litert.schema_py_generated", "tflite_micro.tensorflow.lite.micro.python.schema_py_generated")
 ALIGNMENT = 16
-# Operator -> the name of its options and the version that its int8 kernel wants.
-OPTIONS = {
-    "ADD": "AddOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "MUL": "MulOptions",
-    "PAD": "PadOptions",
-    "QUANTIZE": "QuantizeOptions",
-    "DEQUANTIZE": "DequantizeOptions",
-    "RESHAPE": "ReshapeOptions",
-    "SOFTMAX": "SoftmaxOptions",
+# Operator -> name of its options, if it has some, and the version that its int8 kernel wants.
+OPERATORS = {
+    "ADD": ("AddOptions", 2),
+    "AVERAGE_POOL_2D": ("Pool2DOptions", 2),
+    "CONCATENATION": ("ConcatenationOptions", 2),
+    "CONV_2D": ("Conv2DOptions", 3),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", 3),
+    "DEQUANTIZE": ("DequantizeOptions", 2),
+    "FULLY_CONNECTED": ("FullyConnectedOptions", 4),
+    "HARD_SWISH": ("HardSwishOptions", 1),
+    "LOGISTIC": ("", 2),
+    "MAX_POOL_2D": ("Pool2DOptions", 2),
+    "MEAN": ("ReducerOptions", 2),
+    "MUL": ("MulOptions", 2),
+    "PAD": ("PadOptions", 2),
+    "QUANTIZE": ("QuantizeOptions", 2),
+    "RELU": ("", 2),
+    "RELU6": ("", 2),
+    "RESHAPE": ("ReshapeOptions", 1),
+    "SOFTMAX": ("SoftmaxOptions", 2),
 }
-VERSIONS = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "QUANTIZE": 2,
-    "DEQUANTIZE": 2,
-    "RESHAPE": 1,
-    "SOFTMAX": 2,
-}
+
+NEEDED = (
+    "ModelT",
+    "Model",
+    "TensorType",
+    "BuiltinOperator",
+    "OperatorT",
+    *filter(None, {o for o, _ in OPERATORS.values()}),
+)
 
 
 def schema() -> Any:
     """The module with the classes of the format.
 
     Raises:
-        ExperimentError: neither runtime is installed.
+        ExperimentError: neither runtime is installed, or its schema is one that we do not know.
     """
     for name in SCHEMAS:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except ModuleNotFoundError:
             continue
+        if lacking := [needed for needed in NEEDED if not hasattr(module, needed)]:
+            package = name.partition(".")[0]
+            raise ExperimentError(
+                f"the installed {package.replace('_', '-')} has another version of the .tflite schema: it lacks "
+                f"{', '.join(lacking)}",
+                "pip install -c constraints.txt -e '.[tflite]'",
+            )
+        return module
     raise missing_extra("ai-edge-litert", "tflite")
 
 
 def write(model: TfliteModel) -> bytes:
     """The bytes of the .tflite file; the same model gives the same bytes."""
+    fb = schema()
     import flatbuffers
 
-    fb = schema()
     root = fb.ModelT()
     root.version = 3
     root.description = model.description
@@ -91,7 +96,7 @@ def write(model: TfliteModel) -> bytes:
         code = fb.OperatorCodeT()
         code.builtinCode = getattr(fb.BuiltinOperator, kind)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        code.version = VERSIONS[kind]
+        code.version = OPERATORS[kind][1]
         root.operatorCodes.append(code)
     graph.operators = [_operator(fb, operator, kinds) for operator in model.operators]
     root.subgraphs = [graph]
@@ -134,7 +139,9 @@ def _operator(fb: Any, operator: Operator, kinds: list[str]) -> Any:
     entry = fb.OperatorT()
     entry.opcodeIndex = kinds.index(operator.kind)
     entry.inputs, entry.outputs = list(operator.inputs), list(operator.outputs)
-    name = OPTIONS[operator.kind]
+    name = OPERATORS[operator.kind][0]
+    if not name:
+        return entry
     entry.builtinOptionsType = getattr(fb.BuiltinOptions, name)
     options = getattr(fb, name + "T")()
     given: dict[str, Any] = operator.options
@@ -180,11 +187,34 @@ def read(data: bytes) -> TfliteModel:
         codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in root.operatorCodes]
         tensors = [_read_tensor(tensor, types, root.buffers) for tensor in graph.tensors]
         operators = [_read_operator(fb, operator, kinds[codes[operator.opcodeIndex]]) for operator in graph.operators]
+        _check(tensors, operators, source, result)
     except Exception as error:  # a damaged flatbuffer raises whatever NumPy and struct raise
         raise ExperimentError(
             f"the .tflite file cannot be read: {error}", "write it again: python run.py quant=int8 deploy=tflite"
         ) from error
-    return TfliteModel(tensors, operators, int(source), int(result), (root.description or b"").decode())
+    return TfliteModel(tensors, operators, int(source), int(result), (root.description or b"").decode(errors="replace"))
+
+
+def _check(tensors: list[Tensor], operators: list[Operator], source: int, result: int) -> None:
+    """Refuse what the format allows but no model has.
+
+    Raises:
+        ValueError: an index that names no tensor, a size below 1, or a tensor that is read before it is computed.
+    """
+    if any(size < 1 for tensor in tensors for size in tensor.shape):
+        raise ValueError("a tensor has a size below 1")
+    known = {source} | {i for i, tensor in enumerate(tensors) if tensor.data is not None}
+    for operator in operators:
+        weighted = operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+        if len(operator.outputs) != 1 or not 0 <= operator.outputs[0] < len(tensors) or operator.outputs[0] in known:
+            raise ValueError(f"{operator.kind} has {len(operator.outputs)} outputs, or writes what is there already")
+        if not operator.inputs or weighted > (len(operator.inputs) == 3):
+            raise ValueError(f"{operator.kind} has {len(operator.inputs)} inputs")
+        if any(i != -1 and i not in known for i in operator.inputs) or operator.inputs[0] == -1:
+            raise ValueError(f"{operator.kind} reads a tensor before it is computed")
+        known.add(operator.outputs[0])
+    if not 0 <= source < len(tensors) or result not in known:
+        raise ValueError("its input or its output is no tensor that is computed")
 
 
 def _read_tensor(entry: Any, types: dict[int, str], buffers: Any) -> Tensor:
@@ -200,10 +230,10 @@ def _read_tensor(entry: Any, types: dict[int, str], buffers: Any) -> Tensor:
             data = np.frombuffer(stored, np.dtype(dtype).newbyteorder("<")).reshape(shape)
     quantization = entry.quantization
     if quantization is None or quantization.scale is None or not len(quantization.scale):
-        return Tensor(entry.name.decode(), shape, dtype, data=data)
+        return Tensor(entry.name.decode(errors="replace"), shape, dtype, data=data)
     scale = np.asarray(quantization.scale, np.float32)
     axis = int(quantization.quantizedDimension) if len(scale) > 1 else None
-    return Tensor(entry.name.decode(), shape, dtype, scale, int(quantization.zeroPoint[0]), axis, data)
+    return Tensor(entry.name.decode(errors="replace"), shape, dtype, scale, int(quantization.zeroPoint[0]), axis, data)
 
 
 def _read_operator(fb: Any, entry: Any, kind: str) -> Operator:

@@ -6,9 +6,12 @@ Activations are NHWC with a batch of 1, as TensorFlow Lite stores them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from resnet8_quant.deploy.memory import Layer, Memory
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Size in memory; two int4 values share a byte."""
-        count = int(np.prod(self.shape, dtype=np.int64))
+        count = math.prod(self.shape)
         return (count + 1) // 2 if self.dtype == "int4" else count * np.dtype(self.dtype).itemsize
 
 
@@ -70,6 +73,29 @@ class TfliteModel:
         """Append a tensor; its index."""
         self.tensors.append(tensor)
         return len(self.tensors) - 1
+
+    def memory(self) -> Memory:
+        """Figures of the model as the Micro runs it: in the order of the file."""
+        owner, live = self.owners(), tuple(self.live_bytes())
+        sizes = {str(i): self.tensors[i].bytes for i in set(owner.values())}
+        layers = []
+        for operator in self.operators:
+            output = operator.outputs[0]
+            read = tuple(str(owner[i]) for i in operator.inputs if i in owner)
+            work = self._work(operator)
+            layers.append(Layer(self.tensors[output].name, operator.kind, *work, read, str(owner[output])))
+        return Memory(tuple(layers), sizes, live, sum(layer.macs for layer in layers), max(live, default=0))
+
+    def _work(self, operator: Operator) -> tuple[int, int, int, int]:
+        """Multiply-accumulates, weights, their bits, and biases."""
+        if operator.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            return 0, 0, 0, 0
+        weight, bias = self.tensors[operator.inputs[1]], operator.inputs[2]
+        weights = math.prod(weight.shape)
+        output = self.tensors[operator.outputs[0]].shape
+        positions = output[1] * output[2] if len(output) == 4 else 1
+        biases = math.prod(self.tensors[bias].shape) if bias >= 0 else 0
+        return weights * positions, weights, 4 if weight.dtype == "int4" else 8, biases
 
     def lifetimes(self) -> dict[int, tuple[int, int]]:
         """Of each activation with its own memory: the step that writes it (-1: the input) and the last that reads it.

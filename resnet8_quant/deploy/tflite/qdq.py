@@ -76,6 +76,11 @@ class QdqGraph:
             raise refuse(f"{name} is used in float: there is no QuantizeLinear behind it")
         return quantizers[0]
 
+    def is_output(self, quantize: onnx.NodeProto) -> bool:
+        """Whether what a QuantizeLinear writes is the model's output, dequantized or not."""
+        ends = {name for node in self.graph.consumers(quantize.output[0]) for name in node.output}
+        return self.output in ends | {quantize.output[0]}
+
     def activation(self, name: str) -> tuple[str, str] | None:
         """The output name and the fused activation of a Relu or Clip behind ``name``; None: there is none."""
         readers = self.graph.consumers(name)
@@ -84,8 +89,7 @@ class QdqGraph:
         node = readers[0]
         if node.op_type == "Relu":
             return node.output[0], "RELU"
-        low, high = (self.arrays.get(n) if n else None for n in [*node.input[1:], "", ""][:2])
-        limits = tuple(None if limit is None else float(limit) for limit in (low, high))
+        limits = self.limits(node)
         if limits == (0.0, 6.0):
             return node.output[0], "RELU6"
         quantize = self.quantizer(node.output[0])
@@ -104,6 +108,11 @@ class QdqGraph:
             "activation says",
             LOW_BIT_REMEDY,
         )
+
+    def limits(self, node: onnx.NodeProto) -> tuple[float | None, ...]:
+        """Lowest and highest value of a Clip; None: no limit."""
+        values = (self.arrays.get(input_name(node, position)) for position in (1, 2))
+        return tuple(None if value is None else float(value) for value in values)
 
     def nhwc(self, name: str) -> tuple[int, ...]:
         """The shape of an ONNX value as TensorFlow Lite stores it."""

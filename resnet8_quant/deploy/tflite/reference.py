@@ -15,7 +15,7 @@ import numpy as np
 from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
 
 Array = Any  # np.ndarray, whose element types NumPy's stubs cannot follow through this arithmetic
-INT32_MAX = 2**31 - 1
+INT32_MAX, INT16_MAX = 2**31 - 1, 2**15 - 1
 ADD_SHIFT = 20  # M/add_common.cc
 
 
@@ -34,18 +34,18 @@ def quantize_multiplier(value: float) -> tuple[int, int]:
 
 
 def rounding_doubling_high_mul(a: Array, b: Array | int) -> Array:
-    """High 32 bits of twice the product, rounded half away from zero (gemmlowp, SaturatingRoundingDoublingHighMul)."""
-    product = a.astype(np.int64) * b
-    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    # C++ division truncates towards zero; a shift would round down.
-    return np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
+    """High 32 bits of twice the product, to nearest (gemmlowp, SaturatingRoundingDoublingHighMul).
+
+    C++ adds another nudge to a negative product and divides towards zero; a shift, which rounds down, is the same.
+    """
+    return (a.astype(np.int64) * b + (1 << 30)) >> 31
 
 
 def rounding_divide_by_pot(x: Array, exponent: Array | int) -> Array:
     """``x / 2 ** exponent``, rounded half away from zero (gemmlowp, RoundingDivideByPOT)."""
-    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
-    threshold = (mask >> 1) + (x < 0)
-    return (x >> np.asarray(exponent, np.int64)) + ((x & mask) > threshold)
+    exponent = np.asarray(exponent, np.int64)
+    half = (np.int64(1) << exponent) >> 1
+    return (x + half + np.where(exponent > 0, x >> 63, 0)) >> exponent
 
 
 def multiply_by_quantized_multiplier(x: Array, multiplier: Array | int, shift: Array | int) -> Array:
@@ -79,7 +79,7 @@ def run(model: TfliteModel, inputs: Array, every: bool = False) -> Array | dict[
 
 def activation_limits(operator: Operator, output: Tensor) -> tuple[int, int]:
     """The clamp of a fused activation (kernels/kernel_util.cc, CalculateActivationRangeQuantized)."""
-    kind = operator.options.get("activation", "NONE")
+    kind = operator.kind if operator.kind in ("RELU", "RELU6") else operator.options.get("activation", "NONE")
     low, high = -128, 127
     if kind in ("RELU", "RELU6"):
         low = max(low, output.zero_point)
@@ -138,12 +138,17 @@ def _conv(operator: Operator, tensors: list[Any], arrays: list[Any], output: Ten
     """R/integer_ops/conv.h, ConvPerChannel: zero points out, 32-bit sums, bias, one multiplier for each channel."""
     source, weights, _ = tensors
     x, w, bias = arrays
-    patches = _windows(x.astype(np.int32) - source.zero_point, w.shape[1:3], operator, 0)
-    # float64 holds these sums exactly: products are below 2^15, a layer sums far fewer than 2^38 of them.
-    n, height, width = patches.shape[:3]
-    columns = patches.reshape(n * height * width, -1).astype(np.float64)
-    matrix = w.transpose(3, 1, 2, 0).reshape(-1, w.shape[0]).astype(np.float64)
-    sums = (columns @ matrix).astype(np.int64).reshape(n, height, width, -1)
+    # Floats hold these sums exactly, float32 as long as they stay below 2^24 in whatever order BLAS adds.
+    largest = 255 * np.abs(w.astype(np.int64)).sum((1, 2, 3)).max()
+    dtype = np.float32 if largest < 2**24 else np.float64
+    patches = _windows(x.astype(dtype) - dtype(source.zero_point), w.shape[1:3], operator, 0)
+    n, height, width, channels = patches.shape[:4]
+    groups = channels // w.shape[3]
+    parts = []
+    for group, kernels in enumerate(np.split(w, groups)):
+        columns = patches[:, :, :, group * w.shape[3] : (group + 1) * w.shape[3]].reshape(n * height * width, -1)
+        parts.append(columns @ kernels.transpose(3, 1, 2, 0).reshape(-1, len(kernels)).astype(dtype))
+    sums = np.concatenate(parts, 1).astype(np.int64).reshape(n, height, width, -1)
     if bias is not None:
         sums = sums + bias
     return _clamp(multiply_by_quantized_multiplier(sums, *channel_scales(source, weights, output)), operator, output)
@@ -249,6 +254,24 @@ def _pad(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tens
     return np.pad(arrays[0], [tuple(pair) for pair in arrays[1]], constant_values=output.zero_point)
 
 
+def relu_scale(source: Tensor, output: Tensor) -> tuple[int, int]:
+    """Multiplier and shift of a RELU (M/activations_common.cc, CalculateReluOpData): the quotient is a float32."""
+    assert source.scale is not None
+    assert output.scale is not None
+    return quantize_multiplier(float(source.scale[0] / output.scale[0]))
+
+
+def _relu(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
+    """M/activations_common.cc, ReluQuantized: from one scale to another, at least 0."""
+    x = arrays[0].astype(np.int64) - tensors[0].zero_point
+    return _clamp(multiply_by_quantized_multiplier(x, *relu_scale(tensors[0], output)), operator, output)
+
+
+def _relu6(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
+    """M/activations_common.cc, Relu6Quantized: 0 to 6 on the input's scale, which the output keeps."""
+    return np.clip(arrays[0], *activation_limits(operator, output)).astype(np.int8)
+
+
 def requantize_scale(source: Tensor, output: Tensor) -> tuple[int, int]:
     """Multiplier and shift from one scale to another."""
     return quantize_multiplier(_scale(source) / _scale(output))
@@ -276,18 +299,60 @@ def _concatenation(operator: Operator, tensors: list[Any], arrays: list[Any], ou
     return np.concatenate(arrays, axis)
 
 
-# Softmax in fixed point (R/softmax.h with gemmlowp's fixedpoint.h). Differences to the largest logit have 5 integer
-# bits, sums of exponentials 12.
-DIFFERENCE_BITS, SUM_BITS = 5, 12
+# HARD_SWISH in 16 bits (R/hard_swish.h)
 
 
-def _exp_on_negative(x: Array) -> Array:
-    """exp of int32 with 5 integer bits, x <= 0; result with 0 integer bits (gemmlowp, exp_on_negative_values)."""
-    fraction_bits = 31 - DIFFERENCE_BITS
+def hard_swish_scales(source: Tensor, output: Tensor) -> tuple[int, int, int, int]:
+    """16-bit multiplier and exponent to the output's scale, and those to a scale where 3 is 2^15
+    (M/hard_swish_common.cc)."""
+    assert source.scale is not None
+    assert output.scale is not None
+    fine = np.float32(1 / 128) * source.scale[0]
+    pairs = [quantize_multiplier(float(fine / other)) for other in (output.scale[0], np.float32(3 / 32768))]
+    (first, to_output), (second, to_relu) = pairs
+    return _as_16_bits(first), to_output, _as_16_bits(second), to_relu
+
+
+def _as_16_bits(multiplier: int) -> int:
+    return min((multiplier + (1 << 15)) >> 16, INT16_MAX)
+
+
+def _high_mul_16(a: Array, b: Array | int, rounds: bool) -> Array:
+    """High 16 bits of twice the product, rounded half away from zero, or towards zero."""
+    product = a * b
+    nudged = product + (np.where(product >= 0, 1 << 14, 1 - (1 << 14)) if rounds else 0)
+    return np.minimum(np.where(nudged >= 0, nudged >> 15, -((-nudged) >> 15)), INT16_MAX)
+
+
+def _shift_16(x: Array, bits: int) -> Array:
+    return np.clip(x << bits, -INT16_MAX - 1, INT16_MAX)
+
+
+def _hard_swish(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
+    """x * relu6(x + 3) / 6: the first factor on the output's scale, the second one between 0 and 2^15."""
+    to_output, output_exponent, to_relu, relu_exponent = hard_swish_scales(tensors[0], output)
+    fine = (arrays[0].astype(np.int64) - tensors[0].zero_point) << 7
+    value = _high_mul_16(fine, to_output, rounds=True)
+    gate = fine if relu_exponent <= 0 else _shift_16(fine, relu_exponent - 1)
+    gate = _high_mul_16(gate, to_relu, rounds=True)
+    gate = _shift_16(gate, 1) if relu_exponent > 0 else rounding_divide_by_pot(gate, -relu_exponent)
+    gate = (gate + (1 << 15)) >> 1
+    product = _high_mul_16(gate, value, rounds=False)
+    return _clamp(rounding_divide_by_pot(product, -output_exponent), operator, output)
+
+
+# SOFTMAX and LOGISTIC in fixed point (R/softmax.h, R/integer_ops/logistic.h, with gemmlowp's fixedpoint.h). Differences
+# to the largest logit have 5 integer bits, inputs of LOGISTIC 4, sums of exponentials 12.
+DIFFERENCE_BITS, LOGISTIC_BITS, SUM_BITS = 5, 4, 12
+
+
+def _exp_on_negative(x: Array, integer_bits: int) -> Array:
+    """exp of int32 with so many integer bits, x <= 0; result with 0 integer bits (gemmlowp, exp_on_negative_values)."""
+    fraction_bits = 31 - integer_bits
     quarter = np.int64(1 << (fraction_bits - 2))
     masked = (x & (quarter - 1)) - quarter
     # exp on [-1/4, 0): a Taylor polynomial around -1/8, of inputs with 0 integer bits
-    a = masked << DIFFERENCE_BITS
+    a = masked << integer_bits
     term = 1895147668  # exp(-1/8)
     third = 715827883  # 1/3
     y = a + (1 << 28)
@@ -298,10 +363,9 @@ def _exp_on_negative(x: Array) -> Array:
     inner = rounding_divide_by_pot(rounding_doubling_high_mul(y4_over_4 + y3, third) + y2, 1)
     result = term + rounding_doubling_high_mul(y + inner, term)
     remainder = masked - x
-    # Each bit of the whole quarters multiplies by its own exp(-2^e).
-    for exponent, factor in zip(
-        range(-2, 5), (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242), strict=True
-    ):
+    # Each bit of the whole quarters multiplies by its own exp(-2^e), e from -2 to the highest integer bit.
+    factors = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)
+    for exponent, factor in zip(range(-2, integer_bits), factors, strict=False):
         bit = np.int64(1) << (fraction_bits + exponent)
         result = np.where(remainder & bit, rounding_doubling_high_mul(result, factor), result)
     return np.where(x == 0, INT32_MAX, result)
@@ -323,13 +387,37 @@ def _saturating_shift(x: Array, bits: int) -> Array:
     return np.clip(x << bits, -(2**31), INT32_MAX)
 
 
+def logistic_scale(source: Tensor) -> tuple[int, int, int]:
+    """Multiplier and shift of an input, and the distance from 0 at which the result is 0 or 1
+    (M/logistic_common.cc)."""
+    multiplier, shift = quantize_multiplier(_scale(source) * (1 << (31 - LOGISTIC_BITS)))
+    return multiplier, shift, _radius(LOGISTIC_BITS, shift)
+
+
+def _radius(integer_bits: int, shift: int) -> int:
+    """Largest input that has no more than so many integer bits (kernels/internal/quantization_util.cc,
+    CalculateInputRadius)."""
+    return math.floor(((1 << integer_bits) - 1) * float(1 << (31 - integer_bits)) / 2.0**shift)
+
+
+def _logistic(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
+    """R/integer_ops/logistic.h: 1 / (1 + exp(-|x|)), mirrored for x < 0; output scale 1/256 and zero point -128."""
+    multiplier, shift, radius = logistic_scale(tensors[0])
+    x = arrays[0].astype(np.int64) - tensors[0].zero_point
+    inside = np.abs(x) < radius
+    scaled = multiply_by_quantized_multiplier(np.where(inside, x, 0), multiplier, shift)
+    positive = _one_over_one_plus(_exp_on_negative(-np.abs(scaled), LOGISTIC_BITS))
+    result = np.where(scaled > 0, positive, np.where(scaled < 0, INT32_MAX - positive, 1 << 30))
+    codes = np.clip(rounding_divide_by_pot(result, 31 - 8) - 128, -128, 127)
+    return np.where(inside, codes, np.where(x > 0, 127, -128)).astype(np.int8)
+
+
 def softmax_scale(source: Tensor, beta: float) -> tuple[int, int, int]:
     """Multiplier and shift of a difference of logits, and the smallest difference that counts
-    (kernels/internal/quantization_util.cc, PreprocessSoftmaxScaling and CalculateInputRadius)."""
+    (kernels/internal/quantization_util.cc, PreprocessSoftmaxScaling)."""
     real = min(beta * _scale(source) * (1 << (31 - DIFFERENCE_BITS)), float(INT32_MAX))
     multiplier, shift = quantize_multiplier(real)
-    radius = ((1 << DIFFERENCE_BITS) - 1) * float(1 << (31 - DIFFERENCE_BITS)) / (1 << shift)
-    return multiplier, shift, -math.floor(radius)
+    return multiplier, shift, -_radius(DIFFERENCE_BITS, shift)
 
 
 def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: Tensor) -> Array:
@@ -339,7 +427,7 @@ def _softmax(operator: Operator, tensors: list[Any], arrays: list[Any], output: 
     difference = x - x.max(-1, keepdims=True)
     counted = difference >= smallest
     exponential = _exp_on_negative(
-        multiply_by_quantized_multiplier(np.where(counted, difference, 0), multiplier, shift)
+        multiply_by_quantized_multiplier(np.where(counted, difference, 0), multiplier, shift), DIFFERENCE_BITS
     )
     exponential = np.where(counted, exponential, 0)
     total = rounding_divide_by_pot(exponential, SUM_BITS).sum(-1, keepdims=True)
@@ -363,11 +451,15 @@ KERNELS: dict[str, Callable[[Operator, list[Any], list[Any], Tensor], Array]] = 
     "DEPTHWISE_CONV_2D": _depthwise,
     "DEQUANTIZE": _dequantize,
     "FULLY_CONNECTED": _fully_connected,
+    "HARD_SWISH": _hard_swish,
+    "LOGISTIC": _logistic,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,
     "MUL": _mul,
     "PAD": _pad,
     "QUANTIZE": _quantize,
+    "RELU": _relu,
+    "RELU6": _relu6,
     "RESHAPE": _reshape,
     "SOFTMAX": _softmax,
 }

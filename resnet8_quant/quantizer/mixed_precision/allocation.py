@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from resnet8_quant.config import Config
+from resnet8_quant.config import Config, SizeOf
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.quantizer.plan import LayerBits
 
@@ -82,7 +83,7 @@ def check_budget(smallest_file: int, config: Config) -> None:
     remedies = [f"allocate.budget_bytes={smallest_file}"]
     if min(config.allocate.choices) > 2:
         remedies.append("narrower allocate.choices")
-    if not config.quant.compact:
+    if not config.quant.compact and config.allocate.count is SizeOf.file:
         remedies.append("quant.compact=true")
     raise ExperimentError(
         f"`allocate.budget_bytes` is {budget}; the smallest possible file has {smallest_file} bytes",
@@ -112,6 +113,25 @@ def check_drop(drop: float, config: Config) -> None:
         f"{drop:.4f}",
         ", or ".join(remedies),
     )
+
+
+def with_measured_bytes(choices: Choices, file_size: Callable[[BitWidths], int]) -> Choices:
+    """Payloads as a target stores the codes: what its file shrinks by when one layer alone gets fewer bits.
+
+    A target may have no type for a bit width, or none in some operator.
+    """
+    widest = {layer: max(options, key=lambda choice: choice.bits) for layer, options in choices.items()}
+    widths = {layer: choice.bits for layer, choice in widest.items()}
+    largest = file_size(widths)
+    return {
+        layer: [
+            dataclasses.replace(
+                choice, payload=widest[layer].payload + file_size(widths | {layer: choice.bits}) - largest
+            )
+            for choice in options
+        ]
+        for layer, options in choices.items()
+    }
 
 
 def smallest_payload(choices: Choices) -> int:

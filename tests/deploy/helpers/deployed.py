@@ -1,4 +1,4 @@
-"""Small classifiers of many shapes, and the answers of quantized and of deployed models as integers.
+"""Small classifiers of many shapes, and the predictions of quantized and of deployed models as integers.
 
 The reference is ONNX Runtime on the plain Q/DQ model in a session that does not saturate, with integer kernels for the
 types that the model has: session.qdqisint8allowed=1 has int8 activations fused too, which ONNX Runtime does by itself

@@ -1,10 +1,14 @@
 """The NumPy arithmetic of each operator equals TensorFlow Lite Micro's, bit for bit, on random shapes and scales."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from resnet8_quant.deploy.tflite import file, reference
+from resnet8_quant.deploy.tflite import file, reference, runtimes
 from resnet8_quant.deploy.tflite.model import Operator, Tensor, TfliteModel
+from resnet8_quant.inputs.sample import load_sample
 
 runtime = pytest.importorskip(
     "tflite_micro.python.tflite_micro.runtime", reason="needs TensorFlow Lite Micro: pip install -e '.[tflite]'"
@@ -122,6 +126,43 @@ def test_pools(seed, kind, padding):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_grouped_conv(seed):
+    net = Net(seed, (1, 5, 5, 6))
+    weight, bias = net.weights((4, 3, 3, 3), 0, per_channel=True)
+    output = net.activation((1, 5, 5, 4), net.scale(0.05, 0.5))
+    net.then("CONV_2D", (net.last, weight, bias), output, strides=(1, 1), padding="SAME", activation="NONE")
+    assert len(np.unique(net.check())) > 5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["ADD", "MUL"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 5, 5, 1), (1, 1, 1, 1)])
+def test_sizes_of_1_are_repeated(seed, kind, shape):
+    net = Net(seed, (1, 5, 5, 3))
+    constant = net.constant(net.random.integers(-128, 128, shape).astype(np.int8), net.scale())
+    net.model.tensors[constant].zero_point = int(net.random.integers(-128, 128))
+    output = net.activation((1, 5, 5, 3), net.scale(0.1, 1))
+    net.then(kind, (net.last, constant)[:: 1 if seed % 2 else -1], output, activation="NONE")
+    net.check()
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["HARD_SWISH", "LOGISTIC", "RELU", "RELU6"])
+def test_activations(seed, kind):
+    """All codes, on scales from fine to coarse."""
+    net = Net(seed, (1, 256))
+    source = net.model.tensors[net.last]
+    source.scale[:] = 10 ** net.random.uniform(-2.5, 0)
+    scale, zero_point = source.scale * net.random.uniform(0.3, 2), None
+    if kind == "LOGISTIC":
+        scale, zero_point = np.array([1 / 256]), -128
+    if kind == "RELU6":
+        scale, zero_point = source.scale, source.zero_point
+    net.then(kind, (net.last,), net.activation((1, 256), scale.astype(np.float32), zero_point))
+    net.check_inputs(np.arange(-128, 128).astype(np.int8)[None])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("size", [3, 4, 8])
 def test_mean(seed, size):
     net = Net(seed, (1, size, size, 5))
@@ -141,8 +182,8 @@ def test_pad_quantize_concatenate(seed):
     net.then(
         "CONCATENATION", (first, second), net.activation((1, 4, 4, 4), scale, zero_point), axis=3, activation="NONE"
     )
-    pads = net.constant(np.array([[0, 0], [1, 2], [0, 1], [0, 0]], np.int32))
-    net.then("PAD", (net.last, pads), net.activation((1, 7, 5, 4), scale, zero_point))
+    pads = net.constant(np.array([[0, 0], [1, 2], [0, 1], [2, 1]], np.int32))
+    net.then("PAD", (net.last, pads), net.activation((1, 7, 5, 7), scale, zero_point))
     net.check()
 
 
@@ -165,3 +206,21 @@ def test_a_multiplier_is_a_fraction_and_a_power_of_two(value, expected):
 def test_rounding_is_half_away_from_zero():
     values = np.array([-3, -2, -1, 0, 1, 2, 3])
     np.testing.assert_array_equal(reference.rounding_divide_by_pot(values, 1), [-2, -1, -1, 0, 1, 1, 2])
+    np.testing.assert_array_equal(reference.rounding_divide_by_pot(values, 0), values)
+    products = np.array([-3, -2, -1, 0, 1, 2, 3]) << 15
+    np.testing.assert_array_equal(reference.rounding_doubling_high_mul(products, 1 << 15), [-1, -1, 0, 0, 1, 1, 2])
+
+
+REFERENCE = os.environ.get("RESNET8_QUANT_REFERENCE_TFLITE")
+
+
+@pytest.mark.skipif(
+    not (REFERENCE and Path(REFERENCE).is_file()),
+    reason="RESNET8_QUANT_REFERENCE_TFLITE names no pretrainedResnet_quant.tflite",
+)
+def test_the_file_of_mlperf_tiny():
+    """Its 98,496 bytes are another converter's; every byte of the outputs is the Micro's."""
+    data = Path(REFERENCE).read_bytes()
+    inputs = (load_sample().test.images[:100].astype(np.int16) - 128).astype(np.int8)
+    expected = runtimes.run_tflm(data, inputs, 1).outputs
+    np.testing.assert_array_equal(reference.run(file.read(data), inputs), expected)
