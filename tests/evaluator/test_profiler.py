@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -102,37 +102,25 @@ def test_kernel_that_an_attribute_decides(level: int, kernel: str) -> None:
     assert [node.kernel for node in profile_model(model, runs=1, warmup=0).nodes] == [kernel]
 
 
-class Session:
-    """Stands for ONNX Runtime's: its trace holds calls that took the durations that are given."""
-
-    def __init__(self, trace: Path | None, durations: list[list[int]]):
-        self.trace, self.durations = trace, durations
-
-    def get_inputs(self) -> list[Any]:
-        return []
-
-    def run(self, outputs: None, feed: dict[str, np.ndarray]) -> None:
-        assert feed == {}
-
-    def end_profiling(self) -> str:
-        assert self.trace is not None
-        lines = [{"cat": "Session", "name": "session_initialization", "dur": 9, "ts": 0, "args": {}}]
-        for durations in self.durations:
-            for index, duration in enumerate(durations):
-                tensor = [{"float": [1, 4]}]
-                arguments = {"op_name": "Relu", "input_type_shape": tensor, "output_type_shape": tensor}
-                name = f"node{index}_kernel_time"
-                lines.append({"cat": "Node", "name": name, "dur": duration, "ts": 0, "args": arguments})
-            lines.append({"cat": "Session", "name": "model_run", "dur": 999, "ts": 0, "args": {}})
-        self.trace.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n")
-        return str(self.trace)
-
-
 def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) -> None:
-    def opened(model: bytes, threads: int, *, optimized_model: Path | None = None, **options: Any) -> Session:
-        if optimized_model is not None:
-            optimized_model.write_bytes(model)
-        return Session(options.get("trace"), durations)
+    """Sessions whose trace holds calls, of so many microseconds for each operator."""
+    tensor = [{"float": [1, 4]}]
+    arguments = {"op_name": "Relu", "input_type_shape": tensor, "output_type_shape": tensor}
+    events = [("Session", "session_initialization", 9)]
+    for call in durations:
+        events += [("Node", f"node{index}_kernel_time", duration) for index, duration in enumerate(call)]
+        events += [("Session", "model_run", 999)]
+    lines = [
+        json.dumps({"cat": cat, "name": name, "dur": duration, "ts": 0, "args": arguments})
+        for cat, name, duration in events
+    ]
+
+    def opened(model: bytes, threads: int, *, exact: bool, trace: Path | None = None, **paths: Path) -> SimpleNamespace:
+        for path in paths.values():
+            path.write_bytes(model)
+        if trace is not None:
+            trace.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        return SimpleNamespace(get_inputs=list, run=lambda outputs, feed: None, end_profiling=lambda: trace)
 
     monkeypatch.setattr(profiler, "open_session", opened)
 

@@ -73,25 +73,25 @@ def error(case, plan, seed=0):
     st.booleans(),
     st.sampled_from([None, False, True]),
 )
-def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, symmetric):
+def test_codes_are_in_the_shape_of_the_weight(case, widths, dtype, per_channel, symmetric):
     """And symmetric where the type is, unless the config says so."""
     (node, shape, axis), (bits, width) = LAYERS[case], widths
     constants = layer(case)[1]
-    quant = QuantConfig(weight_type=kind, per_channel=per_channel, weight_symmetric=symmetric)
+    quant = QuantConfig(weight_type=dtype, per_channel=per_channel, weight_symmetric=symmetric)
     plan = plan_of(case, RefineConfig(), bits, quant)
     weight = plan.weight
     assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
-    assert weight.dtype is DType[f"{kind.name.removesuffix('8')}{width}"]
+    assert weight.dtype is DType[f"{dtype.name.removesuffix('8')}{width}"]
     assert weight.codes.shape == shape
-    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
+    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(dtype.name)
     assert weight.axis == (axis if per_channel else None)
     assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
     assert weight.scale.dtype == np.float32
     rest = np.abs(weight.dequantized() - constants["w"])
     assert rest.max() <= 1.01 * np.ptp(constants["w"]) / (2 ** (bits - 1) - 1)
     np.testing.assert_array_equal(plan.bias, constants["b"].astype(float) if "b" in node.input else None)
-    middle = 0 if kind is DType.int8 else 2 ** (bits - 1)
-    if kind is DType.int8 if symmetric is None else symmetric:
+    middle = 0 if dtype is DType.int8 else 2 ** (bits - 1)
+    if dtype is DType.int8 if symmetric is None else symmetric:
         assert (weight.zero_point == middle).all()
     elif per_channel and bits >= 4:
         assert (weight.zero_point != middle).any()
@@ -113,7 +113,9 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
     """The best weights that NumPy's lstsq finds for the quantized input; the damping costs a little."""
     node, constants, _, quantized = layer(case)
     geometry = Geometry.of(node, constants["w"], quantized.shape)
-    expected, found = outputs_of(case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8))
+    expected, outputs_of_plan = outputs_of(
+        case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8)
+    )
     rows = im2col(quantized, geometry)
     outputs = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
     best = 0.0
@@ -121,7 +123,9 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
         design = np.column_stack([rows[:, g], np.ones(len(rows))]).astype(float)
         solved = np.linalg.lstsq(design, outputs[:, g].astype(float), rcond=None)[0]
         best += ((design @ solved - outputs[:, g]) ** 2).sum()
-    assert ((expected.astype(float) - found) ** 2).sum() < 1.02 * best + 1e-3 * (expected.astype(float) ** 2).sum()
+    assert ((expected.astype(float) - outputs_of_plan) ** 2).sum() < 1.02 * best + 1e-3 * (
+        expected.astype(float) ** 2
+    ).sum()
 
 
 @pytest.mark.parametrize("case", LAYERS)

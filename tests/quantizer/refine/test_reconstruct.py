@@ -56,13 +56,13 @@ def refined():
     """Network, type, refinement and threads -> the float model, its plan, the emitted model."""
     bases = {}
 
-    def make(case, kind="uint8", refinement="gptq", count=30, threads=1):
-        activation, symmetric = TYPES[kind]
-        if (case, kind) not in bases:
+    def make(case, types="uint8", refinement="gptq", count=30, threads=1):
+        activation, symmetric = TYPES[types]
+        if (case, types) not in bases:
             model = NETS[case]()
             options = {"per_channel": True, "activation_symmetric": symmetric}
-            bases[case, kind] = model, *quantized(model, pictures(), activation, **options)
-        model, base, calibration = bases[case, kind]
+            bases[case, types] = model, *quantized(model, pictures(), activation, **options)
+        model, base, calibration = bases[case, types]
         quant = replace(W4A4, activation_type=activation, activation_symmetric=symmetric)
         config = Config(quant, refine=REFINEMENTS[refinement], evaluation=EvaluationConfig(threads=threads))
         plan = reconstruct(model, pictures(count), config, calibration)
@@ -73,23 +73,23 @@ def refined():
 
 @PROPERTY
 @given(st.sampled_from(list(NETS)), st.sampled_from(list(TYPES)), st.sampled_from(["none", "gptq"]))
-def test_the_emitted_model_is_the_plan_simulated(refined, case, kind, refinement):
-    model, plan, emitted = refined(case, kind, refinement)
+def test_the_emitted_model_is_the_plan_simulated(refined, case, types, refinement):
+    model, plan, emitted = refined(case, types, refinement)
     assert_simulated(model, plan, emitted, feed_of(model))
 
     # Every layer has the bits that were asked for.
     summary = summarize(emitted)
-    assert summary.float_ops <= (case == "gemm alone") or kind != "uint8"  # its Flatten reads the float image
+    assert summary.float_ops <= (case == "gemm alone") or types != "uint8"  # its Flatten reads the float image
     assert len(summary.layers) == len(plan.layers)
     for layer in summary.layers:
-        assert (layer.weight_type, layer.activation_type) == ("int4", kind.split()[0])
+        assert (layer.weight_type, layer.activation_type) == ("int4", types.split()[0])
         assert layer.activation_bits == 4
         assert 3 <= layer.weight_bits <= 4
         assert layer.per_channel
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, kind):
+@pytest.mark.parametrize("types", TYPES)
+def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, types):
     """Each layer's input, as its integers were chosen for it, is that of the emitted model to the bit."""
     monkeypatch.setattr(module, "CHUNK", 7)  # calls of 7 images and a rest of 2
     seen = {}
@@ -100,7 +100,7 @@ def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, kind):
         return original(node, *arguments)
 
     monkeypatch.setattr(module, "quantize_layer", recording)
-    model, plan, emitted = refined("two convolutions", kind)
+    model, plan, emitted = refined("two convolutions", types)
     stored = integers_of(emitted, feed_of(model, 30))
     for layer in plan.layers:
         codes = np.rint(seen[layer.output] / layer.input_params.scale) + layer.input_params.zero_point
@@ -177,8 +177,8 @@ def test_images_are_spread_evenly():
 
 
 def test_behind_a_folded_relu_zero_is_the_lowest_level(refined):
-    for kind in ("uint8", "int8"):
-        _, plan, emitted = refined("two convolutions", kind)
+    for types in ("uint8", "int8"):
+        _, plan, emitted = refined("two convolutions", types)
         assert "Relu" not in {node.op_type for node in emitted.graph.node}
         for name, count in (("r1", 16), ("r2", 256)):  # Flatten is no layer: residual_bits
             params = plan.tensors[name]
@@ -208,7 +208,7 @@ def test_widths_of_layers_and_of_what_is_between_them(residual, refinement):
 def test_layers_that_share_a_bias_get_one_each(refinement):
     last, weights = head("c2", 144)
     nodes = [conv("image", "w1", "c1", "b"), conv("c1", "w2", "c2", "b"), *last]
-    model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100, **weights)
+    model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100.0, **weights)
     quant = replace(W4A4, weight_bits=8, activation_bits=None, layers={"c2": {"weight_bits": 7}})
     done = quantize(model, pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     feed = {"image": feed_of(model, 30)}
