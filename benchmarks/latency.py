@@ -48,10 +48,9 @@ from resnet8_quant.graphs.session import kernels_saturate  # noqa: E402
 from resnet8_quant.inputs.input_spec import InputSpec  # noqa: E402
 from resnet8_quant.machine import (  # noqa: E402
     cpu_description,
-    cpu_times,
     load_per_core,
-    other_processes_share,
     usable_cores,
+    watch_other_processes,
 )
 from resnet8_quant.quantizer.quantize import quantize  # noqa: E402
 from resnet8_quant.sweep.compose import register, to_config  # noqa: E402
@@ -289,12 +288,12 @@ def main() -> int:
             for name, one in (models | steps).items()
         }
         right |= {name: peer.top1(images, labels) for name, peer in peers.items()}
-        before = cpu_times()
+        share_of_others = watch_other_processes()
         single = compared(models, images, peers, runs=options.runs, threads=1, batch=1)
         parts = compared({"float": models["float"]} | steps, images, {}, runs=options.runs, threads=1, batch=1)
         all_threads = compared(models, images, {}, runs=options.runs, threads=0, batch=1)
         many = compared(models, images, {}, runs=max(5, options.runs // 50), threads=0, batch=options.batch)
-        others = other_processes_share(before, cpu_times())
+        others = share_of_others()
     except ExperimentError as error:
         show_error(error)
         return 1

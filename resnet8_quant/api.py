@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet8_quant.config import Config, Sampling
+from resnet8_quant.config import Config
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.evaluator import accuracy, statistics
 from resnet8_quant.evaluator.accuracy import Evaluation
@@ -242,6 +242,5 @@ def _calibration_images(images: Split, config: Config) -> CalibrationImages:
         raise ExperimentError("`quant` is float, which quantizes nothing", f"{COMMAND} quant=int8")
     total = len(images.labels)
     chosen = choose_images(config.calibration, images.labels, total, config.seed)
-    if config.calibration.sampling is not Sampling.mlperf_tiny:
-        check_validation_images(config, total - len(chosen), len(chosen), total)
+    check_validation_images(config, total - len(chosen), len(chosen), total)
     return CalibrationImages.of(images.images, chosen)

@@ -375,7 +375,7 @@ class Config:
     seed: int = setting(42, "of every random draw of the run")
     cache_dir: Optional[str] = setting(
         None,
-        "folder for verified data, converted models and float predictions; null: $RESNET8_QUANT_CACHE, else the "
+        "folder for verified data, calibration statistics and float predictions; null: $RESNET8_QUANT_CACHE, else the "
         "user's cache folder",
     )
     resume: Optional[str] = setting(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import COMMAND
@@ -124,8 +124,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
 def _settings(group: str) -> Iterator[tuple[str, str, str]]:
     """(setting as typed, default, description with the choices) of a group, or of the top level."""
     part: Any = getattr(Config(), group) if group else Config()
-    kind: Any = type(part)
-    enums = enum_fields(kind)
+    enums = enum_fields(cast(Hashable, type(part)))
     for each in dataclasses.fields(part):
         if "help" not in each.metadata or each.name == "name":
             continue

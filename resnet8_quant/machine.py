@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Instruction sets that decide which kernels run, as /proc/cpuinfo spells them: x86, then Arm.
 CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 NAME_FIELDS = ("model name", "Model", "Hardware")  # x86, Arm boards, old Arm kernels
 FLAG_FIELDS = ("flags", "Features")  # x86, Arm
-IDLE_TIMES = ("idle", "iowait")
-COUNTED_TWICE = ("guest", "guest_nice")  # Linux counts them in user and nice, too
 MIN_SECONDS = 0.1  # systems count ticks of about 10 ms: fewer than ten of them give no share
 
 
@@ -47,6 +46,18 @@ def usable_cores() -> int:
     return len(_usable() or ()) or os.cpu_count() or 1
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's BLAS compute on one thread, within a ``with`` or, as a decorator, a function.
+
+    The number of threads changes the last bits of its sums, and with them the weights that a refinement chooses.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
 def load_per_core() -> float | None:
     """Processes that ran or waited to run, this one included, per usable core: the average of the last minute.
 
@@ -60,48 +71,35 @@ def load_per_core() -> float | None:
         return None
 
 
-@dataclass(frozen=True)
-class CpuTimes:
-    """What the usable cores did until now.
+def watch_other_processes() -> Callable[[], float | None]:
+    """Watch the usable cores from now on; one watch at a time in each thread.
 
-    Attributes:
-        busy: seconds that they were not idle; time that the host gave to its other guests ("steal") counts.
-        total: all their seconds.
-        own: CPU seconds of this process, all its threads included.
+    Returns:
+        A function to call once: the share of the cores' time that other processes have taken since, 0..1; those that
+        this one started are others, too. After less than a second it is right to a few percent. None where the system
+        does not tell, or after less than ``MIN_SECONDS``.
     """
-
-    busy: float
-    total: float
-    own: float
-
-
-def cpu_times() -> CpuTimes | None:
-    """Read the accounts of the usable cores and of this process; None where the system does not tell."""
     import psutil
 
-    try:
-        cores = psutil.cpu_times(percpu=True)
-    except (OSError, ValueError, IndexError):  # no account, or one that psutil cannot read
-        return None
-    usable = _usable() or range(len(cores))
-    if not cores or max(usable) >= len(cores):  # cores that are switched off have no entry: their numbers are unknown
-        return None
-    times = [cores[core]._asdict() for core in usable]
-    total = sum(value for core in times for name, value in core.items() if name not in COUNTED_TWICE)
-    idle = sum(core.get(name, 0.0) for core in times for name in IDLE_TIMES)
-    return CpuTimes(total - idle, total, time.process_time())
+    def percents() -> list[float]:
+        """How busy each core was since the last call; waiting for a disk is idle, time for the host's guests is not."""
+        try:
+            return list(psutil.cpu_percent(percpu=True))
+        except (OSError, ValueError, IndexError):  # no account, or one that psutil cannot read
+            return []
 
+    def share() -> float | None:
+        seconds, own, cores = time.perf_counter() - start, time.process_time() - own_start, percents()
+        usable = _usable() or range(len(cores))
+        # Cores that are switched off have no entry: then the numbers of the others are unknown.
+        if seconds < MIN_SECONDS or not cores or max(usable) >= len(cores):
+            return None
+        busy = sum(cores[core] for core in usable) / 100 - own / seconds
+        return min(1.0, max(0.0, busy / len(usable)))  # ticks are coarse: it may be slightly negative
 
-def other_processes_share(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
-    """The share of the usable cores' time that other processes took between two readings, 0..1.
-
-    Processes that this one started are others, too. Readings less than a second apart tell it to a few percent. None
-    where a reading is missing, or if they are too close together.
-    """
-    if before is None or after is None or after.total - before.total < MIN_SECONDS:
-        return None
-    others = (after.busy - before.busy) - (after.own - before.own)
-    return min(1.0, max(0.0, others / (after.total - before.total)))  # ticks are coarse: it may be slightly negative
+    percents()
+    start, own_start = time.perf_counter(), time.process_time()
+    return share
 
 
 def peak_rss_mb(status: Path = Path("/proc/self/status")) -> float | None:

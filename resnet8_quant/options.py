@@ -49,14 +49,13 @@ def presets(group: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, Group]
     """The settings of each option of a group; a file that does not hold plain settings of the group is left out."""
     from omegaconf import OmegaConf
 
-    kind = GROUPS[group]
     settings: dict[str, Group] = {}
     for folder in folders:
         files = (folder / group).rglob("*.yaml")
         for path in sorted(files, key=lambda path: (len(path.parts), path.stem)):
             try:
                 values: Any = OmegaConf.to_container(OmegaConf.load(path))
-                settings[path.stem] = kind(**{str(name): value for name, value in (values or {}).items()})
+                settings[path.stem] = GROUPS[group](**{str(name): value for name, value in (values or {}).items()})
             except Exception:  # Hydra will say what is wrong when the option is chosen
                 continue
     return settings

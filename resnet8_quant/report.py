@@ -6,6 +6,7 @@ folder plots/ beside it. Exit code 0, or 1 after an error that is shown.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,17 @@ from resnet8_quant.sweep.report.page import write_report
 from resnet8_quant.sweep.summary import select
 
 
+def finite(text: str) -> float:
+    """The number that ``text`` is.
+
+    Raises:
+        ValueError: it is none, or not a finite one.
+    """
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
 def run(arguments: Sequence[str]) -> None:
     """What the command line ``arguments`` asks for."""
     prog = as_typed_here("python -m resnet8_quant.report")
@@ -28,7 +40,12 @@ def run(arguments: Sequence[str]) -> None:
     )
     options.add_argument("--where", metavar="EXPR", help=f"runs to keep: \"model == 'resnet8'\"; {WHERE}")
     options.add_argument("--plots", action="store_true", help="also draw the plots as files, in plots/ beside the page")
+    options.add_argument("--max-flash", type=int, metavar="BYTES", help="recommend within so much flash")
+    options.add_argument("--max-ram", type=int, metavar="BYTES", help="recommend within so much RAM")
+    options.add_argument("--max-lost", type=finite, metavar="POINTS", help="recommend what loses at most so much top-1")
     chosen = options.parse_args(arguments)
+    limit_of = {"flash": chosen.max_flash, "ram": chosen.max_ram, "lost": chosen.max_lost}
+    limits = {name: most for name, most in limit_of.items() if most is not None}
     check_output("--out", chosen.out)
     jobs = select(collect_all(chosen.folders), where=chosen.where)
     name_choices(jobs)
@@ -36,7 +53,9 @@ def run(arguments: Sequence[str]) -> None:
         raise ExperimentError("no run is left to report on", "another folder, or another --where")
     path = chosen.out or chosen.folders[0] / ("selection.html" if chosen.where else "report.html")
     plots = path.parent / "plots" if chosen.plots else None
-    write_output("--out", path, lambda page: write_report(jobs, page, plot_folder=plots), f"{len(jobs):,} runs. ")
+    write_output(
+        "--out", path, lambda page: write_report(jobs, page, limits=limits, plot_folder=plots), f"{len(jobs):,} runs. "
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     class Member(Generic[T]):
         """A setting that reads as T and may be written as the name of a member: for type checkers only."""
 
-        def __get__(self, owner: object, kind: type) -> T: ...
+        def __get__(self, owner: object, owner_type: type) -> T: ...
         def __set__(self, owner: object, value: T | str) -> None: ...
 
 else:
@@ -34,8 +34,8 @@ else:
     class Member:
         """``Member[DType]`` is ``DType``, which OmegaConf reads."""
 
-        def __class_getitem__(cls, kind: Any) -> Any:
-            return kind
+        def __class_getitem__(cls, enumeration: Any) -> Any:
+            return enumeration
 
 
 def setting(default: Any, description: str) -> Any:
@@ -49,12 +49,11 @@ def setting(default: Any, description: str) -> Any:
 @cache
 def enum_fields(group: Hashable) -> dict[str, type[Enum]]:
     """The fields of a dataclass that hold a member of an enumeration, also where None is allowed."""
-    candidates = {name: (hint, *get_args(hint)) for name, hint in get_type_hints(group).items()}
     return {
-        name: kind
-        for name, kinds in candidates.items()
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Enum)
+        name: part
+        for name, hint in _hints(group).items()
+        for part in (hint, *get_args(hint))
+        if isinstance(part, type) and issubclass(part, Enum)
     }
 
 
@@ -63,12 +62,12 @@ class Group:
 
     def __post_init__(self) -> None:
         group = type(self).__name__.removesuffix("Config").lower()
-        for name, kind in enum_fields(cast(Hashable, type(self))).items():
+        for name, enumeration in enum_fields(cast(Hashable, type(self))).items():
             value = getattr(self, name)
             if isinstance(value, str):
-                if value not in kind.__members__:
-                    raise invalid_choice(f"{group}.{name}", value, list(kind.__members__))
-                setattr(self, name, kind[value])
+                if value not in enumeration.__members__:
+                    raise invalid_choice(f"{group}.{name}", value, list(enumeration.__members__))
+                setattr(self, name, enumeration[value])
 
 
 def word(value: object) -> str:
@@ -105,8 +104,7 @@ def check_value_types(config: Any) -> None:
     for part in groups.values():
         part.__post_init__()  # takes the names of members that were assigned later
     for group, settings in {"": config, **groups}.items():
-        kind: Any = type(settings)
-        for name, hint in _hints(kind).items():
+        for name, hint in _hints(cast(Hashable, type(settings))).items():
             value = getattr(settings, name)
             if not _has_type(value, hint):
                 field = f"{group}.{name}".lstrip(".")
@@ -117,8 +115,8 @@ def check_value_types(config: Any) -> None:
 
 
 @cache
-def _hints(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(settings: Hashable) -> dict[str, Any]:
+    return get_type_hints(settings)
 
 
 def _type_name(hint: Any) -> str:

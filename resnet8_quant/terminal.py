@@ -17,6 +17,7 @@ from typing import TextIO
 from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.results import RunResult
 
+BASELINES = ("FP32", "original")  # names of the first row: of a float model, of another one
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
 MANY_CHANGED = 0.002  # predictions of a target's runtime that differ from the exact ones, a ratio
 
@@ -50,38 +51,25 @@ def run_table(result: RunResult) -> str:
     """The baseline row, then the quantized row; the baseline alone where the run changed nothing."""
     from resnet8_quant.evaluator.statistics import wilson_interval
 
-    assert result.float_accuracy is not None
-    assert result.eval_images is not None
-    correct = round(result.float_accuracy * result.eval_images)
+    baseline, images = result.float_accuracy, result.eval_images
+    assert baseline is not None
+    assert images is not None
+
+    def row(name: str, accuracy: float, count: int, bytes_: int | None, latency: float | None = None) -> list[str]:
+        delta = "" if count != images or name in BASELINES else points(accuracy - baseline)
+        ends = interval(*wilson_interval(round(accuracy * count), count))
+        return [name, percent(accuracy), delta, ends, size(bytes_), microseconds(latency)]
+
     is_float = result.calibration_method or result.activation_type == "float32"
-    rows = [
-        (
-            "FP32" if is_float else "original",
-            percent(result.float_accuracy),
-            "",
-            interval(*wilson_interval(correct, result.eval_images)),
-            size(result.float_model_bytes),
-            microseconds(result.float_latency_us_median),
-        )
-    ]
-    if is_changed(result):
-        name = result.quant_type if result.calibration_method else "deployed"
-        rows.append(
-            (
-                f"{name}{'*' if changes(result) else ''}",
-                percent(result.accuracy),
-                points(result.accuracy_delta),
-                interval(result.accuracy_ci_low, result.accuracy_ci_high),
-                size(result.model_bytes),
-                microseconds(result.latency_us_median),
-            )
-        )
+    name = BASELINES[0 if is_float else 1]
+    rows = [row(name, baseline, images, result.float_model_bytes, result.float_latency_us_median)]
+    if is_changed(result) and result.accuracy is not None:
+        quantization = result.quant_type if result.calibration_method else "deployed"
+        name = f"{quantization}{'*' if changes(result) else ''}"
+        rows.append(row(name, result.accuracy, images, result.model_bytes, result.latency_us_median))
     for name, accuracy in (("in LiteRT", result.tflite_accuracy), ("in TFLite Micro", result.tflm_accuracy)):
         if accuracy is not None and result.verified_images is not None:
-            low, high = wilson_interval(round(accuracy * result.verified_images), result.verified_images)
-            whole = result.verified_images == result.eval_images
-            delta = points(accuracy - result.float_accuracy) if whole else ""
-            rows.append((name, percent(accuracy), delta, interval(low, high), size(result.tflite_bytes), ""))
+            rows.append(row(name, accuracy, result.verified_images, result.tflite_bytes))
     return markdown(RUN_COLUMNS, rows)
 
 

@@ -139,6 +139,10 @@ def _to_tflite(config: Config) -> bool:
     return config.deploy.runtime is Runtime.tflite
 
 
+def _rewrites(config: Config) -> bool:
+    return _deploys(config) or _to_tflite(config)
+
+
 def _reconstructs(config: Config) -> bool:
     return is_refined(config.refine) or is_low_bit(config.quant)
 
@@ -303,7 +307,7 @@ RULES: tuple[Rule, ...] = (
     *(_unread(f"deploy.{name}", lambda c: not _deploys(c), "deploy=none rewrites nothing",
               f"deploy=x86 deploy.{name}={{value}}", False)
       for name in ("avoid_saturation", "pixel_blocking", "gemm_convolutions")),
-    *(_unread(f"deploy.{name}", lambda c: not _deploys(c) and not _to_tflite(c), "deploy=none rewrites nothing",
+    *(_unread(f"deploy.{name}", lambda c: not _rewrites(c), "deploy=none rewrites nothing",
               f"deploy=x86 deploy.{name}={{value}}", getattr(DeployConfig(), name)) for name in ("input", "output")),
     *(_unread(f"deploy.{name}", lambda c: not _to_tflite(c), "only deploy=tflite does",
               f"deploy=tflite deploy.{name}={{value}}", getattr(DeployConfig(), name))
@@ -320,36 +324,27 @@ RULES: tuple[Rule, ...] = (
          " with deploy={deploy}; valid are int8, logits, probabilities", "deploy={deploy} deploy.output=int8"),
     Rule("deploy.verify", lambda c: c.deploy.verify is not None and c.deploy.verify < 1,
          "; valid are 1 or more, and null for all test images", "deploy.verify=null"),
-    Rule("deploy", lambda c: _to_tflite(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
+    Rule("deploy", lambda c: _rewrites(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
          ", but the model has no QuantizeLinear with quant=float, so there are no integers to deploy",
-         "quant=tflite_int8 deploy={deploy}"),
+         "quant={integers} deploy={deploy}"),
     Rule("quant.weight_type",
          lambda c: _to_tflite(c) and _calibrates(c) and c.quant.weight_type not in (DType.int8, DType.int4),
          " with deploy={deploy}, whose kernels take int8 or int4 weights around a zero point of 0",
          "quant=tflite_int8"),
     Rule("quant.activation_type",
-         lambda c: _to_tflite(c) and _calibrates(c) and c.quant.activation_type not in _8_BITS,
-         " with deploy={deploy}, whose kernels take 8-bit activations", "quant.activation_type=int8"),
+         lambda c: _rewrites(c) and _calibrates(c) and c.quant.activation_type not in _8_BITS,
+         " with deploy={deploy}, whose integer kernels take 8-bit activations, uint8 or int8",
+         "quant.activation_type={activation}"),
     Rule("quant.activation_bits", lambda c: _to_tflite(c) and (c.quant.activation_bits or 8) < 8,
          " with deploy={deploy}, whose kernels take 8-bit activations; weights may have fewer bits",
          "quant.activation_bits=null"),
-    Rule("quant.format", lambda c: _to_tflite(c) and c.quant.format is Format.QOperator,
-         " with deploy={deploy}, which starts from Q/DQ pairs", "quant.format=QDQ"),
+    Rule("quant.format", lambda c: _rewrites(c) and c.quant.format is Format.QOperator,
+         " with deploy={deploy}, which starts from Q/DQ pairs and writes integers itself", "quant.format=QDQ"),
     Rule("deploy.activation_type", lambda c: _deploys(c) and c.deploy.activation_type not in _8_BITS,
          "; valid are uint8, int8", "deploy.activation_type=uint8"),
-    Rule("deploy", lambda c: _deploys(c) and is_float(c) and c.model.kind is not ModelKind.onnx,
-         ", but the model has no QuantizeLinear with quant=float, so there are no integers to deploy",
-         "quant=int8 deploy={deploy}"),
-    Rule("quant.activation_type",
-         lambda c: _deploys(c) and _calibrates(c) and c.quant.activation_type not in _8_BITS,
-         " with deploy={deploy}: ONNX Runtime's integer kernels take 8-bit activations, uint8 or int8",
-         "quant.activation_type=uint8"),
     Rule("quant.weight_type", lambda c: _deploys(c) and c.quant.weight_type in (DType.int16, DType.uint16),
          " with deploy={deploy}: ONNX Runtime's integer kernels take weights of 8 bits or fewer",
          "quant.weight_type=int8"),
-    Rule("quant.format", lambda c: _deploys(c) and c.quant.format is Format.QOperator,
-         " with deploy={deploy}, which starts from Q/DQ pairs and writes integer operators itself",
-         "quant.format=QDQ"),
 
     _input("model", "path", "onnx"),
     _input("model", "source", "mlperf_tiny"),
@@ -396,6 +391,8 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
         "levels": _levels(config),
         "enough_bins": max(2048, 2 * _levels(config)),
         "widest": _widest(config.quant.weight_type),
+        "integers": "tflite_int8" if _to_tflite(config) else "int8",
+        "activation": "int8" if _to_tflite(config) else "uint8",
     }
     shown = repr(value) if isinstance(value, str) and value != value.strip() else facts["value"]
     problem = f"`{rule.field}` is {shown}{rule.sentence.format(**facts)}"

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.inputs.dataset import Split
 from resnet8_quant.inputs.model import FloatModel
@@ -32,23 +31,16 @@ def accuracy_drop(
         config: ``allocate``, ``evaluation`` and ``seed`` are read.
 
     Returns:
-        None where ``allocate.max_accuracy_drop`` is not set.
-
-    Raises:
-        ExperimentError: too few training images are left.
+        None where ``allocate.max_accuracy_drop`` is not set. ``validation.check_validation_images`` has seen to it that
+        enough training images are left.
     """
     if config.allocate.max_accuracy_drop is None:
         return None
-    size, count = config.allocate.validation_images, len(train.labels)
     used = images.chosen if images.images is train.images else np.empty(0, np.int64)
-    free = np.setdiff1d(np.arange(count), used)
-    if len(free) < size:
-        raise ExperimentError(
-            f"`allocate.validation_images` is {size}, but {len(used)} of {count} training images calibrate",
-            f"allocate.validation_images={len(free)}" if len(free) else "a smaller calibration.samples_per_class",
-        )
+    free = np.setdiff1d(np.arange(len(train.labels)), used)
     # The second number keeps this draw apart from that of the calibration images, which has the same seed.
-    chosen = np.sort(np.random.default_rng([config.seed, 1]).choice(free, size, replace=False))
+    rng = np.random.default_rng([config.seed, 1])
+    chosen = np.sort(rng.choice(free, config.allocate.validation_images, replace=False))
     validation = Split(train.images[chosen], train.labels[chosen])
 
     def accuracy(serialized: bytes) -> float:

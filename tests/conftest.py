@@ -26,6 +26,22 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def real_cache():
+    """The user's cache folder, where it holds the whole CIFAR-10."""
+    from resnet8_quant.errors import ExperimentError
+    from resnet8_quant.files import cache_folder
+    from resnet8_quant.inputs.cifar10 import is_cached
+
+    try:
+        cache = cache_folder()
+    except ExperimentError as error:
+        pytest.skip(error.problem)
+    if not is_cached(cache):
+        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
+    return cache
+
+
+@pytest.fixture(scope="session")
 def images():
     """24 training images: no power of two, so that batches do not divide them."""
     from resnet8_quant.inputs.sample import load_sample

@@ -33,13 +33,13 @@ def test_option_composes_and_passes_validation(group: str, option: str) -> None:
 
 
 def test_an_option_holds_only_what_differs_and_its_first_line_says_what_it_is() -> None:
-    for group, kind in GROUPS.items():
+    for group, group_type in GROUPS.items():
         for option, settings in presets(group).items():
             (path,) = (CONF / group).rglob(f"{option}.yaml")
             lines = path.read_text(encoding="utf-8").splitlines()
             assert lines[0].startswith("# ")
             assert not [line for line in lines[1:] if "#" in line], path  # the fields are documented in config.py
-            defaults = kind()
+            defaults = group_type()
             for name in (line.partition(":")[0] for line in lines[1:]):
                 assert name in ("kind", "method") or getattr(settings, name) != getattr(defaults, name), (path, name)
         assert set(options(group)) <= set(presets(group))

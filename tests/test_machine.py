@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from resnet8_quant import machine
-from resnet8_quant.machine import cpu_description, cpu_times, load_per_core, other_processes_share, peak_rss_mb
+from resnet8_quant.machine import cpu_description, load_per_core, peak_rss_mb, watch_other_processes
 
 X86 = """processor\t: 0
 model\t\t: 143
@@ -26,8 +26,6 @@ CPU part\t: 0xd0c
 
 Model\t\t: Raspberry Pi 5 Model B Rev 1.0
 """
-LINUX = namedtuple("LINUX", "user nice system idle iowait irq softirq steal guest guest_nice")
-WINDOWS = namedtuple("WINDOWS", "user system idle interrupt dpc")
 
 
 @pytest.fixture
@@ -80,69 +78,53 @@ def test_load_is_per_usable_core(usable, monkeypatch):
 
 
 @pytest.fixture
-def shares(monkeypatch):
-    """(seconds of each core before, after, own CPU seconds) -> the share that others took in between."""
+def share(monkeypatch):
+    """(busy percent of each core, CPU seconds of this process, seconds) -> the share that others took."""
 
-    def measure(before, after, own):
-        readings = []
-        for cores, used in ((before, 5.0), (after, 5.0 + own)):
-            monkeypatch.setattr(psutil, "cpu_times", lambda percpu, cores=cores: cores if percpu else None)
-            monkeypatch.setattr(time, "process_time", lambda used=used: used)
-            readings.append(cpu_times())
-        return other_processes_share(*readings)
+    def measure(percents, own, seconds=2.0):
+        monkeypatch.setattr(psutil, "cpu_percent", lambda percpu: percents if percpu else None)
+        with monkeypatch.context() as clocks:
+            clocks.setattr(time, "perf_counter", iter([7.0, 7.0 + seconds]).__next__)
+            clocks.setattr(time, "process_time", iter([5.0, 5.0 + own]).__next__)
+            return watch_other_processes()()
 
     return measure
 
 
-# user nice system idle iowait irq softirq steal guest guest_nice, seconds
 @pytest.mark.parametrize(
     ("core0", "core1", "own", "expected"),
     [
-        ((0, 0, 0, 1.0), (0, 0, 0, 1.0), 0.0, 0.0),
-        ((1.0,), (0, 0, 0, 1.0), 1.0, 0.0),  # only this process
-        ((1.0,), (0.5, 0, 0, 0.5), 1.0, 0.25),
-        ((0.1, 0.1, 0.1, 0.4, 0, 0.1, 0.1, 0.1), (0, 0, 0, 0, 1.0), 0.2, 0.2),  # waiting for a disk is idle
-        ((0, 0, 0, 0.6, 0, 0, 0, 0.4), (0, 0, 0, 1.0), 0.0, 0.2),  # steal is busy
-        ((0.5, 0, 0, 0.5, 0, 0, 0, 0, 0.5), (0, 0.5, 0, 0.5, 0, 0, 0, 0, 0, 0.5), 0.0, 0.5),  # guests are counted once
-        ((1.0,), (0, 0, 0, 1.0), 1.04, 0.0),  # the ticks are coarser than the process's time
-        ((0.04,), (0.05,), 0.0, None),  # 9 ticks are too few
+        (0.0, 0.0, 0.0, 0.0),
+        (100.0, 0.0, 2.0, 0.0),  # only this process
+        (100.0, 50.0, 2.0, 0.25),
+        (100.0, 0.0, 2.1, 0.0),  # the percents are coarser than the process's time
     ],
 )
-def test_share_that_others_took(usable, shares, core0, core1, own, expected):
+def test_share_that_others_took(usable, share, core0, core1, own, expected):
     usable([0, 1])
-    before = LINUX(10, 0.2, 3, 40, 0.5, 0.06, 0.07, 0.8, 9, 0.1)
-
-    def after(added):
-        return LINUX(*(old + new for old, new in zip(before, (*added, *[0] * (10 - len(added))), strict=True)))
-
-    not_ours = after((70.0,))
-    share = shares([before] * 3, [after(core0), after(core1), not_ours], own)
-    assert share == (expected if expected is None else pytest.approx(expected, abs=1e-9))
+    assert share([core0, core1, 70.0], own) == pytest.approx(expected, abs=1e-9)  # the last core is not ours
 
 
-def test_share_without_affinity_is_that_of_all_cores(shares, monkeypatch):
+def test_share_without_affinity_is_that_of_all_cores(share, monkeypatch):
     monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
-    before = [WINDOWS(0, 0, 0, 0, 0)] * 4
-    assert shares(before, [WINDOWS(1, 0, 0, 0, 0), *[WINDOWS(0, 0, 1, 0, 0)] * 3], 0.5) == pytest.approx(0.125)
+    assert share([25.0] * 4, 1.0) == pytest.approx(0.125)
 
 
-def test_share_where_the_system_does_not_tell(usable, shares, monkeypatch):
-    full = [LINUX(*[0] * 10)] * 2
-    assert shares([], [], 0.0) is None
-    assert shares(full, full, 0.0) is None  # four cores are usable, two have an entry
-
-    monkeypatch.setattr(psutil, "cpu_times", refuse)
-    assert cpu_times() is None
-    assert other_processes_share(None, None) is None
+def test_share_where_it_cannot_be_told(usable, share, monkeypatch):
+    assert share([0.0] * 4, 0.0, seconds=0.09) is None
+    assert share([], 0.0) is None
+    assert share([0.0] * 2, 0.0) is None  # four cores are usable, two have an entry
+    monkeypatch.setattr(psutil, "cpu_percent", refuse)
+    assert watch_other_processes()() is None
 
 
 def test_this_machine_tells():
     assert " core" in cpu_description()
     assert "\n" not in cpu_description()
-    before, end = cpu_times(), time.monotonic() + 0.3
+    share_of_others, end = watch_other_processes(), time.monotonic() + 0.3
     while time.monotonic() < end:
         pass
-    share = other_processes_share(before, cpu_times())
+    share = share_of_others()
     assert share is None or 0 <= share <= 1
 
 

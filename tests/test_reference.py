@@ -20,10 +20,8 @@ from resnet8_quant.config import (
     QuantConfig,
 )
 from resnet8_quant.deploy.deploy import deploy
-from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import run_experiment
-from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
@@ -36,19 +34,13 @@ needs_reference = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def cifar10() -> Dataset:
-    try:
-        cache = cache_folder()
-    except ExperimentError as error:
-        pytest.skip(error.problem)
-    if not (cache / "cifar10").is_dir():
-        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
-    return load_dataset(DataConfig(), cache)
+def cifar10(real_cache) -> Dataset:
+    return load_dataset(DataConfig(), real_cache)
 
 
 def right(model: FloatModel, data: Dataset) -> int:
-    found = predict(model.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
-    return int(np.sum(found.labels == data.test.labels))
+    predictions = predict(model.serialized, model.input_spec, data.test.images, batch_size=500, threads=0)
+    return int(np.sum(predictions.labels == data.test.labels))
 
 
 def test_the_bundled_model_scores_what_its_card_says(cifar10: Dataset, tmp_path: Path) -> None:
@@ -76,12 +68,12 @@ def test_int8_of_the_reference_is_the_classic_result(cifar10: Dataset, tmp_path:
 
 @pytest.mark.parametrize("name", ["int8", "u8s8"])
 def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: Path, name: str) -> None:
-    kinds = {"int8": QuantConfig(), "u8s8": QuantConfig("u8s8", DType.uint8, DType.int8, True)}
+    quants = {"int8": QuantConfig(), "u8s8": QuantConfig("u8s8", DType.uint8, DType.int8, True)}
     model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
     calibration = CalibrationConfig()
     chosen = choose_images(calibration, cifar10.train.labels, len(cifar10.test.labels), 42)
     images = CalibrationImages.of(cifar10.train.images, chosen, "train")
-    plain = quantize(model, images, Config(kinds[name], calibration)).serialized
+    plain = quantize(model, images, Config(quants[name], calibration)).serialized
     x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True)
     deployed, input_spec = deploy(plain, x86, model.input_spec)
     answers = [

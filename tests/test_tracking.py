@@ -88,8 +88,8 @@ def test_a_run_has_params_metrics_tags_and_artifacts(uri: str, tmp_path: Path) -
     assert run.info.start_time == 1767323045000
     assert run.data.params == tracked_settings(config)
     assert run.data.metrics == {"accuracy": 0.9, "model_bytes": 94391, "seed": 7}
-    words = {"quant_type": "int8", "per_channel": "False", "status": "ok", "folder": str(folder)}
-    assert words.items() <= run.data.tags.items()
+    texts = {"quant_type": "int8", "per_channel": "False", "status": "ok", "folder": str(folder)}
+    assert texts.items() <= run.data.tags.items()
     from mlflow import MlflowClient
 
     listed = MlflowClient(tracking_uri=uri).list_artifacts(run.info.run_id)
@@ -143,9 +143,9 @@ def test_a_wrong_address_is_refused_before_the_store_is_opened() -> None:
 
 def test_a_sweep_tracks_every_job_and_a_wrong_address_stops_it(uri: str, tmp_path: Path) -> None:
     def start(name: str, address: str) -> subprocess.CompletedProcess[str]:
-        words = ["-m", "calibration.samples_per_class=5,101", "data=sample", "latency.runs=0", "tracking=mlflow"]
+        overrides = ["-m", "calibration.samples_per_class=5,101", "data=sample", "latency.runs=0", "tracking=mlflow"]
         places = [f"hydra.sweep.dir={tmp_path / name}", f"cache_dir={tmp_path / 'cache'}", f"tracking.uri={address}"]
-        command = [sys.executable, "run.py", *words, "tracking.experiment=sweep", *places]
+        command = [sys.executable, "run.py", *overrides, "tracking.experiment=sweep", *places]
         environment = {**os.environ, "PYTHONWARNINGS": "default"}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 

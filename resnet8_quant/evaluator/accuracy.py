@@ -170,7 +170,10 @@ def evaluate(
             cache / "predictions",
             _key(model, split.images, config, images_digest),
             compute,
-            lambda computed: {"labels": computed.labels, "ties": np.array(computed.ties or 0, np.int64)},
+            lambda computed: {
+                "labels": computed.labels,
+                "ties": np.array([] if computed.ties is None else [computed.ties], np.int64),
+            },
             lambda arrays: _from_arrays(arrays, len(split.images), model.input_spec.classes),
         )
     names = tuple(class_names or map(str, range(model.input_spec.classes)))
@@ -257,7 +260,7 @@ def _key(model: Classifier, images: np.ndarray, config: EvaluationConfig, images
     input_spec, providers = model.input_spec, tuple(config.providers)
     return npz_cache.cache_key(
         {
-            "entry": 4,  # count up when predict or the entry's content changes
+            "entry": 5,  # count up when predict or the entry's content changes
             "model": sha256_bytes(model.serialized),
             "images": images_digest or sha256_bytes(np.ascontiguousarray(images).reshape(-1).data),
             "shape": images.shape,
@@ -276,9 +279,14 @@ def _key(model: Classifier, images: np.ndarray, config: EvaluationConfig, images
 
 def _from_arrays(arrays: dict[str, np.ndarray], count: int, classes: int) -> Predictions:
     """Predictions from the arrays of an entry; ValueError or KeyError where they do not hold together."""
-    labels, ties = arrays["labels"], int(arrays["ties"])
-    if labels.shape != (count,) or labels.dtype != np.int64 or not 0 <= ties <= count:
+    labels, ties = arrays["labels"], arrays["ties"].tolist()  # the list is empty for a model without scores
+    if (
+        labels.shape != (count,)
+        or labels.dtype != np.int64
+        or len(ties) > 1
+        or not all(0 <= tie <= count for tie in ties)
+    ):
         raise ValueError(f"{labels.dtype} labels of shape {labels.shape}, {ties} ties")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels outside 0..{classes - 1}")
-    return Predictions(labels, ties)
+    return Predictions(labels, ties[0] if ties else None)

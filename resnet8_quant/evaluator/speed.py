@@ -18,7 +18,7 @@ from resnet8_quant.config import Config
 from resnet8_quant.evaluator.accuracy import Classifier
 from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, measure, speedup
 from resnet8_quant.graphs.session import differs_by_default
-from resnet8_quant.machine import cpu_times, load_per_core, other_processes_share, usable_cores
+from resnet8_quant.machine import load_per_core, usable_cores, watch_other_processes
 
 # Beyond one of these a measurement is called busy: other processes' share of the cores' time, and the interquartile
 # range of single calls as a ratio of their median.
@@ -48,7 +48,7 @@ def measure_speed(
     settings, seed = config.latency, config.seed
     if settings.runs == 0:
         return {}
-    clock, load, before = time.perf_counter(), load_per_core(), cpu_times()
+    clock, load, share_of_others = time.perf_counter(), load_per_core(), watch_other_processes()
     models = {"float": BenchmarkModel(float_model.serialized, float_model.input_spec)}
     if model is not None:
         models["model"] = BenchmarkModel(model.serialized, model.input_spec)
@@ -93,7 +93,7 @@ def measure_speed(
             **_speedup_columns("throughput_speedup", throughput, seed),
         }
 
-    others = other_processes_share(before, cpu_times())
+    others = share_of_others()
     noisy = max(latency.spread, float_latency.spread) > MOST_SPREAD
     columns |= {
         "machine_load": load,

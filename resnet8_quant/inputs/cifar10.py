@@ -5,8 +5,9 @@ Nothing else is ever returned: a source that was asked for and is missing, damag
 reason to take another one.
 
 The cache is a folder of .npy files, memory-mapped when they are read. Digests are checked before the arrays are
-stored; verified.json, written last, says so, and a folder without it counts as empty. At each opening the shapes,
-types and lengths of the files are checked, which takes milliseconds.
+stored; verified.json, written last, says so, and a folder without it counts as empty. It also lists the user's own
+sources that were compared with the cache, so that each is decoded once. At each opening the shapes, types and lengths
+of the files are checked, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
 }
 
 MARKER = "verified.json"
-KNOWN_SOURCES = "sources.json"  # path -> fingerprint of the users' own sources that were compared with the cache
+KNOWN_SOURCES = "sources"  # in the marker: path -> fingerprint of the users' own sources, beside name -> digest
 TEMPORARY = "fetch."  # how the names of temporary folders begin
 
 
@@ -176,36 +177,35 @@ def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file, which rmtree leaves
             path.unlink()
-    usable = False
-    try:
-        usable = _open(folder) is not None
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
-        with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
-            (folder / MARKER).unlink()
+    usable, marker = _open(folder) is not None, folder / MARKER
+    known = _read_marker(folder).get(KNOWN_SOURCES, {}) if usable else {}
     if source is None:
-        _store(folder, _fetch(folder))
-        return
-    fingerprint = _fingerprint(*source)  # before decoding: a file that changes meanwhile is decoded again next time
-    log.info("decoding CIFAR-10 from %s", source[1])
-    arrays = decode_verified(*source)
+        arrays = _fetch(folder)
+    else:
+        known |= {str(source[1]): _fingerprint(*source)}  # before decoding: a change meanwhile is seen the next time
+        log.info("decoding CIFAR-10 from %s", source[1])
+        arrays = decode_verified(*source)
     if not usable:
-        _store(folder, arrays)
-    known = _read_json(folder / KNOWN_SOURCES)
-    _write_json(folder / KNOWN_SOURCES, (known if isinstance(known, dict) else {}) | {str(source[1]): fingerprint})
+        try:
+            marker.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(marker, error) from error
+        for name, array in arrays.items():
+            with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())  # after a power cut the marker must not stand beside empty arrays
+    with replacing(marker) as temporary:
+        temporary.write_text(json.dumps(_digests() | {KNOWN_SOURCES: known}, indent=1) + "\n", encoding="utf-8")
 
 
 def _open_for(source: tuple[Source, Path] | None, folder: Path) -> Arrays | None:
     """The cached arrays, or None where there are none or the user's source has not been compared with them yet."""
     if source is not None:
-        known = _read_json(folder / KNOWN_SOURCES)
         fingerprint = _fingerprint(*source)
-        if fingerprint is None or not isinstance(known, dict) or known.get(str(source[1])) != fingerprint:
+        if fingerprint is None or _read_marker(folder).get(KNOWN_SOURCES, {}).get(str(source[1])) != fingerprint:
             return None
-    try:
-        return _open(folder)
-    except (OSError, ValueError, EOFError):
-        return None
+    return _open(folder)
 
 
 def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
@@ -218,51 +218,40 @@ def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
 
 
 def _open(folder: Path) -> Arrays | None:
-    """Map the arrays of ``folder``; None where it was never filled, OSError, ValueError or EOFError where damaged."""
-    if _read_json(folder / MARKER) != _digests():
+    """Map the arrays of ``folder``; None where it is empty, or damaged: then it is empty from now on."""
+    if not _digests().items() <= _read_marker(folder).items():
         return None
     arrays = {}
-    for name, (shape, _) in ARRAYS.items():
-        path = folder / f"{name}.npy"
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.memmap):
-            raise ValueError(f"{path.name} is not an .npy file")
-        if array.dtype != np.uint8 or array.shape != shape:
-            raise ValueError(f"{path.name} is {array.dtype} {array.shape}, expected uint8 {shape}")
-        size, expected = path.stat().st_size, array.offset + array.nbytes
-        if size != expected:
-            raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
-        arrays[name] = array.view(np.ndarray)  # still mapped; a memmap's slices and sums would carry its type along
+    try:
+        for name, (shape, _) in ARRAYS.items():
+            path = folder / f"{name}.npy"
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.memmap):
+                raise ValueError(f"{path.name} is not an .npy file")
+            if array.dtype != np.uint8 or array.shape != shape:
+                raise ValueError(f"{path.name} is {array.dtype} {array.shape}, expected uint8 {shape}")
+            size, expected = path.stat().st_size, array.offset + array.nbytes
+            if size != expected:
+                raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
+            arrays[name] = array.view(
+                np.ndarray
+            )  # still mapped; slices and sums of a memmap would carry its type along
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
+        with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
+            (folder / MARKER).unlink()
+        return None
     return arrays
 
 
-def _store(folder: Path, arrays: Arrays) -> None:
-    """Write arrays whose digests have been checked, the marker last."""
-    marker = folder / MARKER
-    try:
-        marker.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(marker, error) from error
-    for name, array in arrays.items():
-        with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())  # after a power cut the marker must not stand beside empty arrays
-    _write_json(marker, _digests())
-
-
-def _digests() -> dict[str, str]:
+def _digests() -> dict[str, Any]:
     return {name: digest for name, (_, digest) in ARRAYS.items()}
 
 
-def _read_json(path: Path) -> Any:
-    """The content of a JSON file; None where it is missing or damaged."""
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """The content of the marker; empty where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads((folder / MARKER).read_bytes())
+        return content if isinstance(content, dict) and isinstance(content.get(KNOWN_SOURCES, {}), dict) else {}
     except (OSError, ValueError):
-        return None
-
-
-def _write_json(path: Path, content: object) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return {}

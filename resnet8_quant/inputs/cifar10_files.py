@@ -4,26 +4,30 @@ In: a folder or archive of one of the forms in ``SOURCES``. Out: the four arrays
 order (data_batch_1 to 5, test_batch); cifar10.py compares their digests.
 
 The files are hostile until checked. They are read into memory one by one, each only up to the size that it may have;
-nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole.
+nothing is extracted to the disk. An archive with a path that leads out, a link or a device is refused as a whole. The
+pickles of the python version (protocol 2, written by Python 2) are read without running anything that they name: the
+few names that a NumPy array needs lead to a stand-in that only stores what it is given, any other name is refused.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
+import pickle
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.pickles import load_batch
 from resnet8_quant.progress import progress
 
-IMAGES_PER_BATCH, TRAIN_BATCHES, CLASSES = 10_000, 5, 10
+IMAGES_PER_BATCH, CLASSES = 10_000, 10
+BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 SIDE = 32
 PIXELS = SIDE * SIDE
 IMAGE_BYTES = 3 * PIXELS
@@ -40,8 +44,7 @@ class Part(NamedTuple):
 
     decode: Decoder
     bytes_per_image: int  # what bounds the size of the file
-    split: Literal["train", "test"]
-    first: int = 0  # the first batch of the split that it describes
+    first: int  # of BATCHES that it describes
     batches: int = 1
 
     @property
@@ -62,19 +65,18 @@ def decode(source: Source, path: Path) -> Arrays:
     """Decode ``path``, which has the form ``source``, into train_images, train_labels, test_images and test_labels."""
     limits = {name: part.limit for name, part in source.parts.items()}
     files = read_folder(path, limits) if source.prefix is None else read_archive(path, source.prefix, limits)
-    arrays: Arrays = {}
-    for split, count in (("train", TRAIN_BATCHES * IMAGES_PER_BATCH), ("test", IMAGES_PER_BATCH)):
-        arrays[f"{split}_images"] = np.empty((count, SIDE, SIDE, 3), np.uint8)
-        arrays[f"{split}_labels"] = np.empty(count, np.uint8)
-    with progress(f"decode {source.name}", (TRAIN_BATCHES + 1) * IMAGES_PER_BATCH, "images") as advance:
+    total = len(BATCHES) * IMAGES_PER_BATCH
+    arrays = {"images": np.empty((total, SIDE, SIDE, 3), np.uint8), "labels": np.empty(total, np.uint8)}
+    with progress(f"decode {source.name}", total, "images") as advance:
         for name, content in files:
             part = source.parts[name]
             first, count = part.first * IMAGES_PER_BATCH, part.batches * IMAGES_PER_BATCH
             decoded = part.decode(content, count, f"{path}: {name}")
-            for kind, values in decoded.items():
-                arrays[f"{part.split}_{kind}"][first : first + count] = values
+            for key, values in decoded.items():  # images, labels, or both
+                arrays[key][first : first + count] = values
             advance(len(decoded.get("images", ())))
-    return arrays
+    splits = {"train": slice(0, -IMAGES_PER_BATCH), "test": slice(-IMAGES_PER_BATCH, None)}
+    return {f"{split}_{key}": array[place] for split, place in splits.items() for key, array in arrays.items()}
 
 
 def damaged(where: str, problem: str) -> ExperimentError:
@@ -146,6 +148,66 @@ def decode_batch(content: bytes, count: int, where: str) -> Arrays:
     return {"images": images, "labels": _labels(batch.get(b"labels"), count, where)}
 
 
+def load_batch(content: bytes, where: str) -> dict[Any, Any]:
+    """Unpickle a dictionary of plain containers, bytes (where Python 2 had str), numbers and uint8 arrays."""
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise ValueError(f"holds a {type(batch).__name__}, expected a dict")
+        return {key: _array(value) if isinstance(value, _StandIn) else value for key, value in batch.items()}
+    except _RefusedName as error:
+        raise damaged(where, f"is refused: it asks for {error}, which no array needs") from error
+    except Exception as error:  # a damaged pickle may raise anything at all
+        raise damaged(where, f"is a damaged pickle ({type(error).__name__}: {error})") from error
+
+
+class _StandIn:
+    """Stands in for what NumPy makes of a pickle: stores the arguments and the state, and does nothing with them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _array(stored: _StandIn) -> NDArray[np.uint8]:
+    """The array whose state (version, shape, dtype, is_fortran, bytes) a pickle holds."""
+    _, shape, dtype, is_fortran, raw = stored.state
+    name = dtype.arguments[0] if isinstance(dtype, _StandIn) else dtype
+    if name not in (b"u1", "u1"):
+        raise ValueError(f"an array of {name!r}, expected uint8")
+    if not isinstance(raw, bytes) or len(raw) != math.prod(shape):
+        raise ValueError(f"an array of shape {shape} without its bytes")
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for _codecs.encode, by which Python 3 writes bytes in protocol 2: always as latin1."""
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _StandIn,  # the module's name before NumPy 2
+    ("numpy._core.multiarray", "_reconstruct"): _StandIn,
+    ("numpy", "ndarray"): _StandIn,
+    ("numpy", "dtype"): _StandIn,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _RefusedName(Exception):
+    """A name in a pickle that no array needs."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise _RefusedName(f"{module}.{name}")
+        return _STAND_INS[module, name]
+
+
 def decode_sprite(content: bytes, count: int, where: str) -> Arrays:
     """A PNG image in which each row of 1024 pixels is one picture."""
     from PIL import Image
@@ -182,16 +244,13 @@ def _labels(labels: Any, count: int, where: str) -> NDArray[np.uint8]:
 
 def _batches(suffix: str, decode: Decoder, bytes_per_image: int) -> dict[str, Part]:
     """The six batch files, which carry the same names in every form."""
-    parts = {}
-    for batch in range(TRAIN_BATCHES):
-        parts[f"data_batch_{batch + 1}{suffix}"] = Part(decode, bytes_per_image, "train", batch)
-    return parts | {f"test_batch{suffix}": Part(decode, bytes_per_image, "test")}
+    return {f"{name}{suffix}": Part(decode, bytes_per_image, number) for number, name in enumerate(BATCHES)}
 
 
 PICKLES = _batches("", decode_batch, IMAGE_BYTES + 256)  # besides pixels and label, the name of each image
 SPRITES = _batches(".png", decode_sprite, IMAGE_BYTES + 64) | {
-    "train_lables.json": Part(decode_labels, 16, "train", 0, TRAIN_BATCHES),
-    "test_lables.json": Part(decode_labels, 16, "test"),
+    "train_lables.json": Part(decode_labels, 16, 0, len(BATCHES) - 1),
+    "test_lables.json": Part(decode_labels, 16, len(BATCHES) - 1),
 }
 
 # In the order of preference.

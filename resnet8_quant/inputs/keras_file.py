@@ -65,40 +65,36 @@ class Layer:
         """The attribute ``key``, a finite number; ``default`` where it is missing or null."""
         value = self.config.get(key)
         value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
+        if type(value) not in (int, float) or not abs(value) <= LARGEST_NUMBER:
             raise Refused(f"`{key}` is {shown(value)}; expected a finite number")
         return float(value)
-
-    def choice(self, key: str, choices: Collection[Any], default: Any = None) -> Any:
-        """The attribute ``key``, one of ``choices``."""
-        value = self.config.get(key, default)
-        for choice in choices:
-            if type(value) is type(choice) and value == choice:
-                return choice
-        raise Refused(f"`{key}` is {shown(value)}; supported: {', '.join(map(str, choices))}")
 
     def flag(self, key: str, default: bool) -> bool:
         """The attribute ``key``, true or false."""
         return bool(self.choice(key, (True, False), default))
 
+    def choice(self, key: str, choices: Collection[Any], default: Any = None) -> Any:
+        """The attribute ``key``, one of ``choices``, of the same type: 1 is not true."""
+        value = self.config.get(key, default)
+        if (type(value), value) not in [(type(choice), choice) for choice in choices]:
+            raise Refused(f"`{key}` is {shown(value)}; supported: {', '.join(map(str, choices))}")
+        return value
+
     def inputs(self) -> list[str]:
         """Names of the layers whose outputs this layer takes."""
         match self.inbound:
             case [] | [[*_]]:
-                tensors = self.inbound[0] if self.inbound else []
+                tensors = [tensor for call in self.inbound for tensor in call]
             case _:
                 raise Refused(f"`inbound_nodes` is {shown(self.inbound)}; supported: a layer that is called once")
         names = []
         for tensor in tensors:
             match tensor:
-                case [str(name), 0, 0]:
-                    arguments: dict[str, Any] = {}
-                case [str(name), 0, 0, dict(arguments)]:
-                    pass
+                case [str(name), 0, 0] | [str(name), 0, 0, dict()]:
+                    names.append(name)
                 case _:
                     raise Refused(f"its input {shown(tensor)} is not the only output of a layer")
-            names.append(name)
-            for key, value in arguments.items():
+            for key, value in (tensor[3] if len(tensor) > 3 else {}).items():
                 # training=False is what a frozen backbone is called with; training=True would change every prediction
                 if value is not None and not (key == "training" and value is False):
                     raise Refused(f"it is called with {shown(key)} = {shown(value)}")
@@ -174,7 +170,7 @@ def _chained(layers: list[Layer]) -> list[Layer]:
     first = layers[0]
     if first.class_name != "InputLayer" and "batch_input_shape" in first.config:  # as in Keras before 2.3
         layers = [replace(first, name=f"{first.name}_input", class_name="InputLayer"), *layers]
-    calls = [replace(layer, inbound=[[[before.name, 0, 0, {}]]]) for before, layer in pairwise(layers)]
+    calls = [replace(layer, inbound=[[[before.name, 0, 0]]]) for before, layer in pairwise(layers)]
     return [replace(layers[0], inbound=[]), *calls]
 
 
@@ -190,8 +186,8 @@ def _follow(group: Any, name: str) -> Any:
     for part in filter(None, name.split("/")):
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
-            kind = "missing" if link is None else f"a {type(link).__name__}; only data in the file itself is read"
-            raise Refused(f"`{printable(name)}` in the group `{group.name}` is {kind}")
+            problem = "missing" if link is None else f"a {type(link).__name__}; only data in the file itself is read"
+            raise Refused(f"`{printable(name)}` in the group `{group.name}` is {problem}")
         group = group[part]
     return group
 
@@ -229,7 +225,7 @@ def _texts(owner: Any, name: str) -> list[str]:
 
 def whole(key: str, value: Any, lowest: int = 1) -> int:
     """``value`` of the attribute ``key``, if it is a whole number from ``lowest`` to ``LARGEST_INTEGER``."""
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= LARGEST_INTEGER:
+    if type(value) is not int or not lowest <= value <= LARGEST_INTEGER:
         raise Refused(f"`{key}` is {shown(value)}; expected whole numbers from {lowest} to {LARGEST_INTEGER}")
     return value
 

@@ -189,13 +189,13 @@ def _require_last_axis(layer: Layer, x: Tensor) -> None:
         raise Refused(f"`axis` is {axis}; supported: the last one")
 
 
-def _activate(graph: Graph, x: Tensor, kind: str, name: str, highest: float = 6.0) -> Tensor:
+def _activate(graph: Graph, x: Tensor, activation: str, name: str, highest: float = 6.0) -> Tensor:
     """``x`` after one of ACTIVATIONS; relu6 is a clip at ``highest``."""
-    if kind == "linear":
+    if activation == "linear":
         return x
-    if kind == "relu":
+    if activation == "relu":
         return Tensor(graph.add_node("Relu", [x.name], name), x.shape)
-    if kind == "softmax":
+    if activation == "softmax":
         return Tensor(graph.add_node("Softmax", [x.name], name, axis=1), x.shape)
     limits = {"min": 0.0, "max": highest}
     names = [graph.add_initializer(f"{name}.{key}", np.float32(limit)) for key, limit in limits.items()]
@@ -203,8 +203,8 @@ def _activate(graph: Graph, x: Tensor, kind: str, name: str, highest: float = 6.
 
 
 def _fused_activation(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
-    kind = layer.choice("activation", ACTIVATIONS, "linear")
-    return _activate(graph, x, kind, f"{layer.name}.{kind}")
+    activation = layer.choice("activation", ACTIVATIONS, "linear")
+    return _activate(graph, x, activation, f"{layer.name}.{activation}")
 
 
 def _activation(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
@@ -242,8 +242,8 @@ def _pool(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     kernel = layer.integers("pool_size", 2, default=2)
     strides = kernel if layer.config.get("strides") is None else layer.integers("strides", 2)
     pads, sizes = _windows(layer, x, kernel, strides)
-    kind = {"AveragePooling2D": "AveragePool", "MaxPooling2D": "MaxPool"}[layer.class_name]
-    name = graph.add_node(kind, [x.name], layer.name, kernel_shape=kernel, strides=strides, pads=pads)
+    op_type = layer.class_name.removesuffix("ing2D")  # AveragePool, MaxPool
+    name = graph.add_node(op_type, [x.name], layer.name, kernel_shape=kernel, strides=strides, pads=pads)
     return Tensor(name, (x.shape[0], *sizes))
 
 

@@ -1,6 +1,6 @@
-"""The MLPerf Tiny reference weights: from a path or the network, converted from Keras h5, cached by digest.
+"""The MLPerf Tiny reference weights: from a path, the cache or the network.
 
-In: ``model.source`` (a path) or nothing. Out: a name for the table and the path of a converted ONNX file.
+In: ``model.source`` (a path) or nothing. Out: a name for the table and the path of a Keras h5 file.
 The network: Banbury et al., MLPerf Tiny Benchmark, arXiv 2106.07597.
 """
 
@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import onnx
-
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import locked, replacing, sha256_file
+from resnet8_quant.files import locked, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -23,41 +21,24 @@ URL = (
     "https://raw.githubusercontent.com/mlcommons/tiny/master/"
     f"benchmark/training/image_classification/trained_models/{FILE_NAME}"
 )
-CONVERTER_VERSION = 1  # raise it when keras_import writes another graph for the same file
 
 
-def reference_model(source: str | None, cache: Path) -> tuple[str, Path]:
-    """Name and ONNX path of the reference model, or of another Keras model where ``source`` holds one."""
-    folder = cache / "models"
+def reference_weights(source: str | None, cache: Path) -> tuple[str, Path]:
+    """Name and h5 file of the reference model, or of another Keras model where ``source`` holds one."""
     if source is None:
-        path, digest = _fetch(folder), FILE_SHA256
-    else:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise ExperimentError(
-                f"`model.source`: {path} is not a file",
-                f"give the path of {FILE_NAME}: python run.py model=mlperf_tiny model.source=FILE.h5",
-            )
-        digest = sha256_file(path)
-    name = "mlperf_tiny"
-    if digest != FILE_SHA256:
-        name = f"keras:{path.stem}"
-        log.warning("%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s", path, digest, name)
-    converted = folder / f"{digest}-v{CONVERTER_VERSION}.onnx"
-    with locked(folder / "convert.lock"):
-        if converted.exists():
-            try:
-                onnx.checker.check_model(onnx.load(converted))
-                return name, converted
-            except Exception as error:  # protobuf and the checker raise their own kinds
-                log.warning("%s is damaged (%s): converting again", converted, str(error).splitlines()[0])
-        from resnet8_quant.inputs.keras_import import convert_h5
-
-        model = convert_h5(path)
-        with replacing(converted) as temporary:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-        log.info("converted %s to %s", path, converted)
-    return name, converted
+        return "mlperf_tiny", _fetch(cache / "models")
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ExperimentError(
+            f"`model.source`: {path} is not a file",
+            f"give the path of {FILE_NAME}: python run.py model=mlperf_tiny model.source=FILE.h5",
+        )
+    digest = sha256_file(path)
+    if digest == FILE_SHA256:
+        return "mlperf_tiny", path
+    name = f"keras:{path.stem}"
+    log.warning("%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s", path, digest, name)
+    return name, path
 
 
 def _fetch(folder: Path) -> Path:

@@ -28,6 +28,7 @@ from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.machine import one_blas_thread
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
@@ -65,6 +66,7 @@ class QuantizedModel:
     seconds: float
 
 
+@one_blas_thread()
 def quantize(
     model: FloatModel,
     images: CalibrationImages,
@@ -215,7 +217,7 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
     opset = next(entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAIN)
     if quant.per_channel and opset < OLDEST_OPSET:  # a scale for each channel
         proto = at_least_opset(proto, OLDEST_OPSET)
-    add_pre_process_metadata(proto)  # inputs.fold did that work; without the mark quantize_static asks for it
+    add_pre_process_metadata(proto)  # load_model did that work; without the mark quantize_static asks for it
     options: dict[str, object] = {"ActivationSymmetric": quant.activation_symmetric}
     if quant.weight_symmetric is not None:
         options["WeightSymmetric"] = quant.weight_symmetric

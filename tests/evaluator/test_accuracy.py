@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from resnet8_quant import npz_cache
 from resnet8_quant.config import EvaluationConfig, Layout
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator import accuracy
@@ -126,20 +125,21 @@ DAMAGE = {
     "floats": {"labels": np.zeros(23)},
     "class too large": {"labels": np.full(23, 4, np.int64)},
     "class negative": {"labels": np.full(23, -1, np.int64)},
-    "ties negative": {"ties": np.array(-1)},
-    "too many ties": {"ties": np.array(24)},
+    "ties negative": {"ties": np.array([-1])},
+    "too many ties": {"ties": np.array([24])},
+    "ties twice": {"ties": np.array([0, 0])},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_an_unusable_entry_is_computed_anew_and_replaced(classifier, images, weights, tmp_path, damage):
-    """Another content under the right key and digest."""
+    """Another content under the right key."""
     weights = weights[:, [0, 0, 1, 2]]  # with ties
     expected = judge(classifier(weights), images, cache=tmp_path)
     (entry,) = (tmp_path / "predictions").glob("*.npz")
-    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array(0)} | DAMAGE[damage]
+    arrays = {"labels": np.zeros(23, np.int64), "ties": np.array([0])} | DAMAGE[damage]
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    np.savez(entry, key=np.array(entry.stem), digest=np.array(npz_cache.digest(arrays)), **arrays)
+    np.savez(entry, key=np.array(entry.stem), **arrays)
     for is_computed in (True, False):
         evaluation = judge(classifier(weights), images, cache=tmp_path)
         np.testing.assert_array_equal(evaluation.predictions, expected.predictions)
@@ -169,6 +169,13 @@ def test_a_label_is_a_prediction_without_ties(classifier, images, weights, batch
     np.testing.assert_array_equal(predictions.labels, predict(*classifier(weights, batch), images, **RUN).labels)
     assert predictions.labels.dtype == np.int64
     assert predictions.ties is None
+
+
+def test_a_label_from_the_cache_is_without_ties_too(classifier, images, weights, computed, tmp_path):
+    argmax = helper.make_node("ArgMax", ["scores"], ["label"], axis=-1, keepdims=0)
+    labels_only = with_output(classifier(weights), argmax, ["batch"])
+    assert [judge(labels_only, images, cache=tmp_path).ties for _ in range(2)] == [None, None]
+    assert len(computed) == 1
 
 
 def test_scores_in_int64_are_no_labels(classifier, images, weights):

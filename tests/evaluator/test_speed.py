@@ -19,7 +19,7 @@ def quiet(monkeypatch):
     """A machine on which nothing else runs; the argument is the share of the cores' time that others take."""
 
     def others(share):
-        monkeypatch.setattr(speed, "other_processes_share", lambda before, after: share)
+        monkeypatch.setattr(speed, "watch_other_processes", lambda: lambda: share)
 
     monkeypatch.setattr(speed, "load_per_core", lambda: 0.123456)
     monkeypatch.setattr(speed, "usable_cores", lambda: 6)

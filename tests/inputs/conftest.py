@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs import cifar10, cifar10_files
 
 BATCH = 20
@@ -58,7 +56,7 @@ class TinyCifar:
         files = {}
         for name in BATCHES:
             split, start = ("test", 0) if name == "test_batch" else ("train", BATCH * (int(name[-1]) - 1))
-            images, labels = (self.arrays[f"{split}_{kind}"][start : start + BATCH] for kind in ("images", "labels"))
+            images, labels = (self.arrays[f"{split}_{key}"][start : start + BATCH] for key in ("images", "labels"))
             if form == "py":
                 files[name] = python2_pickle(images.transpose(0, 3, 1, 2).reshape(BATCH, 3072), labels.tolist())
             else:
@@ -106,15 +104,3 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
     for name, array in arrays.items():
         monkeypatch.setitem(cifar10.ARRAYS, name, (array.shape, hashlib.sha256(array.tobytes()).hexdigest()))
     return TinyCifar(arrays)
-
-
-@pytest.fixture
-def real_cache() -> Path:
-    """The user's cache folder, where it holds the whole CIFAR-10."""
-    try:
-        cache = cache_folder()
-    except ExperimentError as error:
-        pytest.skip(error.problem)
-    if not (cache / "cifar10" / cifar10.MARKER).is_file():
-        pytest.skip(f"{cache} does not hold CIFAR-10: python run.py fetches it")
-    return cache

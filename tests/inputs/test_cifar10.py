@@ -90,9 +90,9 @@ def test_when_all_fail_every_reason_and_the_remedies_are_given(tiny, tmp_path, m
 
 def same(dataset: Dataset, tiny) -> bool:
     return all(
-        np.array_equal(getattr(getattr(dataset, split), kind), tiny.arrays[f"{split}_{kind}"])
+        np.array_equal(getattr(getattr(dataset, split), key), tiny.arrays[f"{split}_{key}"])
         for split in ("train", "test")
-        for kind in ("images", "labels")
+        for key in ("images", "labels")
     )
 
 

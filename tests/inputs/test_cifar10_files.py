@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,15 @@ from hypothesis import strategies as st
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs import cifar10, cifar10_files
-from resnet8_quant.inputs.cifar10_files import SOURCES, decode, decode_labels, decode_sprite, read_archive
+from resnet8_quant.inputs.cifar10_files import SOURCES, decode, decode_labels, decode_sprite, load_batch, read_archive
 
 
 def write(path, *entries: tuple[str, bytes | str, bytes]):
     """A .tar.gz of (name, content or link target, type)."""
     with tarfile.open(path, "w:gz") as tar:
-        for name, content, kind in entries:
+        for name, content, member_type in entries:
             info = tarfile.TarInfo(name)
-            info.type = kind
+            info.type = member_type
             if isinstance(content, str):
                 info.linkname, content = content, b""
             info.size = len(content)
@@ -32,7 +34,7 @@ def write(path, *entries: tuple[str, bytes | str, bytes]):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "kind", "message"),
+    ("name", "content", "member_type", "message"),
     [
         ("../escaped", b"x", tarfile.REGTYPE, r"member '../escaped' leads out"),
         ("top/../../escaped", b"x", tarfile.REGTYPE, "leads out"),
@@ -44,8 +46,8 @@ def write(path, *entries: tuple[str, bytes | str, bytes]):
         ("top/a", b"x" * 11, tarfile.REGTYPE, "member 'top/a' has 11 bytes"),
     ],
 )
-def test_dangerous_members_refuse_the_archive(tmp_path, name, content, kind, message):
-    path = write(tmp_path / "a.tar.gz", (name, content, kind), ("top/a", b"good", tarfile.REGTYPE))
+def test_dangerous_members_refuse_the_archive(tmp_path, name, content, member_type, message):
+    path = write(tmp_path / "a.tar.gz", (name, content, member_type), ("top/a", b"good", tarfile.REGTYPE))
     with pytest.raises(ExperimentError, match=message) as caught:
         list(read_archive(path, "top", {"a": 10}))
     assert str(path) in caught.value.problem
@@ -148,3 +150,88 @@ def test_sprites_are_measured_before_they_are_decoded(content, message):
 def test_labels_that_are_no_list_of_labels_are_refused(content):
     with pytest.raises(ExperimentError, match=r"labels.json (is|has)"):
         decode_labels(content, 2, "labels.json")
+
+
+# ---------------------------------------------------------------- pickles
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_exploits_are_refused_and_do_not_run(tmp_path, protocol):
+    witness = tmp_path / "witness"
+    data = pickle.dumps({b"data": Call(os.system, f"touch {witness}")}, protocol)
+    with pytest.raises(ExperimentError, match=r"batch is refused: it asks for \w+\.system"):
+        load_batch(data, "batch")
+    assert not witness.exists()
+    pickle.loads(data)  # noqa: S301  # the exploit is real: Python's own unpickler runs it
+    assert witness.exists()
+
+
+NAMES = ["numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile", "os popen"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "builtins eval", "__builtin__ eval", "builtins getattr"])
+def test_only_the_names_of_an_array_are_admitted(name):
+    strings = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split())
+    with pytest.raises(ExperimentError, match="is refused: it asks for"):
+        load_batch(b"\x80\x04" + strings + b"\x93.", "batch")
+
+
+def test_exploit_in_a_folder_names_the_file(tiny, tmp_path):
+    witness = tmp_path / "witness"
+    folder = tiny.write("cifar-10-batches-py", tmp_path)
+    (folder / "data_batch_4").write_bytes(pickle.dumps(Call(os.system, f"touch {witness}"), 2))
+    with pytest.raises(ExperimentError, match=r"data_batch_4 is refused: it asks for \w+\.system"):
+        cifar10.load_cifar10(str(tmp_path), tmp_path / "cache")
+    assert not witness.exists()
+
+
+def test_python_2_batches_decode_as_pythons_own_unpickler_does(tiny):
+    data = tiny.files("py")["data_batch_1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy.core has moved
+        expected = pickle.Unpickler(io.BytesIO(data), encoding="bytes").load()  # noqa: S301
+    batch = load_batch(data, "batch")
+    assert batch.keys() == expected.keys() == {b"data", b"labels", b"batch_label", b"filenames"}
+    assert batch[b"data"].dtype == np.uint8
+    np.testing.assert_array_equal(batch[b"data"], expected[b"data"])
+    assert batch[b"labels"] == expected[b"labels"]
+    assert batch[b"filenames"] == expected[b"filenames"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_batches_written_again_by_python_3_decode(protocol, order):
+    array = np.asarray(np.random.default_rng(3).integers(0, 256, (6, 7), np.uint8), order=order)
+    batch = load_batch(pickle.dumps({b"data": array, b"labels": [1, 2]}, protocol), "batch")
+    np.testing.assert_array_equal(batch[b"data"], array)
+    assert batch[b"labels"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x02",
+        b"\x80\x02]q\x01.",
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"data": np.zeros(3)}, 4),
+        pickle.dumps({b"data": np.array([None])}, 4),
+        pickle.dumps({b"data": np.zeros(300, np.uint8)}, 4).replace(b"\x4d\x2c\x01", b"\x4d\x2d\x01"),
+        b"\x80\x02}U\x04datacnumpy\ndtype\n)Rs.",
+        b"\x80\x02cnumpy\nndarray\n}b.",
+        b"T\xff\xff\xff\x7f.",
+    ],
+)
+def test_damaged_pickles_are_a_sentence(data):
+    with pytest.raises(ExperimentError, match="batch is a damaged pickle"):
+        load_batch(data, "batch")

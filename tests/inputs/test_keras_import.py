@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -16,19 +14,15 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs import keras_import
 from resnet8_quant.inputs.keras_import import LAYERS, convert_h5
 
-Array = NDArray[Any]
-Weights = dict[str, dict[str, Array]]  # layer name -> weight name -> value
-
 # ---------------------------------------------------------------- the oracle: NumPy, NHWC, float64
 
 
-def windows(x: Array, config: dict[str, Any], kernel: Any, strides: Any, fill: float) -> Array:
+def windows(x, config, kernel, strides, fill):
     """[N, rows, columns, C, kernel height, kernel width], with padding as TensorFlow documents it."""
     dilation = config.get("dilation_rate", [1, 1])
     extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -42,37 +36,40 @@ def windows(x: Array, config: dict[str, Any], kernel: Any, strides: Any, fill: f
     return view[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
 
 
-def activate(x: Array, kind: str) -> Array:
-    if kind == "softmax":
+def activate(x, activation):
+    if activation == "softmax":
         e = np.exp(x - x.max(-1, keepdims=True))
-        return np.asarray(e / e.sum(-1, keepdims=True))
-    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6)}[kind]
+        return e / e.sum(-1, keepdims=True)
+    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6)}[activation]
 
 
-def conv(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
+def activate_with_bias(c, w, x):
+    return activate(x + w.get("bias", 0), c.get("activation", "linear"))
+
+
+def conv(c, w, x):
     groups, kernel = c.get("groups", 1), w["kernel"].astype(np.float64)
     patches = windows(x, c, c["kernel_size"], c["strides"], 0.0)
     parts = zip(np.split(patches, groups, 3), np.split(kernel, groups, 3), strict=True)
-    y = np.concatenate([np.einsum("nhwcij,ijco->nhwo", *part) for part in parts], -1)
-    return activate(y + w.get("bias", np.zeros(1)), c.get("activation", "linear"))
+    return activate_with_bias(c, w, np.concatenate([np.einsum("nhwcij,ijco->nhwo", *part) for part in parts], -1))
 
 
-def depthwise(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
+def depthwise(c, w, x):
     kernel = next(value for name, value in w.items() if "kernel" in name).astype(np.float64)
     y = np.einsum("nhwcij,ijcm->nhwcm", windows(x, c, c["kernel_size"], c["strides"], 0.0), kernel)
-    return activate(y.reshape(*y.shape[:3], -1) + w.get("bias", np.zeros(1)), c.get("activation", "linear"))
+    return activate_with_bias(c, w, y.reshape(*y.shape[:3], -1))
 
 
-def batch_normalization(c: dict[str, Any], w: dict[str, Array], x: Array) -> Array:
+def batch_normalization(c, w, x):
     normal = (x - w["moving_mean"]) / np.sqrt(w["moving_variance"].astype(np.float64) + c["epsilon"])
-    return np.asarray(normal * w.get("gamma", np.ones(1)) + w.get("beta", np.zeros(1)))
+    return normal * w.get("gamma", 1) + w.get("beta", 0)
 
 
-def pool(function: Callable[..., Array]) -> Callable[..., Array]:
+def pool(function):
     return lambda c, w, x: function(windows(x, c, c["pool_size"], c["strides"] or c["pool_size"], np.nan), (4, 5))
 
 
-FORWARD: dict[str, Callable[..., Array]] = {
+FORWARD = {
     "Conv2D": conv,
     "DepthwiseConv2D": depthwise,
     "BatchNormalization": batch_normalization,
@@ -85,18 +82,15 @@ FORWARD: dict[str, Callable[..., Array]] = {
     "GlobalAveragePooling2D": lambda c, w, x: x.mean((1, 2), keepdims=c.get("keepdims", False)),
     "Flatten": lambda c, w, x: x.reshape(len(x), -1),
     "Dropout": lambda c, w, x: x,
-    "Dense": lambda c, w, x: activate(x @ w["kernel"] + w.get("bias", np.zeros(1)), c["activation"]),
+    "Dense": lambda c, w, x: activate_with_bias(c, w, x @ w["kernel"]),
     "ZeroPadding2D": lambda c, w, x: np.pad(x, [(0, 0), *c["padding"], (0, 0)]),
 }
 
 
-def forward(layers: list[dict[str, Any]], weights: Weights, images: Array) -> Array:
-    values: dict[str, Array] = {}
-    for entry in layers:
+def forward(layers, weights, images):
+    values = {layers[0]["name"]: images.astype(np.float64)}
+    for entry in layers[1:]:
         name, config = entry["config"]["name"], entry["config"]
-        if entry["class_name"] == "InputLayer":
-            values[name] = images.astype(np.float64)
-            continue
         sources = [values[tensor[0]] for tensor in entry["inbound_nodes"][0]]
         values[name] = FORWARD[entry["class_name"]](config, weights.get(name, {}), *sources)
     return values[name]
@@ -105,31 +99,33 @@ def forward(layers: list[dict[str, Any]], weights: Weights, images: Array) -> Ar
 # ---------------------------------------------------------------- small Keras files
 
 
-def layer(class_name: str, name: str, *sources: str, **config: Any) -> dict[str, Any]:
+def layer(class_name, name, *sources, **config):
     nodes = [[[s, 0, 0, {}] for s in sources]] if sources else []
     return {"class_name": class_name, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
 
 
-def image(*shape: int) -> dict[str, Any]:
+def image(*shape):
     return layer("InputLayer", "input", batch_input_shape=[None, *shape])
 
 
-def one_layer(class_name: str, size: Sequence[int] = (8, 8, 2), **config: Any) -> list[dict[str, Any]]:
+def one_layer(class_name, size=(8, 8, 2), **config):
     return [image(*size), layer(class_name, "odd_one", "input", **config), layer("Flatten", "end", "odd_one")]
 
 
-def functional(layers: list[dict[str, Any]]) -> dict[str, Any]:
+def functional(layers):
     first, last = layers[0]["name"], layers[-1]["name"]
     ends = {"input_layers": [[first, 0, 0]], "output_layers": [[last, 0, 0]]}
     return {"class_name": "Functional", "config": {"name": "model", "layers": layers, **ends}}
 
 
-def sequential(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    bare = [{k: v for k, v in entry.items() if k != "inbound_nodes"} for entry in layers]
-    return {"class_name": "Sequential", "config": {"name": "model", "layers": bare}}
+def without_arguments(layers):
+    """The same functional model as early versions of Keras 2 wrote it."""
+    return functional(
+        [entry | {"inbound_nodes": [[t[:3] for t in node] for node in entry["inbound_nodes"]]} for entry in layers]
+    )
 
 
-def keras3(layers: list[dict[str, Any]]) -> dict[str, Any]:
+def keras3(layers):
     """The same functional model as Keras 3 writes it."""
     entries = []
     for entry in layers:
@@ -147,7 +143,20 @@ def keras3(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return model
 
 
-def write(path: Path, model: Any, weights: Weights, stored: str = "{layer}/{weight}:0") -> Path:
+def sequential(layers):
+    bare = [{key: value for key, value in entry.items() if key != "inbound_nodes"} for entry in layers]
+    return {"class_name": "Sequential", "config": {"name": "model", "layers": bare}}
+
+
+def old_sequential(layers):
+    """A sequential model as Keras before 2.3 wrote it: a list, without an input layer."""
+    shape, (first, *others) = layers[0]["config"]["batch_input_shape"], sequential(layers[1:])["config"]["layers"]
+    first = first | {"config": first["config"] | {"batch_input_shape": shape}}
+    return {"class_name": "Sequential", "config": [first, *others]}
+
+
+def write(path, model, weights, stored="{layer}/{weight}:0"):
+    """``model``: layers, a whole config, or its text."""
     model = functional(model) if isinstance(model, list) else model
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = model if isinstance(model, str) else json.dumps(model)
@@ -161,7 +170,7 @@ def write(path: Path, model: Any, weights: Weights, stored: str = "{layer}/{weig
     return path
 
 
-def random_weights(name: str, shapes: dict[str, tuple[int, ...]]) -> Weights:
+def random_weights(name, shapes):
     rng = np.random.default_rng(7)
     values = {weight: rng.normal(0, 0.5, shape).astype(np.float32) for weight, shape in shapes.items()}
     if "moving_variance" in values:
@@ -169,22 +178,21 @@ def random_weights(name: str, shapes: dict[str, tuple[int, ...]]) -> Weights:
     return {name: values} if values else {}
 
 
-def run(path: Path, images: Array) -> Array:
+def run(path, images):
     model = convert_h5(path)
     assert model.ir_version == 10
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 21)]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (image,), (scores,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape, scores.shape[0]) == ("image", ["batch", *images.shape[1:]], "batch")
-    (output,) = session.run(["probabilities"], {"image": images.astype(np.float32)})
-    return np.asarray(output)
+    return session.run(["probabilities"], {"image": images})[0]
 
 
-def check(path: Path, layers: list[dict[str, Any]], weights: Weights, model: Any = None) -> None:
-    images = np.random.default_rng(1).normal(0, 3, (3, *layers[0]["config"]["batch_input_shape"][1:]))
-    images = images.astype(np.float32)
+def check(path, layers, weights, dialect=functional):
+    shape = layers[0]["config"]["batch_input_shape"][1:]
+    images = np.random.default_rng(1).normal(0, 3, (3, *shape)).astype(np.float32)
     expected = forward(layers, weights, images)
-    output = run(write(path, model or layers, weights), images)
+    output = run(write(path, dialect(layers), weights), images)
     assert output.shape == expected.shape
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
@@ -192,30 +200,33 @@ def check(path: Path, layers: list[dict[str, Any]], weights: Weights, model: Any
 # ---------------------------------------------------------------- every layer
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "batch norm": ("BatchNormalization", {"axis": [3], "epsilon": 0.01}, NORM),
-    "plain norm": ("BatchNormalization", {"axis": -1, "epsilon": 0.001, "scale": False, "center": False}, NORM[2:]),
-    "relu": ("Activation", {"activation": "relu"}, ()),
-    "relu6": ("Activation", {"activation": "relu6"}, ()),
-    "linear": ("Activation", {"activation": "linear"}, ()),
-    "softmax of an image": ("Activation", {"activation": "softmax"}, ()),
-    "ReLU": ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, ()),
-    "ReLU capped": ("ReLU", {"max_value": 2.5}, ()),
-    "Softmax": ("Softmax", {"axis": -1}, ()),
-    "global average pool": ("GlobalAveragePooling2D", {"keepdims": True}, ()),
-    "dropout": ("Dropout", {"rate": 0.5}, ()),
-    "zero padding": ("ZeroPadding2D", {"padding": [[0, 1], [2, 3]]}, ()),
-}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_layer_equals_numpy(tmp_path: Path, case: str) -> None:
-    class_name, config, weights = CASES[case]
+@pytest.mark.parametrize(
+    ("class_name", "config", "weights"),
+    [
+        ("BatchNormalization", {"axis": [3], "epsilon": 0.01}, NORM),
+        ("BatchNormalization", {"axis": -1, "epsilon": 0.001, "scale": False, "center": False}, NORM[2:]),
+        *(("Activation", {"activation": name}, ()) for name in ("relu", "relu6", "linear", "softmax")),
+        ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, ()),
+        ("ReLU", {"max_value": 2.5}, ()),
+        ("Softmax", {"axis": -1}, ()),
+        ("GlobalAveragePooling2D", {"keepdims": True}, ()),
+        ("Dropout", {"rate": 0.5}, ()),
+        ("ZeroPadding2D", {"padding": [[0, 1], [2, 3]]}, ()),
+    ],
+)
+def test_layer_equals_numpy(tmp_path, class_name, config, weights):
     shapes = dict.fromkeys(weights, (4,))
     check(tmp_path / "model.h5", one_layer(class_name, (7, 6, 4), **config), random_weights("odd_one", shapes))
 
 
 PAIRS = st.lists(st.integers(1, 3), min_size=2, max_size=2)
+COMMON = {
+    "padding": st.sampled_from(["valid", "same"]),
+    "use_bias": st.booleans(),
+    "activation": st.sampled_from(["linear", "relu", "relu6"]),
+}
 
 
 @pytest.mark.parametrize("class_name", ["Conv2D", "DepthwiseConv2D", "AveragePooling2D", "MaxPooling2D"])
@@ -226,20 +237,12 @@ PAIRS = st.lists(st.integers(1, 3), min_size=2, max_size=2)
     steps=PAIRS,
     strided=st.booleans(),
     groups=st.sampled_from([1, 2]),
-    common=st.fixed_dictionaries(
-        {
-            "padding": st.sampled_from(["valid", "same"]),
-            "use_bias": st.booleans(),
-            "activation": st.sampled_from(["linear", "relu", "relu6"]),
-        }
-    ),
+    common=st.fixed_dictionaries(COMMON),
 )
-def test_windows_equal_numpy(
-    class_name: str, size: Any, kernel: Any, steps: Any, strided: bool, groups: int, common: dict[str, Any]
-) -> None:
+def test_windows_equal_numpy(class_name, size, kernel, steps, strided, groups, common):
     config = {"kernel_size": kernel, "filters": 6, "groups": groups, "depth_multiplier": groups, **common}
     config |= {"strides": steps} if strided else {"strides": [1, 1], "dilation_rate": steps}
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = {}
     if class_name.endswith("Pooling2D"):
         config = {"pool_size": kernel, "padding": common["padding"], "strides": steps if strided else None}
     elif class_name == "Conv2D":
@@ -253,12 +256,12 @@ def test_windows_equal_numpy(
         check(Path(folder) / "model.h5", one_layer(class_name, size, **config), random_weights("odd_one", shapes))
 
 
-def test_every_class_of_the_table_is_tested_and_documented() -> None:
+def test_every_class_of_the_table_is_tested_and_documented():
     assert set(LAYERS) == set(FORWARD) | {"InputLayer"}
-    assert all(class_name in str(keras_import.__doc__) for class_name in LAYERS)
+    assert all(class_name in keras_import.__doc__ for class_name in LAYERS)
 
 
-def residual_net() -> tuple[list[dict[str, Any]], Weights]:
+def residual_net():
     """A net with a skip, layers called like the graph's own tensors, and a dense layer after an image of 4x3."""
     conv_config = {"filters": 5, "kernel_size": [3, 3], "strides": [2, 2], "data_format": "channels_last"}
     layers = [
@@ -283,39 +286,27 @@ def residual_net() -> tuple[list[dict[str, Any]], Weights]:
     return layers, weights
 
 
-def without_arguments(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same functional model as early versions of Keras 2 wrote it."""
-    return functional(
-        [entry | {"inbound_nodes": [[t[:3] for t in node] for node in entry["inbound_nodes"]]} for entry in layers]
-    )
-
-
 @pytest.mark.parametrize("dialect", [functional, without_arguments, keras3])
-def test_net_equals_numpy_in_every_dialect(tmp_path: Path, dialect: Callable[..., Any]) -> None:
+def test_net_equals_numpy_in_every_dialect(tmp_path, dialect):
     layers, weights = residual_net()
-    check(tmp_path / "model.h5", layers, weights, dialect(layers))
+    check(tmp_path / "model.h5", layers, weights, dialect)
     model = convert_h5(tmp_path / "model.h5")
     again = write(tmp_path / "again.h5", dialect(layers), weights, "sequential/{layer}/{weight}")  # as in Keras 3
     assert convert_h5(again).SerializeToString() == model.SerializeToString()
 
 
-@pytest.mark.parametrize("with_input_layer", [True, False])
-def test_sequential_equals_numpy(tmp_path: Path, with_input_layer: bool) -> None:
+@pytest.mark.parametrize("dialect", [sequential, old_sequential])
+def test_sequential_equals_numpy(tmp_path, dialect):
     layers = [
         image(5, 5, 2),
         layer("MaxPooling2D", "pool", "input", pool_size=[2, 2], strides=[2, 2], padding="same"),
         layer("GlobalAveragePooling2D", "gap", "pool"),
         layer("Dense", "dense", "gap", units=3, activation="softmax"),
     ]
-    model = sequential(layers)
-    if not with_input_layer:
-        _, first, *others = model["config"]["layers"]
-        first = {**first, "config": {**first["config"], "batch_input_shape": [None, 5, 5, 2]}}
-        model["config"] = [first, *others]  # Keras before 2.3
-    check(tmp_path / "m.h5", layers, random_weights("dense", {"kernel": (2, 3), "bias": (3,)}), model)
+    check(tmp_path / "m.h5", layers, random_weights("dense", {"kernel": (2, 3), "bias": (3,)}), dialect)
 
 
-def test_names_and_bytes_are_always_the_same(tmp_path: Path) -> None:
+def test_names_and_bytes_are_always_the_same(tmp_path):
     layers = [image(1, 1, 3), layer("Flatten", "flat", "input"), layer("Dense", "dense", "flat", units=2)]
     weights = random_weights("dense", {"kernel": (3, 2), "bias": (2,)})
     path = write(tmp_path / "model.h5", layers, weights)
@@ -328,17 +319,26 @@ def test_names_and_bytes_are_always_the_same(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- refusals
 
-CONV: dict[str, Any] = {"filters": 2, "kernel_size": [3, 3], "strides": [1, 1], "padding": "same"}
-
+CONV = {"filters": 2, "kernel_size": [3, 3], "strides": [1, 1], "padding": "same"}
 CONV_WEIGHTS = random_weights("odd_one", {"kernel": (3, 3, 2, 2), "bias": (2,)})
+KERNEL = CONV_WEIGHTS["odd_one"]["kernel"]
+OTHER = "model_weights/odd_one/odd_one/kernel:0"  # in another h5 file, a kernel that would fit
 
 
-def write_conv(path: Path) -> Path:
-    return write(path, one_layer("Conv2D", **CONV), CONV_WEIGHTS)
+def write_conv(path, weights=CONV_WEIGHTS):
+    return write(path, one_layer("Conv2D", **CONV), weights)
+
+
+def refusal(path):
+    with pytest.raises(ExperimentError) as caught:
+        convert_h5(path)
+    assert str(path) in caught.value.problem
+    assert "\x1b" not in str(caught.value)
+    return caught.value
 
 
 @pytest.mark.parametrize(
-    ("class_name", "config", "words"),
+    ("class_name", "config", "problem"),
     [
         ("Lambda", {"function": ["4wEAAAAA", None, None], "function_type": "lambda"}, "not supported"),
         ("LSTM", {"units": 2}, "not supported"),
@@ -363,13 +363,11 @@ def write_conv(path: Path) -> Path:
         ("Dense", {"units": 3}, "its input is an image"),
     ],
 )
-def test_refused_by_name(tmp_path: Path, class_name: str, config: dict[str, Any], words: str) -> None:
-    path = write(tmp_path / "model.h5", one_layer(class_name, **config), CONV_WEIGHTS)
-    with pytest.raises(ExperimentError) as caught:
-        convert_h5(path)
-    assert f"{path}: layer `odd_one` ({class_name})" in caught.value.problem
-    assert words in caught.value.problem
-    assert "Conv2D, DepthwiseConv2D" in caught.value.remedy
+def test_refused_by_name(tmp_path, class_name, config, problem):
+    error = refusal(write(tmp_path / "model.h5", one_layer(class_name, **config), CONV_WEIGHTS))
+    assert f"layer `odd_one` ({class_name})" in error.problem
+    assert problem in error.problem
+    assert "Conv2D, DepthwiseConv2D" in error.remedy
 
 
 JSON = st.recursive(
@@ -379,7 +377,7 @@ JSON = st.recursive(
 )
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
+def places(value):
     """All (container, key or index) in nested JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
     return [place for key, inner in items for place in [(value, key), *places(inner)]]
@@ -388,7 +386,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 @pytest.mark.parametrize("dialect", [functional, sequential, keras3])
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_changed_config_is_converted_or_refused(dialect: Callable[..., Any], data: st.DataObject) -> None:
+def test_any_changed_config_is_converted_or_refused(dialect, data):
     """Whatever stands in the place of any value of the config, no other exception leaves the reader."""
     layers, weights = residual_net()
     if dialect is sequential:
@@ -401,17 +399,16 @@ def test_any_changed_config_is_converted_or_refused(dialect: Callable[..., Any],
         convert_h5(write(Path(folder) / "model.h5", model, weights))
 
 
-def test_lambda_is_not_executed(tmp_path: Path) -> None:
+def test_lambda_is_not_executed(tmp_path):
     witness = tmp_path / "executed"
     code = f"open({str(witness)!r}, 'w')"
     layers = one_layer("Lambda", function=code, module=f"__import__('os');{code}")
-    with pytest.raises(ExperimentError, match=r"`odd_one` \(Lambda\)"):
-        convert_h5(write(tmp_path / "model.h5", layers, {}))
+    assert "`odd_one` (Lambda)" in refusal(write(tmp_path / "model.h5", layers, {})).problem
     assert not witness.exists()
 
 
 @pytest.mark.parametrize(
-    ("edit", "words"),
+    ("edit", "problem"),
     [
         (lambda c: c["layers"][1].update(registered_name="mine>ReLU"), "mine>ReLU"),  # the user's own, of a known name
         (lambda c: c["layers"][1].update(inbound_nodes=[[["input", 0, 0, {}]]] * 2), "called once"),
@@ -432,79 +429,58 @@ def test_lambda_is_not_executed(tmp_path: Path) -> None:
         (lambda c: c["layers"][0]["config"].update(batch_input_shape=[None, None, None, 3]), "`batch_input_shape`"),
     ],
 )
-def test_refused_structure(tmp_path: Path, edit: Callable[[dict[str, Any]], None], words: str) -> None:
+def test_refused_structure(tmp_path, edit, problem):
     layers = [layer("ReLU", "a", "input"), layer("Add", "b", "a", "input"), layer("Flatten", "c", "b")]
     model = functional([image(2, 2, 1), *layers])
     edit(model["config"])
-    path = write(tmp_path / "model.h5", model, {})
-    with pytest.raises(ExperimentError) as caught:
-        convert_h5(path)
-    assert str(path) in caught.value.problem
-    assert words in caught.value.problem
-    assert "\x1b" not in str(caught.value)
+    assert problem in refusal(write(tmp_path / "model.h5", model, {})).problem
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", '{"class_name": "Functional"}', "9" * 5000])
-def test_config_that_is_no_model(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ExperimentError, match="`model_config`"):
-        convert_h5(write(tmp_path / "model.h5", text, {}))
+def test_config_that_is_no_model(tmp_path, text):
+    assert "`model_config`" in refusal(write(tmp_path / "model.h5", text, {})).problem
 
 
-def test_files_that_are_no_keras_model(tmp_path: Path) -> None:
-    def refuse(path: Path, message: str) -> None:
-        with pytest.raises(ExperimentError, match=message):
-            convert_h5(path)
-
-    refuse(tmp_path / "gone.h5", "no such file")
-    refuse(tmp_path, "no such file")
+def test_files_that_are_no_keras_model(tmp_path):
+    for path in (tmp_path / "gone.h5", tmp_path):
+        assert "no such file" in refusal(path).problem
     file = write_conv(tmp_path / "file.h5")
     for content in (b"version https://git-lfs.github.com/spec/v1\n", file.read_bytes()[:2000]):
         file.write_bytes(content)
-        refuse(file, "not a readable HDF5")
+        assert "not a readable HDF5" in refusal(file).problem
     for value in (None, 3, np.zeros((2, 2))):
         with h5py.File(file, "w") as empty:
             if value is not None:
                 empty.attrs["model_config"] = value
-        refuse(file, "holds no text `model_config`")
+        assert "holds no text `model_config`" in refusal(file).problem
     with h5py.File(file, "w") as weightless:
         weightless.attrs["model_config"] = json.dumps(functional(one_layer("ReLU")))
-    refuse(file, "`model_weights` in the group `/` is missing")
+    assert "`model_weights` in the group `/` is missing" in refusal(file).problem
 
 
-def secret(folder: Path) -> Path:
-    """Another h5 file with a kernel that would fit."""
-    path = folder / "secret.h5"
-    with h5py.File(path, "w") as file:
-        file["kernel"] = np.zeros((3, 3, 2, 2), np.float32)
-    return path
-
-
-def virtual(group: h5py.Group, folder: Path) -> None:
+def virtual(group, folder):
     layout = h5py.VirtualLayout(shape=(3, 3, 2, 2), dtype="<f4")
-    layout[:] = h5py.VirtualSource(str(secret(folder)), "kernel", shape=(3, 3, 2, 2))
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), OTHER, shape=(3, 3, 2, 2))
     group.create_virtual_dataset("kernel:0", layout)
 
 
-def external_storage(group: h5py.Group, folder: Path) -> None:
+def external_storage(group, folder):
     (folder / "raw.bin").write_bytes(bytes(144))
     group.create_dataset("kernel:0", (3, 3, 2, 2), "<f4", external=[(str(folder / "raw.bin"), 0, 144)])
 
 
-def stored(**arguments: Any) -> Callable[[h5py.Group, Path], Any]:
+def stored(**arguments):
     return lambda group, _: group.create_dataset("kernel:0", **arguments)
 
 
-def link(target: Callable[[Path], Any]) -> Callable[[h5py.Group, Path], None]:
+def link(target):
     return lambda group, folder: group.__setitem__("kernel:0", target(folder))
 
 
-KERNEL = CONV_WEIGHTS["odd_one"]["kernel"]
-
-
 @pytest.mark.parametrize(
-    ("put", "words"),
+    ("put", "problem"),
     [
-        (link(lambda folder: h5py.ExternalLink(str(secret(folder)), "kernel")), "a ExternalLink"),
+        (link(lambda folder: h5py.ExternalLink(str(folder / "other.h5"), OTHER)), "a ExternalLink"),
         (link(lambda folder: h5py.SoftLink("/model_weights/odd_one/odd_one/bias:0")), "a SoftLink"),
         (virtual, "virtual"),
         (external_storage, "external"),
@@ -517,57 +493,53 @@ KERNEL = CONV_WEIGHTS["odd_one"]["kernel"]
         (lambda group, folder: None, "missing"),
     ],
 )
-def test_refused_weight(tmp_path: Path, put: Callable[[h5py.Group, Path], None], words: str) -> None:
+def test_refused_weight(tmp_path, put, problem):
+    write_conv(tmp_path / "other.h5")
     path = write_conv(tmp_path / "model.h5")
     with h5py.File(path, "a") as file:
         group = file["model_weights/odd_one/odd_one"]
         del group["kernel:0"]
         put(group, tmp_path)
-    with pytest.raises(ExperimentError) as caught:
-        convert_h5(path)
-    assert "layer `odd_one` (Conv2D)" in caught.value.problem
-    assert words in caught.value.problem
-
-
-def test_big_endian_weights_are_the_same(tmp_path: Path) -> None:
-    layers = one_layer("Conv2D", **CONV)
-    swapped = {"odd_one": {key: value.astype(">f4") for key, value in CONV_WEIGHTS["odd_one"].items()}}
-    little, big = (write(tmp_path / f"{i}.h5", layers, w) for i, w in enumerate((CONV_WEIGHTS, swapped)))
-    assert convert_h5(little).SerializeToString() == convert_h5(big).SerializeToString()
+    error = refusal(path)
+    assert "layer `odd_one` (Conv2D)" in error.problem
+    assert problem in error.problem
 
 
 @pytest.mark.parametrize("target", ["model_weights", "model_weights/odd_one"])
-def test_external_group_is_not_opened(tmp_path: Path, target: str) -> None:
-    path = write_conv(tmp_path / "model.h5")
-    other = write_conv(tmp_path / "other.h5")
+def test_external_group_is_not_opened(tmp_path, target):
+    path, other = (write_conv(tmp_path / name) for name in ("model.h5", "other.h5"))
     with h5py.File(path, "a") as file:
         del file[target]
         file[target] = h5py.ExternalLink(str(other), target)
-    with pytest.raises(ExperimentError, match="model_weights"):
-        convert_h5(path)
+    assert "model_weights" in refusal(path).problem
 
 
 @pytest.mark.parametrize("names", [[], [b"odd_one/bias:0"], [b"../kernel:0"], [b"kernel:0"] * 2, [b"kernel:0"] * 99, 7])
-def test_weight_names_that_lead_nowhere(tmp_path: Path, names: Any) -> None:
+def test_weight_names_that_lead_nowhere(tmp_path, names):
     path = write_conv(tmp_path / "model.h5")
     with h5py.File(path, "a") as file:
         file["model_weights/odd_one"].attrs["weight_names"] = names
-    with pytest.raises(ExperimentError, match="odd_one"):
-        convert_h5(path)
+    assert "odd_one" in refusal(path).problem
+
+
+def test_big_endian_weights_are_the_same(tmp_path):
+    swapped = {"odd_one": {key: value.astype(">f4") for key, value in CONV_WEIGHTS["odd_one"].items()}}
+    little, big = (write_conv(tmp_path / f"{i}.h5", weights) for i, weights in enumerate((CONV_WEIGHTS, swapped)))
+    assert convert_h5(little).SerializeToString() == convert_h5(big).SerializeToString()
 
 
 # ---------------------------------------------------------------- the real file
 
 
-def test_reference_equals_numpy() -> None:
+def test_reference_equals_numpy():
     reference = Path(os.environ.get("RESNET8_QUANT_REFERENCE_H5", ""))
     if not reference.is_file():
         pytest.skip("RESNET8_QUANT_REFERENCE_H5 does not name the MLPerf Tiny pretrainedResnet.h5")
-    weights: Weights = {}
+    weights = {}
     with h5py.File(reference, "r") as file:
         layers = json.loads(file.attrs["model_config"])["config"]["layers"]
-        for entry in layers:
-            for key, stored in file[f"model_weights/{entry['name']}"].get(entry["name"], {}).items():
-                weights.setdefault(entry["name"], {})[key.removesuffix(":0")] = stored[()]
+        for name in (entry["config"]["name"] for entry in layers):
+            values = file[f"model_weights/{name}"].get(name, {})
+            weights[name] = {key.removesuffix(":0"): value[()] for key, value in values.items()}
     images = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3)).astype(np.float32)
     np.testing.assert_allclose(run(reference, images), forward(layers, weights, images), atol=1e-4)

@@ -8,9 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.inputs.fold import fold
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.inputs.model import load_model
+from resnet8_quant.inputs.model import fold, load_model
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
@@ -34,7 +33,7 @@ def save(path, nodes, inputs, outputs, weights=(), opsets=(("", 21),)):
 def classifier(tmp_path):
     """Input shape and type -> path of a linear classifier."""
 
-    def make(shape, kind=TensorProto.FLOAT, outputs=CLASSES, inputs=1):
+    def make(shape, dtype=TensorProto.FLOAT, outputs=CLASSES, inputs=1):
         path = tmp_path / "net.onnx"
         names = [f"image{i}" for i in range(inputs)]
         pixels = int(np.prod(shape[1:]))
@@ -46,7 +45,7 @@ def classifier(tmp_path):
         ]
         weights = {"w": np.random.default_rng(0).normal(size=(pixels, outputs)).astype(np.float32)}
         scores = [("scores", TensorProto.FLOAT, [shape[0], outputs])]
-        save(path, nodes, [(name, kind, shape) for name in names], scores, weights)
+        save(path, nodes, [(name, dtype, shape) for name in names], scores, weights)
         return path
 
     return make
@@ -75,9 +74,9 @@ def test_files_that_are_no_model(tmp_path):
     [
         (["batch", 4, 4, 3], {"inputs": 2}, r"found 2 inputs \(image0 float32 \[N,4,4,3\], image1"),
         (["batch", 4, 4, 3], {"outputs": 4}, r"found output scores float32 \[N,4\]"),
-        (["batch", 4, 4, 3], {"kind": TensorProto.DOUBLE}, r"found input image0 float64 \[N,4,4,3\]"),
-        (["batch", 4, 4, 3], {"kind": TensorProto.UINT8}, r"found input image0 uint8 \[N,4,4,3\]"),
-        (["batch", 4, 4, 3], {"kind": TensorProto.FLOAT16}, r"found input image0 float16 \[N,4,4,3\]"),
+        (["batch", 4, 4, 3], {"dtype": TensorProto.DOUBLE}, r"found input image0 float64 \[N,4,4,3\]"),
+        (["batch", 4, 4, 3], {"dtype": TensorProto.UINT8}, r"found input image0 uint8 \[N,4,4,3\]"),
+        (["batch", 4, 4, 3], {"dtype": TensorProto.FLOAT16}, r"found input image0 float16 \[N,4,4,3\]"),
         (["batch", 8, 8, 3], {}, r"found input image0 float32 .*expected one float32 input \[N,4,4,3\]"),
         (["batch", 4, 3, 4], {}, "found input image0 float32"),
         (["batch", 4, 4], {}, "found input image0 float32"),
@@ -165,11 +164,11 @@ def test_affine_operators_are_folded_into_conv(tmp_path, nodes, names, shape):
     assert [node.op_type for node in folded.graph.node] == ["Conv"]
     assert [opset.domain for opset in folded.opset_import] == [""]
     image = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
-    expected, found = (
+    expected, actual = (
         onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"image": image})[0]
         for data in (original, folded.SerializeToString())
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_to_fold_is_left_alone(tmp_path):

@@ -1,15 +1,14 @@
-"""The reference weights: fetched once and checked by digest, converted once, a damaged conversion made again."""
+"""The reference weights: fetched once and checked by digest; another file is not called the reference."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
-from onnx import TensorProto, helper
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes
-from resnet8_quant.inputs import download, keras_import, reference
+from resnet8_quant.inputs import download, reference
 
 CONTENT = b"stands for the weights"
 
@@ -31,55 +30,32 @@ def served(tmp_path, monkeypatch):
     return source
 
 
-@pytest.fixture
-def conversions(served, monkeypatch):
-    """The files that were converted."""
-    done = []
-
-    def convert(path):
-        done.append(path)
-        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-        return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y]))
-
-    monkeypatch.setattr(keras_import, "convert_h5", convert)
-    return done
-
-
-def test_it_is_fetched_and_converted_once(served, conversions, tmp_path):
-    first = reference.reference_model(None, tmp_path / "cache")
+def test_it_is_fetched_once_and_again_where_it_is_damaged(served, tmp_path):
+    name, path = reference.reference_weights(None, tmp_path / "cache")
+    assert (name, path.read_bytes()) == ("mlperf_tiny", CONTENT)
+    path.write_bytes(b"cut")
+    assert reference.reference_weights(None, tmp_path / "cache") == (name, path)
+    assert path.read_bytes() == CONTENT
     served.unlink()
-    assert reference.reference_model(None, tmp_path / "cache") == first
-    assert first[0] == "mlperf_tiny"
-    assert len(conversions) == 1
-    assert (tmp_path / "cache" / "models" / reference.FILE_NAME).read_bytes() == CONTENT
+    assert reference.reference_weights(None, tmp_path / "cache") == (name, path)
+    assert reference.reference_weights(str(path), tmp_path / "cache") == (name, path)
 
 
-def test_without_a_file_the_remedies_are_named(served, conversions, tmp_path):
+def test_without_a_file_the_remedies_are_named(served, tmp_path):
     served.unlink()
     with pytest.raises(ExperimentError, match="404") as caught:
-        reference.reference_model(None, tmp_path / "cache")
+        reference.reference_weights(None, tmp_path / "cache")
     assert "model.source=" in caught.value.remedy
-    assert not conversions
 
 
-def test_a_damaged_download_or_conversion_is_made_again(conversions, tmp_path):
-    _, converted = reference.reference_model(None, tmp_path)
-    whole, fetched = converted.read_bytes(), converted.with_name(reference.FILE_NAME)
-    converted.write_bytes(whole[: len(whole) // 2])
-    fetched.write_bytes(b"cut")
-    reference.reference_model(None, tmp_path)
-    assert (converted.read_bytes(), fetched.read_bytes()) == (whole, CONTENT)
-    assert len(conversions) == 2
-
-
-def test_another_keras_file_is_not_called_the_reference(conversions, tmp_path, caplog):
+def test_another_keras_file_is_not_called_the_reference(tmp_path, caplog):
     own = tmp_path / "own.h5"
     own.write_bytes(b"own weights")
     with caplog.at_level(logging.WARNING):
-        assert reference.reference_model(str(own), tmp_path / "cache")[0] == "keras:own"
+        assert reference.reference_weights(str(own), tmp_path) == ("keras:own", own)
     assert "not the MLPerf Tiny reference" in caplog.text
 
 
 def test_a_missing_source_is_refused(tmp_path):
     with pytest.raises(ExperimentError, match=r"model\.source"):
-        reference.reference_model(str(tmp_path / "absent.h5"), tmp_path)
+        reference.reference_weights(str(tmp_path / "absent.h5"), tmp_path)

@@ -1,5 +1,9 @@
 """The quantized model: what was asked for, and reproducible."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from nets import ALL, net, run
@@ -51,6 +55,20 @@ def test_cache_and_threads_have_no_effect_on_the_model(model, images, tmp_path, 
     assert [quantized.calibration.cached for quantized in (plain, *others)] == [False, False, True]
     assert {quantized.serialized for quantized in others} == {plain.serialized}
     assert plain.summary.per_channel
+
+
+@pytest.mark.parametrize("overrides", [["quant=w4a8", "refine=best"], ["allocate=bytes"]])
+def test_threads_of_blas_have_no_effect_on_the_model(tmp_path, overrides):
+    code = (
+        "import sys; import resnet8_quant as rq; c = rq.compose(*sys.argv[2:])\n"
+        "rq.quantize(rq.load_model(c), rq.load_dataset(c).train, c).save(sys.argv[1])"
+    )
+    small = ["data=sample", "calibration.samples_per_class=10"]
+    for threads in "12":
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code, str(tmp_path / f"{threads}.onnx"), *small, *overrides]
+        subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
 
 
 def test_onnxruntimes_table_of_operators_is_left_as_it_was(conv, small_images):

@@ -244,20 +244,10 @@ class _Converter:
     ) -> tuple[int, str]:
         """The tensor to read, with a PAD in front where neither SAME nor VALID says it; and which of them."""
         before = self.result.tensors[source]
-        height, width = before.shape[1:3]
-        pads = [int(pad) for pad in settings.get("pads", [0, 0, 0, 0])]
-        auto = settings.get("auto_pad", b"NOTSET")
-        auto = auto.decode() if isinstance(auto, bytes) else auto
-        same = [
-            padding(size, int(k), int(s), "SAME") for size, k, s in zip((height, width), kernel, strides, strict=True)
-        ]
-        if auto == "SAME_UPPER":
-            pads = [same[0][0], same[1][0], same[0][1], same[1][1]]
-        elif auto == "SAME_LOWER":
-            pads = [same[0][1], same[1][1], same[0][0], same[1][0]]
+        pads, same = _pads(before.shape, kernel, strides, settings)
         if not any(pads):
             return source, "VALID"
-        if pads == [same[0][0], same[1][0], same[0][1], same[1][1]]:
+        if pads == same:
             return source, "SAME"
         sizes = np.array([[0, 0], [pads[0], pads[2]], [pads[1], pads[3]], [0, 0]], np.int32)
         shape = tuple(int(size) + int(sizes[i].sum()) for i, size in enumerate(before.shape))
@@ -303,15 +293,11 @@ class _Converter:
         values = codes.reshape((1,) * (rank - codes.ndim) + codes.shape)
         if rank == 4:
             values = values.transpose(0, 2, 3, 1)
-        elif any(tensor in self.flattened and values.size > 1 for tensor in self.result_inputs(node)):
+        elif values.size > 1 and any(self.tensor.get(other) in self.flattened for other in node.input):
             raise refuse(f"{node.output[0]} adds or multiplies a constant to an image that was flattened")
         scale = np.asarray(constant.scale, np.float32).reshape(1)
         data = np.ascontiguousarray(values)
         return self.result.add(Tensor(name, data.shape, "int8", scale, int(zero.reshape(-1)[0]), None, data))
-
-    def result_inputs(self, node: onnx.NodeProto) -> list[int]:
-        """The tensors that a node reads."""
-        return [self.tensor[name] for name in node.input if name in self.tensor]
 
     def hard_swish(self, node: onnx.NodeProto) -> None:
         """The kernel takes any output scale."""
@@ -375,21 +361,15 @@ class _Converter:
             return
         kernel = (height, width) if whole else tuple(settings["kernel_shape"])
         strides = kernel if whole else tuple(settings.get("strides", [1, 1]))
-        pads = settings.get("pads", [0, 0, 0, 0])
+        pads, same = _pads(tensor.shape, kernel, strides, settings)
         if settings.get("ceil_mode", 0) or (average and any(pads)):
             raise refuse(
                 f"{node.output[0]} is a pool with ceil_mode or padding, which TensorFlow Lite counts in another way"
             )
-        mode = "VALID"
-        if any(pads):
-            same = [padding(s, k, t, "SAME") for s, k, t in zip((height, width), kernel, strides, strict=True)]
-            if list(pads) != [same[0][0], same[1][0], same[0][1], same[1][1]]:
-                raise refuse(
-                    f"{node.output[0]} is a pool with the padding {list(pads)}, which is not TensorFlow Lite's SAME"
-                )
-            mode = "SAME"
+        if any(pads) and pads != same:
+            raise refuse(f"{node.output[0]} is a pool with the padding {pads}, which is not TensorFlow Lite's SAME")
         kind = "AVERAGE_POOL_2D" if average else "MAX_POOL_2D"
-        options = {"filter": kernel, "strides": strides, "padding": mode}
+        options = {"filter": kernel, "strides": strides, "padding": "SAME" if any(pads) else "VALID"}
         self.finish_same_scale(kind, node, (source,), self.onnx.nhwc(node.output[0]), **options)
 
     def mean(self, node: onnx.NodeProto, source: int, keep_dims: bool) -> None:
@@ -456,6 +436,16 @@ class _Converter:
 
     def cast(self, node: onnx.NodeProto) -> None:
         self.onnx.read_cast(node)
+
+
+def _pads(shape: tuple[int, ...], kernel: Any, strides: Any, settings: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Padding of a window as ONNX orders it: top, left, bottom, right; what it is, and TensorFlow Lite's SAME."""
+    sizes = zip(shape[1:3], kernel, strides, strict=True)
+    (top, bottom), (left, right) = (padding(size, int(k), int(stride), "SAME") for size, k, stride in sizes)
+    same = [top, left, bottom, right]
+    auto = settings.get("auto_pad", b"NOTSET")
+    choices = {b"SAME_UPPER": same, b"SAME_LOWER": [bottom, right, top, left], b"VALID": [0] * 4}
+    return choices.get(auto, [int(pad) for pad in settings.get("pads", [0] * 4)]), same
 
 
 def _as_int8(codes: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class TflmRun:
     """
 
     outputs: np.ndarray
-    arena_bytes: int
+    arena_bytes: int | None
 
 
 def has_tflm() -> bool:
@@ -124,11 +124,11 @@ def _run_chunk(inputs: np.ndarray) -> np.ndarray:
     return np.array(outputs)
 
 
-def _arena(inputs: np.ndarray) -> int:
-    """Bytes of the arena, from the report that the interpreter prints; 0 where it prints none."""
+def _arena(inputs: np.ndarray) -> int | None:
+    """Bytes of the arena, from the report that the interpreter prints; None where it prints none."""
     _run_chunk(inputs)
-    found = re.search(r"Arena allocation total (\d+) bytes", _printed(_interpreter.print_allocations))
-    return int(found[1]) if found else 0
+    match = re.search(r"Arena allocation total (\d+) bytes", _printed(_interpreter.print_allocations))
+    return int(match[1]) if match else None
 
 
 def _printed(report: Callable[[], None]) -> str:

@@ -16,6 +16,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from resnet8_quant.config import Config
 from resnet8_quant.inputs.model import FloatModel
+from resnet8_quant.machine import one_blas_thread
 from resnet8_quant.quantizer.calibration.cache import cached_stats
 from resnet8_quant.quantizer.calibration.collect import collect_stats
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
@@ -76,6 +77,7 @@ class CalibratedTensors:
     fixed: dict[str, tuple[np.float32, np.float32]]
 
 
+@one_blas_thread()
 def calibrate(
     model: FloatModel, images: CalibrationImages, config: Config, *, cache: Path | None = None
 ) -> Calibration:

@@ -1,7 +1,7 @@
 """What the runs left to compare: predictions for the same images, true labels, images, the float model's predictions.
 
-In: the jobs of a table. Out: `Evidence`. What is missing is None, and ``missing`` says why: nothing is fetched, and
-nothing that a run's folder holds is trusted before it agrees with the run's results.
+In: the jobs of a table. Out: `Evidence`. What is missing is None: nothing is fetched, and nothing that a run's folder
+holds is trusted before it agrees with the run's results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Evidence:
         predictions: for each of them the predicted classes, int16 [N]; None where the file is missing or does not fit.
         labels, images: int64 [N], the true classes, and uint8 [N, H, W, C].
         classes: their names, from per_class.csv.
-        missing: what could not be had -> why, in a sentence.
+        no_labels: why there are none, in a sentence.
         notes: which runs are left out of comparisons, in sentences.
     """
 
@@ -48,7 +48,7 @@ class Evidence:
     labels: Labels | None = None
     images: NDArray[np.uint8] | None = None
     classes: list[str] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
+    no_labels: str = ""
     notes: list[str] = field(default_factory=list)
 
     def predictions_of(self, job: Job) -> Predictions | None:
@@ -68,12 +68,24 @@ class Evidence:
         return None
 
     def read(self, path: Path, count: int, accuracy: float | None) -> Predictions | None:
-        """The ``count`` predictions in a file, if they have this accuracy; without labels that cannot be checked."""
-        predictions = read_predictions(path, count)
-        if predictions is None or self.labels is None:
-            return predictions
-        agrees = accuracy is not None and abs(float(np.mean(predictions == self.labels)) - accuracy) < TOLERANCE
-        return predictions if agrees else None
+        """The ``count`` predictions in a file, if they have this accuracy; without labels that cannot be checked.
+
+        None where the file is missing, damaged or another array.
+        """
+        try:
+            if path.stat().st_size > 8 * count + MAX_HEADER_BYTES:
+                return None
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError):
+            return None
+        if not isinstance(array, np.ndarray) or array.shape != (count,) or array.dtype.kind not in "iu":
+            return None
+        if count and not 0 <= int(array.min()) <= int(array.max()) < np.iinfo(np.int16).max:
+            return None
+        if self.labels is None:
+            return array.astype(np.int16)
+        agrees = accuracy is not None and abs(float(np.mean(array == self.labels)) - accuracy) < TOLERANCE
+        return array.astype(np.int16) if agrees else None
 
 
 def gather(jobs: Sequence[Job]) -> Evidence:
@@ -96,7 +108,7 @@ def gather(jobs: Sequence[Job]) -> Evidence:
             "runs, on other images, are in the table only."
         )
     if overlap:
-        evidence.missing["labels"] = "calibration used some of the test images, so the evaluated ones are not known"
+        evidence.no_labels = "calibration used some of the test images, so the evaluated ones are not known"
     else:
         try:
             data = _load(compared[0], str(digest))
@@ -104,7 +116,7 @@ def gather(jobs: Sequence[Job]) -> Evidence:
                 raise ExperimentError("it has another number of test images", "")
             evidence.labels, evidence.images = data.test.labels, data.test.images
         except ExperimentError as error:
-            evidence.missing["labels"] = f"the test images and their labels could not be loaded: {error.problem}"
+            evidence.no_labels = f"the test images and their labels could not be loaded: {error.problem}"
     evidence.predictions = [evidence.read(job.path / "predictions.npy", count, job.row.accuracy) for job in compared]
     absent = sum(predictions is None for predictions in evidence.predictions)
     if absent:
@@ -112,21 +124,6 @@ def gather(jobs: Sequence[Job]) -> Evidence:
             f"{absent} of {len(compared)} runs have no predictions.npy that agrees with their results: no paired test."
         )
     return evidence
-
-
-def read_predictions(path: Path, count: int) -> Predictions | None:
-    """The classes in an .npy file of ``count`` integers; None where it is missing, damaged or another array."""
-    try:
-        if path.stat().st_size > 8 * count + MAX_HEADER_BYTES:
-            return None
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError):
-        return None
-    if not isinstance(array, np.ndarray) or array.shape != (count,) or array.dtype.kind not in "iu":
-        return None
-    if count and not 0 <= int(array.min()) <= int(array.max()) < np.iinfo(np.int16).max:
-        return None
-    return array.astype(np.int16)
 
 
 def _load(job: Job, digest: str) -> Dataset:
@@ -140,16 +137,13 @@ def _load(job: Job, digest: str) -> Dataset:
     from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
 
-    recorded = read_json(job.path / "run.json").get("config")
-    config = recorded if isinstance(recorded, dict) else {}
+    config = read_json(job.path / "run.json").get("config")
+    config = config if isinstance(config, dict) else {}
     data = config["data"] if isinstance(config.get("data"), dict) else {"kind": job.row.data}
-    try:
-        kind = DataKind(data.get("kind"))
-    except ValueError as error:
-        raise ExperimentError(f"`data` is {data.get('kind')!r}", "") from error
-    configured = config.get("cache_dir")
-    usable = isinstance(configured, str) and Path(configured).is_dir()
-    cache = cache_folder(str(configured) if usable else None)
+    if data.get("kind") not in [kind.value for kind in DataKind]:
+        raise ExperimentError(f"`data` is {data.get('kind')!r}", "")
+    kind, folder = DataKind(data["kind"]), config.get("cache_dir")
+    cache = cache_folder(folder if isinstance(folder, str) and Path(folder).is_dir() else None)
     if kind is DataKind.cifar10 and not is_cached(cache):
         raise ExperimentError(f"CIFAR-10 is not in the cache {cache}", "")
     path = data.get("path") if kind is DataKind.arrays else None

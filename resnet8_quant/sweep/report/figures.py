@@ -72,44 +72,46 @@ class Axes:
     level: tuple[str, float] | None = None
     y_range: tuple[float, float] | None = None
 
-    def x(self, values: Sequence[Any]) -> Row:
+    def spec(self, points: Rows, layers: Rows, params: Rows = ()) -> Row:
+        """The plot of ``points``, which all ``layers`` share, with the dashed line and the box to tick."""
+        shown = [*layers]
+        if self.level is not None:
+            name, height = self.level
+            data = {"values": [{"y": height, "name": name}]}
+            across = {"x": {"value": 0}, "x2": {"value": "width"}}
+            at_the_end = {"x": {"value": "width"}, "text": {"field": "name"}}
+            rule = {"type": "rule", "strokeDash": [5, 4], "color": GREY, "clip": True}
+            text = {"type": "text", "align": "right", "dx": -4, "dy": -7, "fontSize": 11, "color": GREY, "clip": True}
+            shown += [{"data": data, "mark": rule, "encoding": across}]
+            shown += [{"data": data, "mark": text, "encoding": at_the_end}]
+        # The ends are said, because Vega warns where it has to find them in a layer that is empty.
+        heights = [point[name] for point in points for name in ("y", "low", "high") if name in point]
+        heights += [self.level[1]] if self.level is not None else []
+        scale: Row = {"zero": False, "padding": 16, "domain": [min(heights), max(heights)]}
+        if self.y_range is not None:
+            low, high = self.y_range
+            scale = {"zero": False, "domain": [{"expr": f"all_runs ? {min(heights) - 1} : {low}"}, high]}
+            box = {"name": "all_runs", "value": False, "bind": {"input": "checkbox", "name": "all runs "}}
+            params = [*params, box]
+        y = {"field": "y", "type": "quantitative", "title": self.y_title, "scale": scale}
+        encoding = {"x": self._x([point["x"] for point in points]), "y": y}
+        shared = {"data": {"values": list(points)}, "encoding": encoding, "params": list(params)}
+        return {**shared, "layer": shown, "height": 380}
+
+    def _x(self, values: Sequence[Any]) -> Row:
         """The x axis of numbers or of words; numbers are on a logarithmic scale where they span much."""
+        title = self.x_title or None
         if any(isinstance(value, str) for value in values):
             labels = {"labelAngle": -60, "labelFontSize": 9, "labelLimit": 120}
-            return {"field": "x", "type": "nominal", "title": self.x_title or None, "sort": None, "axis": labels}
+            return {"field": "x", "type": "nominal", "title": title, "sort": None, "axis": labels}
         logarithmic = max(values, default=1) > LOG_RATIO * min(values, default=1) > 0
-        scale = {"type": "log", "nice": False} if logarithmic else {"zero": False}
+        scale: Row = {"type": "log", "nice": False} if logarithmic else {"zero": False}
         distinct = sorted(set(values))
+        scale |= {"padding": 12, "domain": [distinct[0], distinct[-1]]}
         # Where the axis is logarithmic and the values are few, labels stand at the values themselves.
         ticks = {"values": distinct} if logarithmic and len(distinct) <= MAX_TICKS else {}
         axis = {**ticks, "format": ",.4~g"}
-        title = self.x_title or None
-        return {"field": "x", "type": "quantitative", "title": title, "scale": {**scale, "padding": 12}, "axis": axis}
-
-    def y(self, points: Rows) -> Row:
-        """The y axis, which a box to tick extends to all ``points``."""
-        scale: Row = {"zero": False, "padding": 16}
-        if self.y_range is not None:
-            lowest, (low, high) = min(point["y"] for point in points), self.y_range
-            scale = {"zero": False, "domainMin": {"expr": f"all_runs ? {lowest - 1} : {low}"}, "domainMax": high}
-        return {"field": "y", "type": "quantitative", "title": self.y_title, "scale": scale}
-
-    def spec(self, layers: Rows, y: Row) -> Row:
-        """The plot of ``layers`` with the dashed line and the box to tick."""
-        box = {"name": "all_runs", "value": False, "bind": {"input": "checkbox", "name": "all runs "}}
-        params = {} if self.y_range is None else {"params": [box]}
-        if self.level is None:
-            return {"layer": [*layers], "height": 380, **params}
-        name, height = self.level
-        data = {"values": [{"y": height, "name": name}]}
-        text = {"type": "text", "align": "right", "dx": -4, "dy": -7, "fontSize": 11, "color": GREY, "clip": True}
-        at_the_end = {"y": y, "x": {"value": "width"}, "text": {"field": "name"}}
-        rule = {"type": "rule", "strokeDash": [5, 4], "color": GREY, "clip": True}
-        dashed = [
-            {"data": data, "mark": rule, "encoding": {"y": y}},
-            {"data": data, "mark": text, "encoding": at_the_end},
-        ]
-        return {"layer": [*layers, *dashed], "height": 380, **params}
+        return {"field": "x", "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def themes() -> dict[str, Row]:
@@ -133,37 +135,33 @@ def _theme(colours: dict[str, str], diverging: Sequence[str]) -> Row:
     }
 
 
-def scatter(points: Rows, series: Sequence[str], front: Rows, recommended: Rows, axes: Axes) -> Row:
+def scatter(points: Rows, series: Sequence[str], recommended: int, axes: Axes) -> Row:
     """Points of a few colours with the front that no other point beats and a ring around the recommended one.
 
     Args:
-        points: {"x", "y", "series", "hover"}; y in percent.
+        points: {"x", "y", "series", "hover", "front", "place", "left"}; y in percent; whether it is on the front; which
+            candidate it stands for, or None; whether it is in the left half.
         series: names in the order of their colours; "other" is grey.
-        front: {"x", "y"}, by rising x.
-        recommended: like ``points``, one or none.
+        recommended: the candidate with the ring at first; the page changes it.
         axes: of numbers.
     """
-    xs = [point["x"] for point in points]
-    x, y = axes.x(xs), axes.y(points)
     colours = [GREY if name == "other" else PALETTE[place % MAX_SERIES] for place, name in enumerate(series)]
     shapes = ["circle" if name == "other" else SHAPES[place % MAX_SERIES] for place, name in enumerate(series)]
-    coloured = {"field": "series", "scale": {"domain": list(series), "range": colours}, "legend": LEGEND}
-    shaped = {"field": "series", "scale": {"domain": list(series), "range": shapes}, "legend": LEGEND}
     hover = {"tooltip": {"field": "hover"}}
-    drawn = {
-        "data": {"values": list(points)},
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.85, "clip": True},
-        "params": [ZOOM],
-        "encoding": {"x": x, "y": y, "color": coloured, "shape": shaped, **hover},
-    }
+    encoding = {"color": _by_series(series, colours), "shape": _by_series(series, shapes), **hover}
     step = {"type": "line", "interpolate": "step-after", "color": GREY, "strokeWidth": 1.5, "clip": True}
-    line = {"data": {"values": list(front)}, "mark": step, "encoding": {"x": x, "y": y}}
-    place = {"data": {"values": list(recommended)}, "encoding": {"x": x, "y": y, **hover}}
+    dot = {"type": "point", "filled": True, "size": 60, "opacity": 0.85, "clip": True}
     ring = {"type": "point", "filled": False, "size": 320, "strokeWidth": 2.5, "color": PALETTE[0], "clip": True}
-    left = bool(recommended) and recommended[0]["x"] < (min(xs) + max(xs)) / 2
-    beside: Row = {"align": "left", "dx": 12} if left else {"align": "right", "dx": -12}
-    name = {"type": "text", "text": "recommended", "dy": -12, "color": PALETTE[0], "fontWeight": "bold", **beside}
-    return axes.spec([line, drawn, place | {"mark": ring}, place | {"mark": name}], y)
+    name = {"type": "text", "text": "recommended", "dy": -12, "color": PALETTE[0], "fontWeight": "bold"}
+    is_it = "datum.place === recommended"
+    layers: list[Row] = [
+        {"transform": [{"filter": "datum.front"}], "mark": step},
+        {"mark": dot, "params": [ZOOM], "encoding": encoding},
+        {"transform": [{"filter": is_it}], "mark": ring, "encoding": hover},
+        {"transform": [{"filter": f"{is_it} && datum.left"}], "mark": {**name, "align": "left", "dx": 12}},
+        {"transform": [{"filter": f"{is_it} && !datum.left"}], "mark": {**name, "align": "right", "dx": -12}},
+    ]
+    return axes.spec(points, layers, [{"name": "recommended", "value": recommended}])
 
 
 def lines(points: Rows, series: Sequence[str], axes: Axes) -> Row:
@@ -174,17 +172,21 @@ def lines(points: Rows, series: Sequence[str], axes: Axes) -> Row:
         series: names in the order of their colours.
         axes: of numbers or words.
     """
-    y = axes.y(points)
-    scale = {"domain": list(series), "range": list(PALETTE)}
-    colour = {"field": "series", "type": "nominal", "scale": scale, "legend": LEGEND}
-    encoding = {"x": axes.x([point["x"] for point in points]), "y": y, "color": colour}
-    line = {"mark": {"type": "line", "strokeWidth": 2, "clip": True}, "encoding": encoding}
+    colour = _by_series(series, PALETTE)
     mark = {"type": "point", "filled": True, "size": 45, "clip": True}
-    layers: list[Row] = [line, {"mark": mark, "encoding": {**encoding, "tooltip": {"field": "hover"}}}]
+    layers: list[Row] = [
+        {"mark": {"type": "line", "strokeWidth": 2, "clip": True}, "encoding": {"color": colour}},
+        {"mark": mark, "encoding": {"color": colour, "tooltip": {"field": "hover"}}},
+    ]
     if any("low" in point for point in points):
-        edges = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-        layers.insert(0, {"mark": {"type": "area", "opacity": 0.16, "clip": True}, "encoding": {**encoding, **edges}})
-    return {"data": {"values": list(points)}, **axes.spec(layers, y)}
+        edges = {"color": colour, "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+        layers.insert(0, {"mark": {"type": "area", "opacity": 0.16, "clip": True}, "encoding": edges})
+    return axes.spec(points, layers)
+
+
+def _by_series(series: Sequence[str], values: Sequence[str]) -> Row:
+    scale = {"domain": list(series), "range": list(values)}
+    return {"field": "series", "type": "nominal", "scale": scale, "legend": LEGEND}
 
 
 def heat_map(

@@ -1,41 +1,57 @@
-"""What each plot of the report shows: trade-offs, pairs of settings, calibration size, classes, confusion, layers.
+"""What the report draws: trade-offs, pairs of settings, calibration size, classes, confusion, flipped images, layers.
 
-In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s, or the sentence that says why there is none.
+In: the compared runs, `Evidence` and the recommended run. Out: `Plot`s and thumbnails, or the sentence that says why
+there are none.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet8_quant import terminal
 from resnet8_quant.sweep.collect import Job, settings, varied
 from resnet8_quant.sweep.portability import MARK, in_default_session, mark
 from resnet8_quant.sweep.report.evidence import Evidence, number, read_table
 from resnet8_quant.sweep.report.figures import MAX_SERIES, Axes, Plot, Row, heat_map, lines, scatter
-from resnet8_quant.sweep.report.tables import shortened
+from resnet8_quant.sweep.report.recommendation import Model
+from resnet8_quant.sweep.report.tables import measured, shortened
 
 MAX_POINTS = 2000
 MAX_MAPS = 10
 MAX_LEVELS = 30
 MAX_RUNS = 12
 MAX_CLASSES = 40
+MAX_IMAGES = 24
+MAX_SIDE = 96  # pixels of a thumbnail
 MAX_NAME = 44  # characters of a run's name on an axis
 WINDOW = 10.0  # percentage points below the best where an axis of accuracy ends at first
 SIZE = "calibration.samples_per_class"
 ACCURACY = "Top-1, %"
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
+NO_PREDICTIONS = "the run's or the float model's predictions are missing"
 NO_MAPS = f"fewer than two settings vary (besides the seed) with {MAX_LEVELS} values at most"
-# Key, title, title of the x axis, column on it, and what it is divided by.
+# Key, measurement on the x axis, name of the plot, title of the axis, what the measurement is divided by.
 TRADE_OFFS = (
-    ("pareto_bytes", "Accuracy against size", "Model, kB", "model_bytes", 1000),
-    ("pareto_latency", "Accuracy against latency", "Median latency, \N{MICRO SIGN}s", "latency_us_median", 1),
+    ("pareto_bytes", "model_bytes", "size", "Model, kB", 1000),
+    ("pareto_latency", "latency_us_median", "latency", "Median latency, \N{MICRO SIGN}s", 1),
+    ("pareto_flash", "flash", "flash", "Flash, kB", 1000),
+    ("pareto_ram", "ram", "RAM", "RAM, kB", 1000),
+    ("pareto_macs", "macs", "multiply-accumulates", "Multiply-accumulates, millions", 1e6),
 )
+MEASURED_ON_TARGET = {
+    "flash": ("tflite_bytes", "Of {} flash is the size of model.tflite, of {} that of weights, biases and scales."),
+    "ram": ("arena_bytes", "Of {} RAM is the arena of TensorFlow Lite Micro, of {} the activations alive at once."),
+}
 
 
 def compared_settings(jobs: Sequence[Job]) -> list[str]:
@@ -55,52 +71,58 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def trade_offs(jobs: Sequence[Job], recommended: Job) -> list[Plot]:
-    """Accuracy against bytes and against latency, each with its Pareto front; empty where neither is known."""
-    plots = []
-    for key, title, x_title, column, unit in TRADE_OFFS:
-        known = [(job, getattr(job.row, column) / unit, _percent(job)) for job in jobs if getattr(job.row, column)]
-        if not known:
+def trade_offs(jobs: Sequence[Job], models: Sequence[Model], recommended: Model) -> list[Plot] | str:
+    """Accuracy against what a model costs, each with its Pareto front."""
+    plots, places = [], {id(model.job): model.place for model in models}
+    for key, column, name, x_title, unit in TRADE_OFFS:
+        known = [(job, value / unit, _percent(job)) for job in jobs if (value := measured(job.row, column))]
+        if not known or (column == "macs" and len({x for _, x, _ in known}) < 2):
             continue
         front = pareto([(x, y) for _, x, y in known])
         kept = sorted({*sorted(range(len(known)), key=lambda i: -known[i][2])[:MAX_POINTS], *front})
-        drawn = [known[i] for i in kept]
-        names = _series([job for job, *_ in drawn], jobs)
-        points = [
-            {"x": x, "y": y, "series": name, "hover": describe(job)}
-            for name, (job, x, y) in zip(names, drawn, strict=True)
-        ]
-        ring = [{"x": x, "y": y, "hover": f"Recommended\n{describe(job)}"} for job, x, y in known if job is recommended]
-        y_range, below = window([y for *_, y in known])
+        names = _series([known[i][0] for i in kept], jobs)
+        middle = (min(x for _, x, _ in known) + max(x for _, x, _ in known)) / 2
+        points = []
+        for i, series in zip(kept, names, strict=True):
+            job, x, y = known[i]
+            about = {"series": series, "hover": describe(job), "place": places.get(id(job))}
+            points.append({"x": x, "y": y, **about, "front": i in front, "left": x < middle})
+        axes, below = _axes(x_title, jobs, [y for *_, y in known])
         notes = ["Up and to the left is better; the grey line joins the runs that no other run beats in both.", below]
+        if column in MEASURED_ON_TARGET:
+            on_target, sentence = MEASURED_ON_TARGET[column]
+            count = sum(getattr(job.row, on_target) is not None for job, *_ in known)
+            notes.append(sentence.format(_runs(count), _runs(len(known) - count)))
         if len(kept) < len(known):
             notes.append(f"The {len(kept):,} most accurate runs of {len(known):,} are drawn.")
         busy = sum(bool(job.row.machine_busy) for job, *_ in known)
         if busy and column == "latency_us_median":
             notes.append(f"{busy} of {len(known)} runs were timed on a busy machine.")
-        axes = Axes(x_title, ACCURACY, _float_level(jobs), y_range)
-        front_points = [{"x": known[i][1], "y": known[i][2]} for i in front]
-        spec = scatter(points, list(dict.fromkeys(names)), front_points, ring, axes)
-        plots.append(Plot(key, title, " ".join(filter(None, notes)), spec))
-    return plots
+        spec = scatter(points, list(dict.fromkeys(names)), recommended.place, axes)
+        plots.append(Plot(key, f"Accuracy against {name}", " ".join(filter(None, notes)), spec))
+    return plots or "no sizes, no latencies"
 
 
-def window(values: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
-    """Where an axis of accuracies in percent ends at first, and the sentence that says what lies below it."""
+def _axes(x_title: str, jobs: Sequence[Job], values: Sequence[float]) -> tuple[Axes, str]:
+    """Axes of a plot of accuracies in percent, and the sentence that says what lies below where they end at first."""
+    levels = {job.row.float_accuracy for job in jobs}
+    level = levels.pop() if len(levels) == 1 else None
+    line = None if level is None else (f"Float, {100 * level:.2f} %", 100 * level)
     best = max(values)
     low = best - WINDOW
     below = sum(value < low for value in values)
     if not below:
-        return None, ""
+        return Axes(x_title, ACCURACY, line), ""
     lie = "run lies" if below == 1 else "runs lie"
-    return (low, best + 0.06 * WINDOW), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
+    ends = (low, best + 0.06 * WINDOW)
+    return Axes(x_title, ACCURACY, line, ends), f"{below} {lie} below {low:.1f} %: the box below the plot shows all."
 
 
-def heat_maps(jobs: Sequence[Job]) -> list[Plot]:
+def heat_maps(jobs: Sequence[Job]) -> list[Plot] | str:
     """Mean accuracy over each pair of settings that vary, whole grids first."""
     keys = [key for key in compared_settings(jobs) if key != "seed" and 1 < len(_levels(jobs, key)) <= MAX_LEVELS]
     maps = [pair for y, x in combinations(keys, 2) if (pair := _heat(jobs, x, y)) is not None]
-    return [plot for _, plot in sorted(maps, key=lambda pair: pair[0])[:MAX_MAPS]]
+    return [plot for _, plot in sorted(maps, key=lambda pair: pair[0])[:MAX_MAPS]] or NO_MAPS
 
 
 def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | None:
@@ -123,7 +145,7 @@ def _heat(jobs: Sequence[Job], x_key: str, y_key: str) -> tuple[int, Plot] | Non
     return len(columns) * len(rows) - len(cells), plot
 
 
-def calibration_size(jobs: Sequence[Job]) -> Plot | str:
+def calibration_size(jobs: Sequence[Job]) -> list[Plot] | str:
     """Accuracy against the number of calibration images; a band over the seeds."""
     known = [job for job in jobs if job.row.calibration_images]
     if len({job.row.calibration_images for job in known}) < 2:
@@ -150,22 +172,20 @@ def calibration_size(jobs: Sequence[Job]) -> Plot | str:
     notes = [f"Line: mean over {seeds} seeds; band: smallest to largest." if seeds > 1 else "One seed: no band."]
     if len(shown) < len(configurations):
         notes.append(f"The {len(shown)} most accurate of {len(configurations)} configurations.")
-    y_range, below = window([point["y"] for point in points])
-    spec = lines(points, list(shown), Axes("Calibration images", ACCURACY, _float_level(jobs), y_range))
+    axes, below = _axes("Calibration images", jobs, [point["y"] for point in points])
+    spec = lines(points, list(shown), axes)
     note = " ".join(filter(None, (*notes, below)))
-    return Plot("calibration_size", "Accuracy against calibration images", note, spec)
+    return [Plot("calibration_size", "Accuracy against calibration images", note, spec)]
 
 
 def describe(job: Job) -> str:
     """A run in a few lines, for the label of its point."""
     row = job.row
-    accuracy = f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}"
-    if row.accuracy_ci_low is not None and row.accuracy_ci_high is not None:
-        accuracy += f" ({terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)})"
+    interval = terminal.interval(row.accuracy_ci_low, row.accuracy_ci_high)
     measures = (terminal.size(row.model_bytes), terminal.microseconds(row.latency_us_median), row.kernels)
     parts = (
         _title(job),
-        accuracy,
+        f"Top-1 {terminal.percent(row.accuracy)}{mark(row)}{interval and f' ({interval})'}",
         f"{terminal.points(row.accuracy_delta)} points against float" if row.accuracy_delta is not None else "",
         ", ".join(filter(None, measures)),
         "timed on a busy machine" if row.machine_busy else "",
@@ -194,7 +214,7 @@ def selection(evidence: Evidence, first: Job, most: int = MAX_RUNS) -> list[Job]
     return list(distinct.values())[:most]
 
 
-def per_class(evidence: Evidence, first: Job) -> Plot | str:
+def per_class(evidence: Evidence, first: Job) -> list[Plot] | str:
     """How far each class moved from float, in points, for a few runs."""
     cells = []
     jobs = selection(evidence, first)
@@ -213,16 +233,14 @@ def per_class(evidence: Evidence, first: Job) -> Plot | str:
     rows = list(dict.fromkeys(str(cell["y"]) for cell in cells))
     spec = heat_map(cells, classes, rows, ("", "", "Points"), diverging=True)
     note = "The recommended run first, then the most accurate others; of runs that differ only in the seed, one."
-    return Plot("per_class", "Accuracy of each class against float", note, spec)
+    return [Plot("per_class", "Accuracy of each class against float", note, spec)]
 
 
-def confusion(evidence: Evidence, job: Job) -> Plot | str:
+def confusion(evidence: Evidence, job: Job) -> list[Plot] | str:
     """Predictions of the run minus predictions of the float model, true class by predicted class."""
     labels, after, before = evidence.labels, evidence.predictions_of(job), evidence.float_predictions(job)
-    if labels is None:
-        return evidence.missing["labels"]
-    if after is None or before is None:
-        return "the run's or the float model's predictions are missing"
+    if labels is None or after is None or before is None:
+        return evidence.no_labels or NO_PREDICTIONS
     count = int(max(labels.max(), after.max(), before.max())) + 1
     if count > MAX_CLASSES:
         return f"{count} classes are more than fit, {MAX_CLASSES}"
@@ -246,10 +264,68 @@ def confusion(evidence: Evidence, job: Job) -> Plot | str:
         f"Confusion matrix of {job.label} ({job.choices}) minus that of its float model, in images. "
         "On the diagonal more is better, elsewhere less."
     )
-    return Plot("confusion", "Where the predictions moved", note, spec)
+    return [Plot("confusion", "Where the predictions moved", note, spec)]
 
 
-def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
+class Flip(NamedTuple):
+    """An image that only one of the two models gets right: its place in the test set, its classes, and a PNG of it."""
+
+    place: int
+    true: str
+    before: str
+    after: str
+    wrong: bool
+    picture: str
+
+
+class Flips(NamedTuple):
+    """The first images that flipped, and a sentence about them."""
+
+    images: list[Flip]
+    note: str
+
+
+def flipped(evidence: Evidence, job: Job) -> Flips | str:
+    """The first flips of a run, those to wrong first."""
+    labels, images = evidence.labels, evidence.images
+    after, before = evidence.predictions_of(job), evidence.float_predictions(job)
+    if labels is None or images is None or after is None or before is None:
+        return evidence.no_labels or NO_PREDICTIONS
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        return f"images of shape {list(images.shape[1:])} cannot be shown"
+    to_wrong = np.flatnonzero((before == labels) & (after != labels))
+    to_right = np.flatnonzero((before != labels) & (after == labels))
+    if not len(to_wrong) + len(to_right):
+        return "no image flipped between right and wrong"
+    # Half of the places each, and what the one kind leaves goes to the other.
+    shown_wrong = max(MAX_IMAGES // 2, MAX_IMAGES - len(to_right))
+    chosen = [*to_wrong[:shown_wrong], *to_right[: MAX_IMAGES - min(shown_wrong, len(to_wrong))]]
+    names = dict(enumerate(evidence.classes))
+    flips = []
+    for index in map(int, chosen):
+        true, old, new = (names.get(int(of[index]), str(of[index])) for of in (labels, before, after))
+        flips.append(Flip(index, true, old, new, bool(after[index] != labels[index]), data_uri(images[index])))
+    shown = "All" if len(chosen) == len(to_wrong) + len(to_right) else f"The first {len(chosen)}"
+    sentence = (
+        f"{job.label} ({job.choices}) against its float model: {len(to_wrong)} flipped to wrong, {len(to_right)} to "
+        f"right. {shown} in the order of the test set, to wrong first. Each with its true class, then the prediction "
+        "before and after."
+    )
+    return Flips(flips, sentence)
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """A PNG of an image, uint8 [H, W, C] with C in 1, 3, 4, as an address that holds it."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def layer_snr(evidence: Evidence, first: Job) -> list[Plot] | str:
     """Signal to quantization noise of each activation, in the order of the graph, for a few runs of the same graph."""
     known = [(job, ratios) for job in selection(evidence, first) if (ratios := _snr(job))]
     if not known:
@@ -264,7 +340,7 @@ def layer_snr(evidence: Evidence, first: Job) -> Plot | str:
     ]
     note = "On the calibration images, in the order of the graph; higher is better, 6 dB are about one bit."
     spec = lines(points, names, Axes("", "SNR, dB"))
-    return Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)
+    return [Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)]
 
 
 def _snr(job: Job) -> dict[str, float]:
@@ -306,14 +382,12 @@ def _series(drawn: Sequence[Job], jobs: Sequence[Job]) -> list[str]:
     return [name if name in common else "other" for name in names]
 
 
-def _float_level(jobs: Sequence[Job]) -> tuple[str, float] | None:
-    levels = {job.row.float_accuracy for job in jobs}
-    value = levels.pop() if len(levels) == 1 else None
-    return None if value is None else (f"Float, {100 * value:.2f} %", 100 * value)
-
-
 def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f} %, {min(values):.2f} to {max(values):.2f}, n = {len(values)}"
+
+
+def _runs(count: int) -> str:
+    return f"{count:,} run{'' if count == 1 else 's'}"
 
 
 def _title(job: Job) -> str:

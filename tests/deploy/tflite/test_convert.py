@@ -38,7 +38,8 @@ def mobile():
     nodes = [
         layer("Transpose", ["image"], "nchw", perm=[0, 3, 1, 2]),
         layer("Conv", ["nchw", "w1"], "c1", pads=[1, 1, 1, 1]),
-        layer("HardSwish", ["c1"], "h1"),
+        layer("MaxPool", ["c1"], "p1", kernel_shape=[3, 3], auto_pad="SAME_UPPER"),
+        layer("HardSwish", ["p1"], "h1"),
         layer("GlobalAveragePool", ["h1"], "squeezed"),
         layer("Conv", ["squeezed", "w2", "b2"], "c2"),
         layer("Relu", ["c2"], "r2"),

@@ -11,7 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import resnet8_quant as rq
 from resnet8_quant import results
-from resnet8_quant.deploy.tflite import file, reference
+from resnet8_quant.deploy.tflite import file, reference, runtimes
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import cache_folder
 from resnet8_quant.inputs import cifar10
@@ -46,6 +46,16 @@ def test_the_row_says_what_the_runtimes_made_of_the_file(run):
         assert result.tflm_changed <= 2
         assert 49_152 < result.arena_bytes <= 57_344
     assert results.read(folder / "results.csv") == result
+
+
+def test_peak_activations_are_the_head_of_the_arena(run):
+    """The Micro plans activations in the head, as many bytes as we count."""
+    pytest.importorskip("tflite_micro", reason="needs TensorFlow Lite Micro")
+    runtimes._open((run[0] / "model.tflite").read_bytes())
+    runtimes._run_chunk(np.zeros((1, 32, 32, 3), np.int8))
+    report = runtimes._printed(runtimes._interpreter.print_allocations)
+    assert f"Arena allocation head {run[1].peak_activation_bytes} bytes" in report
+    assert f"Arena allocation total {run[1].arena_bytes} bytes" in report
 
 
 def test_the_file_computes_the_run(run):

@@ -5,6 +5,7 @@ Needs Debian's chromium and chromium-driver and the Python package selenium; ski
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ from typing import Any
 import pytest
 
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report.answer import answer
+from resnet8_quant.sweep.report.evidence import gather
 from resnet8_quant.sweep.report.page import write_report
+from resnet8_quant.sweep.report.recommendation import UNITS, models_of, recommend
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 for package in ("vl_convert", "itables"):
@@ -61,7 +65,7 @@ def _open(browser: Any, path: Path, scheme: str = "light") -> Any:
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(path.as_uri())
-    drawn = "[...document.querySelectorAll('figure:not([hidden]) > .plot')].every(plot => plot.querySelector('svg'))"
+    drawn = "[...document.querySelectorAll('figure[data-plot] > .plot')].every(plot => plot.querySelector('svg'))"
     _until(browser, f"return {drawn} && !!document.querySelector('.dt-container')")
     return browser
 
@@ -98,7 +102,7 @@ def _click(browser: Any, selector: str) -> None:
 
 def test_page_opens_without_a_request_and_prints(opened: Any, tmp_path: Path) -> None:
     assert _requests(opened) == [(tmp_path / "report.html").as_uri()]
-    assert len(opened.find_elements("css selector", "figure:not([hidden]) > .plot svg")) == 7
+    assert len(opened.find_elements("css selector", "figure[data-plot] > .plot svg")) == 7
     opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
 
 
@@ -145,7 +149,7 @@ def test_table_is_filtered_by_a_column(opened: Any) -> None:
 def test_hover_names_the_run(opened: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    points = opened.find_elements("css selector", "#f-pareto_bytes .mark-symbol.role-mark path")
+    points = opened.find_elements("css selector", "#pareto figure:first-child .mark-symbol.role-mark path")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", points[0])
     ActionChains(opened).move_to_element(points[0]).perform()
     _until(opened, "return !!document.querySelector('#vg-tooltip-element.visible')")
@@ -161,11 +165,11 @@ def test_runs_far_below_are_drawn_on_request(
         make_run(number, f"quant=int8 seed={number}", wrong, latency_us_median=None)
     write_report(jobs_of(), tmp_path / "report.html")
     _open(browser, tmp_path / "report.html")
-    labels = "[...document.querySelectorAll('#f-pareto_bytes .role-axis-label text')]"
+    labels = "[...document.querySelectorAll('#pareto figure:first-child .role-axis-label text')]"
     lowest = f"return Math.min(...{labels}.map(text => parseFloat(text.textContent)))"
     assert browser.execute_script(lowest) > 70
-    assert "1 run lies below" in _find(browser, "#f-pareto_bytes figcaption").text
-    _click(browser, "#f-pareto_bytes .vega-bindings input")
+    assert "1 run lies below" in _find(browser, "#pareto figure:first-child figcaption").text
+    _click(browser, "#pareto figure:first-child .vega-bindings input")
     _until(browser, lowest + " < 45")
 
 
@@ -176,13 +180,116 @@ def test_heat_map_is_chosen(opened: Any, make_run: Callable[..., Path], jobs_of:
     path = Path(opened.current_url.removeprefix("file://"))
     write_report(jobs_of(), path)
     _open(opened, path)
-    options = opened.find_elements("css selector", "select[data-picks=grid] option")
+    options = opened.find_elements("css selector", "#grid select option")
     assert len(options) == 3
     opened.execute_script("arguments[0].scrollIntoView()", options[0])
     options[2].click()
-    shown = opened.execute_script("return [...document.querySelectorAll('#grid figure')].map(figure => !figure.hidden)")
-    assert shown == [False, False, True]
-    _until(opened, "return !!document.querySelector('#grid figure:not([hidden]) svg')")
+    label = "return document.querySelector('#grid .plot').getAttribute('aria-label')"
+    _until(opened, f"{label} === {json.dumps(options[2].text)}")
+
+
+@pytest.fixture
+def varied(make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]) -> list[Job]:
+    """Runs that differ in everything that a choice looks at; some lack a number or their predictions."""
+    make_run(0, "quant=float", 0, weights_bytes=310_000, peak_activation_bytes=196_608)
+    for number, wrong in enumerate((2, 9, 3, 14, 1, 30, 5, 22, 0, 4, 4, 60), 1):
+        size = 100_000 - 1500 * wrong + 500 * (number % 3)
+        more: dict[str, object] = {"model_bytes": size, "weights_bytes": size - 9000, "latency_runs": 100 + number % 2}
+        more |= {"peak_activation_bytes": 49_152 + 64 * (number % 5), "latency_us_median": 90.0 + 7 * (number % 4)}
+        more |= {"portable": number % 4 != 1, "machine_busy": number % 5 == 2}
+        if number % 3 == 0:
+            more |= {"tflite_bytes": size - 5000, "arena_bytes": 55_000 + number}
+        if number == 7:
+            more |= {"weights_bytes": None, "accuracy_delta": None}
+        folder = make_run(number, f"quant=q{number} seed={number % 2}", wrong, number, **more)
+        if number in (4, 9):
+            (folder / "predictions.npy").unlink()
+    make_run(13, "quant=q12 seed=5", 60, 12, model_bytes=9_000, weights_bytes=5_000, model_sha256=f"{12:064x}")
+    return jobs_of()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_page_chooses_as_python_does(labels: bool, browser: Any, varied: list[Job], tmp_path: Path) -> None:
+    """All combinations of limits that separate the runs, each at, below and above a run's own need."""
+    evidence = gather(varied)
+    evidence.labels = evidence.labels if labels else None
+    models = models_of(evidence)
+    steps: dict[str, list[float | None]] = {}
+    for name in UNITS:
+        needs = sorted({need for model in models if (need := model.needs[name]) is not None})
+        steps[name] = [None, needs[0] - 1, needs[0], needs[2], needs[len(needs) // 2] - 0.5, needs[-2]]
+    combinations = [
+        {name: most for name, most in zip(steps, mosts, strict=True) if most is not None}
+        for mosts in itertools.product(*steps.values())
+    ]
+    write_report(varied, tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+    data = answer(evidence, models, {})[1]
+    script = "Object.assign(choice, JSON.parse(arguments[0])); return arguments[1].map(limits => [say(limits), chosen])"
+    on_page = browser.execute_script(script, json.dumps(data), combinations)  # the driver would sort its keys
+    seen = set()
+    for limits, (texts, place) in zip(combinations, on_page, strict=True):
+        expected = answer(evidence, models, limits)[0]
+        assert {key: text for key, text in texts.items() if text} == {k: text for k, text in expected.items() if text}
+        chosen = recommend(models, limits)
+        assert place == (-1 if chosen is None else models.index(chosen.model))
+        seen.add(place)
+    assert len(seen) >= (5 if labels else 3)
+
+
+def test_limits_choose_again_by_keyboard(browser: Any, varied: list[Job], tmp_path: Path) -> None:
+    """What is typed gives the page that the command line would have written; text, tag in the table, ring."""
+    from selenium.webdriver.common.keys import Keys
+
+    def shown() -> str:
+        parts = browser.find_elements("css selector", "#answer > div")
+        return "\n".join(part.text for part in parts if part.is_displayed())
+
+    write_report(varied, tmp_path / "report.html")
+    written: dict[int, str] = {}
+    for most in (60_000, 90_000, 10):
+        write_report(varied, tmp_path / "limited.html", limits={"flash": most, "lost": 5.0})
+        _open(browser, tmp_path / "limited.html")
+        written[most] = shown()
+        assert _find(browser, "#limit-flash").get_attribute("value") == str(most)
+    _open(browser, tmp_path / "report.html")
+    first = shown()
+    field = _find(browser, "#limit-flash")
+    for most, text in written.items():
+        select_all = Keys.CONTROL + "a" + Keys.NULL
+        field.send_keys(select_all, str(most), Keys.TAB, Keys.TAB, select_all, "5")
+        assert (shown(), text != first) == (text, True)
+        job = text.splitlines()[0].partition(" Job ")[2]
+        assert [tag.text for tag in browser.find_elements("css selector", "#run-table .recommended")] == [
+            "recommended" for _ in job[:1]
+        ]
+        named = "[...document.querySelectorAll('#pareto svg text')].some(text => text.textContent === 'recommended')"
+        _until(browser, f"return {named} === {str(bool(job)).lower()}")
+    assert "Nothing fits" in shown()
+    # The one that needs 5,000 loses 6 points.
+    assert "One of them has to be larger:\nat least 50,000 bytes of flash, 49,990 more than the limit" in shown()
+    _find(browser, "#limits button").send_keys(Keys.ENTER)
+    assert shown() == first
+    assert _find(browser, "#first-choice").is_displayed() is False
+
+
+def test_other_axes_are_chosen(browser: Any, varied: list[Job], tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    write_report(varied, tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+    selects = [Select(select) for select in browser.find_elements("css selector", "#pareto select")]
+    size, latency = "Accuracy against size", "Accuracy against latency"
+    assert [select.first_selected_option.text for select in selects] == [size, latency]
+    assert [option.text for option in selects[0].options] == [
+        size,
+        latency,
+        "Accuracy against flash",
+        "Accuracy against RAM",
+    ]
+    selects[1].select_by_visible_text("Accuracy against flash")
+    _until(browser, "return document.querySelector('#pareto figure:last-child svg').textContent.includes('Flash, kB')")
+    assert "Of 4 runs flash is the size of model.tflite" in _find(browser, "#pareto figure:last-child figcaption").text
 
 
 def test_dark_and_light(opened: Any) -> None:
@@ -192,14 +299,17 @@ def test_dark_and_light(opened: Any) -> None:
     dark = opened.execute_script(paper)
     assert light != dark
     assert _find(opened, "#theme").text == "Light"
-    _until(opened, "return document.querySelector('#f-pareto_bytes svg').style.backgroundColor === 'rgb(20, 23, 27)'")
+    _until(
+        opened,
+        "return document.querySelector('#pareto figure:first-child svg').style.backgroundColor === 'rgb(20, 23, 27)'",
+    )
     _open(opened, Path(opened.current_url.removeprefix("file://")), "dark")
     assert opened.execute_script(paper) == dark
 
 
 def test_phone_scrolls_in_one_direction_and_leaves_out_numbers_too_small_to_read(opened: Any) -> None:
     script = """
-        const texts = [...document.querySelectorAll("#f-per_class .mark-text.role-mark text")];
+        const texts = [...document.querySelectorAll("#classes .mark-text.role-mark text")];
         return texts.filter(text => text.getAttribute("opacity") !== "0").length;
     """
     assert opened.execute_script(script) == 60

@@ -49,7 +49,7 @@ def test_labels_of_other_images_are_not_used(
     make_run(0, "quant=int8", 3, **changes)
     evidence = gather(jobs_of())
     assert evidence.labels is None
-    assert said in evidence.missing["labels"]
+    assert said in evidence.no_labels
 
 
 def test_cifar10_is_never_fetched(
@@ -68,7 +68,7 @@ def test_cifar10_is_never_fetched(
         loaded = gather(jobs_of())
         assert (loaded.labels is None) == ("cifar10" in content)
     (folder / "run.json").write_text('{"config": {"data": {"kind": "cifar10"}}}')
-    assert "not in the cache" in gather(jobs_of()).missing["labels"]
+    assert "not in the cache" in gather(jobs_of()).no_labels
 
 
 def test_float_predictions_of_the_folder_or_of_the_float_run(make_run: MakeRun, jobs_of: Read) -> None:

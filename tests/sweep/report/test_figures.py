@@ -19,11 +19,12 @@ HOSTILE = "$\\frac{$ _x </text><script>alert(1)</script> datum['y'] {signal: 1} 
 
 def _hostile() -> list[Plot]:
     points = [{"x": x, "y": 10.0 * x, "series": HOSTILE, "hover": HOSTILE, "low": 1.0, "high": 99.0} for x in (1, 2)]
+    points = [{**point, "front": True, "place": 1, "left": True} for point in points]
     axes, words = Axes(HOSTILE, HOSTILE, (HOSTILE, 15.0), (5.0, 20.0)), [{**point, "x": HOSTILE} for point in points]
     titles = (HOSTILE, HOSTILE, HOSTILE)
     cell = {"x": HOSTILE, "y": HOSTILE, "z": 1.0, "text": HOSTILE, "hover": HOSTILE}
     specs = [
-        scatter(points, [HOSTILE], points, points[:1], axes),
+        scatter(points, [HOSTILE], 1, axes),
         lines(points, [HOSTILE], axes),
         lines(words, [HOSTILE], Axes(HOSTILE, HOSTILE)),
         heat_map([cell], [HOSTILE], [HOSTILE], titles),
@@ -34,7 +35,12 @@ def _hostile() -> list[Plot]:
 
 def test_plots_are_whole_files(grid: list[Job], tmp_path: Path) -> None:
     drawn = [plot for section in sections(grid) for plot in section.plots]
-    assert {plot.key for plot in drawn} >= {"pareto_bytes", "pareto_latency", "calibration_size", "confusion"}
+    assert {plot.key for plot in drawn} >= {
+        "pareto_bytes",
+        "pareto_latency",
+        "calibration_size",
+        "confusion",
+    }
     write_files([*drawn, *_hostile()], tmp_path / "plots")
     written = [*(tmp_path / "plots").iterdir()]
     assert len(written) == 2 * (len(drawn) + len(_hostile()))

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet8_quant import report
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
 from resnet8_quant.sweep.plan import Plan, write_plan
 from resnet8_quant.sweep.portability import NOTE
 from resnet8_quant.sweep.report import tables
-from resnet8_quant.sweep.report.flips import data_uri
 from resnet8_quant.sweep.report.page import Section, datatables, render, sections, write_report
-from resnet8_quant.sweep.report.provenance import command, provenance
+from resnet8_quant.sweep.report.plots import data_uri
+from resnet8_quant.sweep.report.tables import command, provenance
 
 MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
@@ -31,21 +32,33 @@ HOSTILE = "x=</script><script>alert(1)</script>\"'><img/src=x/onerror=alert(2)>&
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, and the text of the page, also by section."""
+    """Every start tag with its attributes, and the text that is shown of the page, also by section."""
+
+    VOID = ("br", "img", "input", "meta", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.sections: dict[str, list[str]] = {}
+        self.depth_in_hidden = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID and (self.depth_in_hidden or "hidden" in dict(attrs)):
+            self.depth_in_hidden += 1
+        if tag not in ("b", "span", "wbr"):
+            self.handle_data(" ")
         if tag == "section":
             self.sections[str(dict(attrs)["id"])] = []
 
+    def handle_endtag(self, tag: str) -> None:
+        self.depth_in_hidden -= self.depth_in_hidden > 0
+
     def handle_data(self, data: str) -> None:
+        if self.depth_in_hidden:
+            return
         self.words.append(data)
         if self.sections:
             [*self.sections.values()][-1].append(data)
@@ -54,7 +67,7 @@ class Elements(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
     def text(self, section: str = "") -> str:
-        return " ".join(" ".join(self.sections[section] if section else self.words).split())
+        return " ".join("".join(self.sections[section] if section else self.words).split())
 
 
 def _page(jobs: list[Job]) -> Elements:
@@ -189,7 +202,7 @@ def test_identical_models_are_one_candidate_and_latency_says_how_it_was_measured
     words = page.text("answer")
     assert "python run.py quant=uint8" in words  # 90 us, against a median of 120 and not the luckiest 50
     assert "2 of 2 models qualify" in words
-    calls = "median of 300 calls, batch 1, 2 threads; median of 40 calls"
+    calls = "median of 40 calls; median of 300 calls, batch 1, 2 threads"
     assert f"Latency decided between 2 equally small models: {calls}" in words
     assert "1 of the 4 runs that it decided between were timed on a busy machine" in words
     assert "the launcher joblib" in words
@@ -224,7 +237,7 @@ def test_recommendation_prefers_a_portable_run(make_run: MakeRun, jobs_of: Read)
     page = _page(jobs_of())
     words = page.text("answer")
     assert "python run.py quant=u8s8" in words
-    assert "1 of the models that qualify is not portable and was left out." in words
+    assert "Left out of the models that qualify, because they are not portable: 1." in words
     assert "only the portable ones are considered" in words
     assert "The most accurate is Job 1 (int8, 87.70 %*)" in words
     assert NOTE in words
@@ -250,9 +263,9 @@ def test_default_session_is_shown_with_its_accuracy_only(make_run: MakeRun, jobs
     heads = [column.key for column in parts["runs"].content.columns]
     place = heads.index("default_session_accuracy")
     assert heads[place : place + 3] == [*IN_DEFAULT_SESSION]
-    assert [cell.text for cell in parts["runs"].content.rows[0][place : place + 3]] == ["80.00", "90", "40"]
+    assert [cell.text for cell in parts["runs"].content.lines[0].cells[place : place + 3]] == ["80.00", "90", "40"]
     for plot in parts["pareto"].plots:
-        (point,) = plot.spec["layer"][1]["data"]["values"]
+        (point,) = plot.spec["data"]["values"]
         assert "Top-1 87.70 %* (" in point["hover"]
         assert "* not portable" in point["hover"]
         assert THERE in point["hover"]
@@ -317,3 +330,16 @@ def test_thumbnail_is_a_png_of_the_image(channels: int) -> None:
     shown, halved = (Image.open(io.BytesIO(base64.b64decode(data_uri(i).partition(",")[2]))) for i in (small, image))
     assert np.array_equal(np.asarray(shown).reshape(small.shape), small)
     assert halved.size == (48, 96)
+
+
+def test_limits_of_the_command_line_are_those_of_the_page(
+    grid: list[Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "sweep"), "--out", str(tmp_path / "page.html"), "--max-flash", "60000", "--max-lost", "0.6"]
+    assert report.main([*words, "--max-lost", "nan"]) == report.main([*words, "--max-ram", "1.5"]) == 1
+    assert report.main(words) == 0
+    page = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [a.get("value") for tag, a in page.tags if tag == "input"] == ["60000", "", "0.6"]
+    assert "No model is within all of the limits 60,000 bytes of flash, 0.6 points lost." in page.text("answer")
+    assert "bytes of flash: no run says how many there are" in page.text("answer")
+    assert "confusion" in page.sections  # of the run that is recommended without limits

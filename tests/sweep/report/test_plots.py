@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from resnet8_quant import results
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, name_choices
-from resnet8_quant.sweep.report.evidence import gather
+from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.figures import MAX_SERIES, Plot
 from resnet8_quant.sweep.report.page import sections
 from resnet8_quant.sweep.report.plots import (
+    NO_MAPS,
     calibration_size,
     confusion,
     focus,
@@ -29,6 +30,7 @@ from resnet8_quant.sweep.report.plots import (
     selection,
     trade_offs,
 )
+from resnet8_quant.sweep.report.recommendation import models_of
 
 MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
@@ -42,8 +44,18 @@ def _jobs(*rows: dict[str, object]) -> list[Job]:
 
 def _values(plot: Plot, layer: int | None = None) -> list[dict[str, Any]]:
     """The points that a plot, or one of its layers, is drawn from."""
-    found: list[dict[str, Any]] = (plot.spec if layer is None else plot.spec["layer"][layer])["data"]["values"]
-    return found
+    values: list[dict[str, Any]] = (plot.spec if layer is None else plot.spec["layer"][layer])["data"]["values"]
+    return values
+
+
+def _plots(drawn: list[Plot] | str) -> list[Plot]:
+    assert not isinstance(drawn, str), drawn
+    return drawn
+
+
+def _trade_offs(jobs: list[Job], recommended: int = 0) -> list[Plot] | str:
+    models = models_of(Evidence(jobs, [None] * len(jobs)))
+    return trade_offs(jobs, models, next(model for model in models if model.job is jobs[recommended]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
@@ -63,31 +75,31 @@ def test_trade_off_marks_the_recommended_run() -> None:
         {"accuracy": 0.8, "model_bytes": 1000, "overrides": "quant=b", "float_accuracy": 0.91},
         {"accuracy": 0.7, "model_bytes": 1500, "overrides": "quant=b", "float_accuracy": 0.91},
     )
-    (plot,) = trade_offs(jobs, jobs[1])  # no latency: one plot
-    assert [point["x"] for point in _values(plot, 0)] == [1.0, 2.0]  # the front
-    points = _values(plot, 1)
+    (plot,) = _plots(_trade_offs(jobs, 1))  # no latency: one plot
+    points = _values(plot)
+    assert [point["x"] for point in points if point["front"]] == [2.0, 1.0]
     assert [(point["x"], point["series"]) for point in points] == [(2.0, "quant=a"), (1.0, "quant=b"), (1.5, "quant=b")]
     assert "Job 2: b" in points[2]["hover"]
-    ((ring,), (level,)) = _values(plot, 2), _values(plot, 4)
-    assert (ring["x"], ring["y"]) == (1.0, pytest.approx(80.0))
+    (level,) = _values(plot, 5)
+    assert plot.spec["params"][0] == {"name": "recommended", "value": points[1]["place"]}
     assert level == {"y": 91.0, "name": "Float, 91.00 %"}
     assert "1 run lies below 80.0 %" in plot.note
-    assert trade_offs(_jobs({"accuracy": 0.9}), jobs[0]) == []
+    assert _trade_offs(_jobs({"accuracy": 0.9})) == "no sizes, no latencies"
 
 
 def test_busy_machine_is_said_where_latency_is_drawn() -> None:
     row = {"accuracy": 0.9, "model_bytes": 1000, "latency_us_median": 10.0}
     jobs = _jobs({**row, "machine_busy": True}, {**row, "machine_busy": False})
-    by_size, by_latency = trade_offs(jobs, jobs[1])
+    by_size, by_latency = _plots(_trade_offs(jobs, 1))
     assert "busy" not in by_size.note
     assert "1 of 2 runs were timed on a busy machine." in by_latency.note
-    assert ["busy" in point["hover"] for point in _values(by_latency, 1)] == [True, False]
+    assert ["busy" in point["hover"] for point in _values(by_latency)] == [True, False]
 
 
 def test_many_values_share_one_colour() -> None:
     rows = [{"accuracy": 0.9, "model_bytes": 1000 + i, "overrides": f"quant=q{i}"} for i in range(20)]
     jobs = _jobs(*rows)
-    names = {point["series"] for point in _values(trade_offs(jobs, jobs[0])[0], 1)}
+    names = {point["series"] for point in _values(_plots(_trade_offs(jobs))[0])}
     assert "other" in names
     assert len(names) == MAX_SERIES + 1
 
@@ -97,7 +109,7 @@ def test_heat_map_holds_means_over_the_rest() -> None:
         {"accuracy": accuracy, "overrides": f"quant={quant} n={n} seed={seed} latency.runs={n} cache_dir={seed}"}
         for quant, n, seed, accuracy in [("a", 10, 1, 0.5), ("a", 10, 2, 0.7), ("a", 2, 1, 0.4), ("b", 2, 1, 0.3)]
     ]
-    (plot,) = heat_maps(_jobs(*rows))  # how latency is measured, and the cache, make no difference
+    (plot,) = _plots(heat_maps(_jobs(*rows)))  # how latency is measured, and the cache, make no difference
     cells = {(cell["y"], cell["x"]): cell for cell in _values(plot)}
     assert {place: cell["z"] for place, cell in cells.items()} == pytest.approx(
         {("a", "2"): 40.0, ("a", "10"): 60.0, ("b", "2"): 30.0}
@@ -109,17 +121,16 @@ def test_heat_map_holds_means_over_the_rest() -> None:
 
 def test_heat_map_needs_two_settings() -> None:
     jobs = _jobs({"accuracy": 0.5, "overrides": "a=1"}, {"accuracy": 0.5, "overrides": "a=2 seed=3"})
-    assert heat_maps(jobs) == []
+    assert heat_maps(jobs) == NO_MAPS
 
 
 def test_calibration_size_has_a_band_over_seeds(grid: list[Job]) -> None:
-    plot = calibration_size(gather(grid).jobs)
-    assert isinstance(plot, Plot)
+    (plot,) = _plots(calibration_size(gather(grid).jobs))
     line = [point for point in _values(plot) if point["series"] == "u8s8"]
     assert [point["x"] for point in line] == [20, 100, 500]
     assert (line[0]["low"], line[0]["high"]) == pytest.approx((line[0]["y"] - 0.05, line[0]["y"] + 0.05))
     assert "2 seeds" in plot.note
-    assert plot.spec["layer"][1]["encoding"]["x"]["axis"]["values"] == [20, 100, 500]
+    assert plot.spec["encoding"]["x"]["axis"]["values"] == [20, 100, 500]
 
     assert calibration_size(grid[:2]) == "the number of calibration images does not vary"
 
@@ -134,8 +145,7 @@ def test_confusion_difference_of_one_flip(make_run: MakeRun, jobs_of: Read, floa
     row = results.read(folder / results.FILE_NAME)
     results.write(dataclasses.replace(row, accuracy=float(np.mean(predictions == labels))), folder)
     evidence = gather(jobs_of())
-    plot = confusion(evidence, evidence.jobs[0])
-    assert isinstance(plot, Plot)
+    (plot,) = _plots(confusion(evidence, evidence.jobs[0]))
     changed = {(cell["y"], cell["x"]): cell for cell in _values(plot) if cell["z"]}
     assert {place: (cell["z"], cell["text"]) for place, cell in changed.items()} == {
         ("cat", "cat"): (-1, "-1"),
@@ -147,14 +157,12 @@ def test_confusion_difference_of_one_flip(make_run: MakeRun, jobs_of: Read, floa
 def test_per_class_and_layers_of_a_grid(grid: list[Job]) -> None:
     evidence = gather(grid)
     first = next(job for job in evidence.jobs if job.number == 7)
-    plot = per_class(evidence, first)
-    assert isinstance(plot, Plot)
+    (plot,) = _plots(per_class(evidence, first))
     cells = _values(plot)
     rows = list(dict.fromkeys(cell["y"] for cell in cells))
     assert (rows[0], len(rows), len(cells)) == (first.choices, 6, 60)  # of two seeds one, ten classes
     assert sum(cell["z"] for cell in cells[:10]) == pytest.approx(1000 * (first.row.accuracy_delta or 0.0))
-    plot = layer_snr(evidence, first)
-    assert isinstance(plot, Plot)
+    (plot,) = _plots(layer_snr(evidence, first))
     assert [(point["x"], point["y"]) for point in _values(plot)[:2]] == [("input", 70.1), ("relu", 40.5)]
 
 
