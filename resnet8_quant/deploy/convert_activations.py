@@ -68,6 +68,7 @@ def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
             "Runtime take 8-bit activations, others it computes in float",
             "python run.py quant=u8s8 deploy=x86, or deploy=none",
         )
+    # q stands for the same number as q + 128 with z + 128: integers, zero points and limits between them all move.
     shift = 0
     if dtype != target:
         shift = SHIFT if target == TensorProto.UINT8 else -SHIFT
