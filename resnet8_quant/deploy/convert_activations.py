@@ -111,12 +111,9 @@ def _convert_weights(graph: Graph) -> None:
     zero_points: dict[str, set[int]] = {}
     dequantizers = [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
     for node in dequantizers:
-        values = (
-            graph.array(node.input[2]).astype(int).ravel().tolist()
-            if input_name(node, 2) in graph.initializers
-            else [0]
-        )
-        zero_points.setdefault(graph.stored(node.input[0]), set()).update(values)
+        if name := graph.stored(node.input[0]):
+            values = graph.array(node.input[2]) if input_name(node, 2) else np.zeros(1)
+            zero_points.setdefault(name, set()).update(values.astype(int).ravel().tolist())
     shifts: dict[str, int] = {}  # uint8 weight -> what was added to it
     casts: dict[str, str] = {}  # low-bit weight -> the output of its Cast
     for dequantize in dequantizers:

@@ -101,17 +101,17 @@ def test_what_changes_a_prediction_has_its_own_entry(classifier, images, weights
     def is_computed(model_and_spec, some_images=images, **changed):
         return judge(model_and_spec, some_images, cache=tmp_path, **changed).seconds > 0
 
-    for question in (
-        lambda: is_computed(classifier(weights)),
-        lambda: is_computed(classifier(weights + 1)),
-        lambda: is_computed(classifier(weights, mean=(1.0, 2.0, 3.0))),
-        lambda: is_computed(classifier(weights, std=(1.0, 2.0, 3.0))),
-        lambda: is_computed(classifier(weights), images[:22]),
-        lambda: is_computed(classifier(weights), images[1:]),
-        lambda: is_computed(classifier(weights), batch_size=6),
+    for model_and_spec, some_images, changed in (
+        (classifier(weights), images, {}),
+        (classifier(weights + 1), images, {}),
+        (classifier(weights, mean=(1.0, 2.0, 3.0)), images, {}),
+        (classifier(weights, std=(1.0, 2.0, 3.0)), images, {}),
+        (classifier(weights), images[:22], {}),
+        (classifier(weights), images[1:], {}),
+        (classifier(weights), images, {"batch_size": 6}),
     ):
-        assert question()
-        assert not question()
+        assert is_computed(model_and_spec, some_images, **changed)
+        assert not is_computed(model_and_spec, some_images, **changed)
     assert not is_computed(classifier(weights), threads=2)  # it changes none
     monkeypatch.setattr(accuracy, "cpu_description", lambda: "another CPU")
     assert is_computed(classifier(weights))
