@@ -130,7 +130,7 @@ def main() -> None:
             for variant in variants
             for copies in (1, COPIES)
         }
-        measured = measure_calls(calls, runs=options.runs, warmup=20, threads=1, batch=1)
+        measured = measure_calls(calls, runs=options.runs, warmup=20, batch=1)
         us = {
             variant: (measured[*variant, COPIES].median_us - measured[*variant, 1].median_us) / (COPIES - 1)
             for variant in variants

@@ -224,7 +224,7 @@ def compared(
     """All in turn."""
     calls = {name: caller(subject, images, threads=threads, batch=batch) for name, subject in models.items()}
     calls |= {name: partial(peer.run, peer.prepare(images[:1])) for name, peer in peers.items()}
-    return measure_calls(calls, runs=runs, warmup=50 if batch == 1 else 2, threads=threads, batch=batch)
+    return measure_calls(calls, runs=runs, warmup=50 if batch == 1 else 2, batch=batch)
 
 
 def speed_table(

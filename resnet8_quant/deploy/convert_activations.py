@@ -39,16 +39,6 @@ def convert_activations(model: onnx.ModelProto, dtype: DType) -> onnx.ModelProto
             with scales along an axis that no integer kernel takes.
     """
     graph = Graph(model)
-    _check_quantized(graph)
-    for node in graph.nodes:
-        if node.op_type == "QuantizeLinear":
-            _convert_activation(graph, node, TensorProto.DataType.Value(dtype.name.upper()))
-    _convert_weights(graph)
-    _check_axes(graph)
-    return graph.finish()
-
-
-def _check_quantized(graph: Graph) -> None:
     integer = sorted({node.op_type for node in graph.nodes if node.op_type.startswith(INTEGER_OPERATORS)})
     if integer:
         raise ExperimentError(
@@ -56,11 +46,17 @@ def _check_quantized(graph: Graph) -> None:
             "float operators",
             "deploy=none, or start from the Q/DQ model: quant.format=QDQ",
         )
-    if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    if not quantizers:
         raise ExperimentError(
             "`deploy`: the model has no QuantizeLinear, so there are no integers to deploy",
             "python run.py quant=int8 deploy=x86, or deploy=none for a float model",
         )
+    for node in quantizers:
+        _convert_activation(graph, node, TensorProto.DataType.Value(dtype.name.upper()))
+    _convert_weights(graph)
+    _check_axes(graph)
+    return graph.finish()
 
 
 def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
@@ -72,6 +68,7 @@ def _convert_activation(graph: Graph, quantize: NodeProto, target: int) -> None:
             "Runtime take 8-bit activations, others it computes in float",
             "python run.py quant=u8s8 deploy=x86, or deploy=none",
         )
+    # q stands for the same number as q + 128 with z + 128: integers, zero points and limits between them all move.
     shift = 0
     if dtype != target:
         shift = SHIFT if target == TensorProto.UINT8 else -SHIFT
@@ -110,9 +107,16 @@ def _integer_consumers(graph: Graph, name: str, shifts: bool) -> Iterator[NodePr
 
 def _convert_weights(graph: Graph) -> None:
     """Convert all constants that a DequantizeLinear reads to int8; int32 biases stay."""
-    shifts: dict[str, int] = {}  # uint8 weight, which several nodes may read -> what was added to it
+    # uint8 weight, which several nodes may read -> the zero points that they read it with; one not written is 0
+    zero_points: dict[str, set[int]] = {}
+    dequantizers = [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
+    for node in dequantizers:
+        if name := graph.stored(node.input[0]):
+            values = graph.array(node.input[2]) if input_name(node, 2) else np.zeros(1)
+            zero_points.setdefault(name, set()).update(values.astype(int).ravel().tolist())
+    shifts: dict[str, int] = {}  # uint8 weight -> what was added to it
     casts: dict[str, str] = {}  # low-bit weight -> the output of its Cast
-    for dequantize in [node for node in graph.nodes if node.op_type == "DequantizeLinear"]:
+    for dequantize in dequantizers:
         name = graph.stored(dequantize.input[0])
         if not name:
             continue
@@ -121,7 +125,7 @@ def _convert_weights(graph: Graph) -> None:
         if dtype == TensorProto.UINT8:
             if name not in shifts:
                 codes = graph.array(name).astype(np.int16)
-                shifts[name] = _shift_to_int8(codes, _zero_points(graph, name))
+                shifts[name] = _shift_to_int8(codes, zero_points[name])
                 shifted = (codes + shifts[name]).astype(np.int8)
                 graph.initializers[name].CopyFrom(numpy_helper.from_array(shifted, name))
             _shift_zero_point(graph, dequantize, dtype, TensorProto.INT8, shifts[name])
@@ -131,16 +135,6 @@ def _convert_weights(graph: Graph) -> None:
             dequantize.input[0] = _cast_to_int8(graph, name, dequantize.input[0], casts)
             if zero_point is not None:
                 dequantize.input[2] = _add_integers(graph, dequantize.input[2], zero_point, TensorProto.INT8)
-
-
-def _zero_points(graph: Graph, name: str) -> set[int]:
-    """Of all that dequantizes a uint8 weight; one that is not written is 0."""
-    values: set[int] = set()
-    for node in graph.nodes:
-        if node.op_type == "DequantizeLinear" and graph.stored(node.input[0]) == name:
-            zero_point = input_name(node, 2)
-            values.update(graph.array(zero_point).astype(int).ravel().tolist() if zero_point else [0])
-    return values
 
 
 def _shift_to_int8(codes: np.ndarray, zero_points: set[int]) -> int:

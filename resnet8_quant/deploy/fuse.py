@@ -6,6 +6,7 @@ tensors, QLinearAdd, QGemm, ... A model that is stored so needs no such work whe
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from pathlib import Path
@@ -34,7 +35,10 @@ def fuse(model: onnx.ModelProto) -> tuple[Graph, dict[str, int]]:
     Returns:
         The fused graph; and of the weights that it holds as bytes but ``model`` in fewer bits, {name: that type}.
     """
-    low_bit = _low_bit_weights(model)
+    # What a Cast makes of a low-bit weight: {the Cast's output: the type that is stored}.
+    dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    casts = (node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in dtypes)
+    low_bit = {node.output[0]: dtypes[node.input[0]] for node in casts}
     with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
         path = Path(folder, "fused.onnx")
         new_session(
@@ -49,16 +53,6 @@ def fuse(model: onnx.ModelProto) -> tuple[Graph, dict[str, int]]:
     names = _remove_marks(graph)
     graph.prune()
     return graph, {names[name]: dtype for name, dtype in low_bit.items() if name in names}
-
-
-def _low_bit_weights(model: onnx.ModelProto) -> dict[str, int]:
-    """Weights that a Cast makes of integers of fewer bits: {the Cast's output: the type they are stored in}."""
-    dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    return {
-        node.output[0]: dtypes[node.input[0]]
-        for node in model.graph.node
-        if node.op_type == "Cast" and node.input[0] in dtypes
-    }
 
 
 def pack(graph: Graph, low_bit: dict[str, int]) -> None:
@@ -119,7 +113,7 @@ def _move_rows(graph: Graph, gemm: NodeProto, channels: int, height: int, width:
 def _remove_marks(graph: Graph) -> dict[str, str]:
     """Take the optimizer's marks off names, stack1.conv2_token_7 -> stack1.conv2; returns {old: new} of tensors."""
     tensors = [*(name for node in graph.nodes for name in node.output), *graph.initializers]
-    ends = {value.name for value in (*graph.model.graph.input, *graph.model.graph.output)}
+    ends = graph.ends()
     new = _without_marks([name for name in tensors if name not in ends], ends)
     nodes = _without_marks([node.name for node in graph.nodes], set())
     for node in graph.nodes:
@@ -134,10 +128,7 @@ def _without_marks(names: list[str], taken: set[str]) -> dict[str, str]:
     taken = set(taken)
     for name in filter(None, dict.fromkeys(names)):  # an empty name means none
         plain = re.sub(r"(_token_\d+|_q_to_dq|/duplicated|_QuantizeLinear_Output)+$", "", name) or "unnamed"
-        candidate, count = plain, 1
-        while candidate in taken:
-            count += 1
-            candidate = f"{plain}_{count}"
-        taken.add(candidate)
-        new[name] = candidate
+        candidates = itertools.chain([plain], (f"{plain}_{number}" for number in itertools.count(2)))
+        new[name] = next(candidate for candidate in candidates if candidate not in taken)
+        taken.add(new[name])
     return new

@@ -15,8 +15,8 @@ too narrow for the kernels of ONNX Runtime:
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
@@ -77,9 +77,10 @@ def block_input(graph: Graph, node: NodeProto, height: int, width: int) -> bool:
     if channels % GRANULE == 0:
         return False
     window = window_of(graph, node, width)
-    for pixels in _divisors(window.outputs):
+    for pixels in range(1, window.outputs + 1):
         group = window.stride * pixels * channels
-        if group % GRANULE == 0 and width * channels % group == 0 and pixels * outputs >= STEP:
+        fits = window.outputs % pixels == 0 and group % GRANULE == 0 and width * channels % group == 0
+        if fits and pixels * outputs >= STEP:
             block_pixels(graph, node, height, window, pixels, group)
             return True
     return False
@@ -152,53 +153,46 @@ def block_pixels(
 
     # Each pixel has the old weights, laid out along a row as columns x channels, where it looks within those groups.
     # Elsewhere it has the zero point, which counts as 0.
-    old_zero_point = graph.array(node.input[WEIGHT_ZERO_POINT])
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, rows, kernel * channels)
-    filler = old_zero_point.ravel()[:1]
-    if zero_point:
-        filler = filler + np.int8(zero_point)
     starts = [(window.stride * pixel - window.left) * channels - first * group for pixel in range(pixels)]
-    blocked, arranging = _blocked_weight(graph, node, flat, zero_point, filler, starts, (end - first, group))
+    inputs, output = list(node.input), node.output[0]
+    inputs[WEIGHT], arranging = _blocked_weight(graph, node, flat, zero_point, starts, (end - first, group))
 
     # Scales, zero points and biases of the output channels repeat for each pixel.
-    new = deepcopy(node)
-    new.input[WEIGHT] = blocked
-    new.input[WEIGHT_SCALE] = _repeated(graph, node.input[WEIGHT_SCALE], pixels)
     if zero_point:
-        shifted = np.full(old_zero_point.shape, zero_point, np.int8)
-        new.input[WEIGHT_ZERO_POINT] = graph.add_initializer(f"{node.input[WEIGHT_ZERO_POINT]}_shifted", shifted)
-    new.input[WEIGHT_ZERO_POINT] = _repeated(graph, new.input[WEIGHT_ZERO_POINT], pixels)
-    if input_name(node, BIAS):
-        new.input[BIAS] = _repeated(graph, node.input[BIAS], pixels)
+        shifted = np.full(graph.array(inputs[WEIGHT_ZERO_POINT]).shape, zero_point, np.int8)
+        inputs[WEIGHT_ZERO_POINT] = graph.add_initializer(f"{inputs[WEIGHT_ZERO_POINT]}_shifted", shifted)
+    for position in (WEIGHT_SCALE, WEIGHT_ZERO_POINT, BIAS):
+        if input_name(node, position):
+            inputs[position] = _repeated(graph, inputs[position], pixels)
 
     # Pads and strides along the row are counted in groups; the right pad is what the last step reads beyond the row.
     columns, steps = window.width * channels // group, window.outputs // pixels
     right = max(0, (steps - 1) * (advance // group) + (end - first) + first - columns)
     values = attributes(node)
     top, _, bottom, _ = values.get("pads", [0, 0, 0, 0])
-    strides = values.get("strides", [1, 1])
-    del new.attribute[:]
-    new.attribute.extend(
-        helper.make_attribute(name, value)
-        for name, value in {
-            "channels_last": 1,
-            "group": 1,
-            "kernel_shape": [rows, end - first],
-            "pads": [top, -first, bottom, right],
-            "strides": [strides[0], advance // group],
-        }.items()
-    )
+    down = values.get("strides", [1, 1])[0]
+    new_attributes: dict[str, Any] = {
+        "channels_last": 1,
+        "group": 1,
+        "kernel_shape": [rows, end - first],
+        "pads": [top, -first, bottom, right],
+        "strides": [down, advance // group],
+    }
 
     # [columns, channels] -> [groups, channels of a group] before, [steps, pixels x outputs] -> [columns, outputs] after
-    lines = (height + top + bottom - rows) // strides[0] + 1
-    nodes = [new]
+    lines = (height + top + bottom - rows) // down + 1
+    before, after = [], []
     if group != channels:
-        new.input[0] = graph.unique_name(f"{node.output[0]}_groups")
-        nodes.insert(0, _reshape(graph, node.input[0], new.input[0], (height, columns, group)))
+        inputs[0] = graph.unique_name(f"{node.output[0]}_groups")
+        before = [_reshape(graph, node.input[0], inputs[0], (height, columns, group))]
     if pixels != 1:
-        new.output[0] = graph.unique_name(f"{node.output[0]}_steps")
-        nodes.append(_reshape(graph, new.output[0], node.output[0], (lines, window.outputs, outputs)))
-    graph.replace(node, *nodes)
+        output = graph.unique_name(f"{node.output[0]}_steps")
+        after = [_reshape(graph, output, node.output[0], (lines, window.outputs, outputs))]
+    new = helper.make_node(
+        "QLinearConv", inputs, [output], node.name, node.doc_string, domain=node.domain, **new_attributes
+    )
+    graph.replace(node, *before, new, *after)
     graph.nodes[:0] = arranging
 
 
@@ -207,7 +201,6 @@ def _blocked_weight(
     node: NodeProto,
     flat: np.ndarray,
     zero_point: int,
-    filler: np.ndarray,
     starts: list[int],
     groups: tuple[int, int],
 ) -> tuple[str, list[NodeProto]]:
@@ -218,8 +211,8 @@ def _blocked_weight(
     Args:
         node: the convolution, another name for each that shares its weights.
         flat: int8 or uint8 [outputs, rows, kernel x channels], the old weights.
-        zero_point: is added to them, when the file is loaded if they fit into 4 bits as they are.
-        filler: [1], fills the rest.
+        zero_point: is added to them, when the file is loaded if they fit into 4 bits as they are. It fills the rest,
+            or, where it is 0, the old zero point does.
         starts: where they lie in the window of a step, for each pixel.
         groups: columns and channels of the window.
 
@@ -229,11 +222,10 @@ def _blocked_weight(
     # Weights of few bits are stored as they are: shifted they may need one more, and `pack` could not pack them.
     few_bits = int(flat.min()) >= INT4_MIN and int(flat.max()) <= INT4_MAX
     shifts_when_loaded = bool(zero_point) and few_bits
-    label = node.output[0]
-    stored = graph.add_initializer(
-        f"{node.input[WEIGHT]}_rows", flat if shifts_when_loaded or not zero_point else flat + np.int8(zero_point)
-    )
-    empty = graph.add_initializer(f"{filler.dtype}_{filler[0]}", filler.reshape(()))
+    label, shift = node.output[0], flat.dtype.type(zero_point)
+    stored = graph.add_initializer(f"{node.input[WEIGHT]}_rows", flat if shifts_when_loaded else flat + shift)
+    filler = graph.array(node.input[WEIGHT_ZERO_POINT]).ravel()[0] + shift
+    empty = graph.add_initializer(f"{filler.dtype}_{filler}", filler)
     nodes = []
     if shifts_when_loaded:  # by way of int32, for which every version of ONNX Runtime has an Add
         offset = graph.add_initializer(f"int32_{zero_point}", np.array(zero_point, np.int32))
@@ -276,7 +268,3 @@ def _reshape(graph: Graph, old: str, new: str, shape: tuple[int, int, int]) -> N
 def _int64s(graph: Graph, label: str, values: list[int]) -> str:
     """A constant that is named for what it holds, so that layers of one form share it."""
     return graph.add_initializer(f"{label}_{'_'.join(map(str, values))}", np.array(values, np.int64))
-
-
-def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]

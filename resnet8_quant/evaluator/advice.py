@@ -21,7 +21,7 @@ SLOWER = 1.05  # times the float model's median latency
 MANY_TIES = 0.001  # of the images
 LOW_BITS = 7  # fewer bits than these want a refinement
 
-# Advising a new GROUP=WORD drops these fields of the group from the command: they belong to the old word.
+# Advising a new GROUP=NAME drops these fields of the group from the command: they belong to the old name.
 _DROPPED: dict[str, tuple[str, ...]] = {
     "quant": ("quant.",),
     "refine": ("refine.",),
@@ -110,8 +110,8 @@ def _accuracy_remedy(result: RunResult) -> str:
             return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
         return _more_bits(result, weight_bits)
     if not result.per_channel:
-        words = "quant.per_channel=true" if result.quant_type == "u8s7" else "quant=u8s7"
-        return f"A scale for each channel helps most. Try:{_command(result, words)}"
+        overrides = "quant.per_channel=true" if result.quant_type == "u8s7" else "quant=u8s7"
+        return f"A scale for each channel helps most. Try:{_command(result, overrides)}"
     if result.calibration_method != "percentile":
         return f"Outliers may widen the ranges. Try:{_command(result, 'calibration=percentile')}"
     # A refinement is written as Q/DQ, and does not go with reduce_range.
@@ -133,8 +133,8 @@ def _more_bits(result: RunResult, weight_bits: int) -> str:
     if weight_bits >= LOW_BITS:
         return f"Activations need more bits. Try:{_command(result, 'quant.activation_bits=8')}"
     # The validation split of allocate=accuracy has more images than the sample.
-    words = "allocate=accuracy" if result.data == "cifar10" else f"quant.weight_bits={_MORE_BITS[weight_bits]}"
-    return f"Some layers need more bits. Try:{_command(result, words)}"
+    overrides = "allocate=accuracy" if result.data == "cifar10" else f"quant.weight_bits={_MORE_BITS[weight_bits]}"
+    return f"Some layers need more bits. Try:{_command(result, overrides)}"
 
 
 def _stays_float(result: RunResult) -> str | None:
@@ -176,12 +176,12 @@ def _slow(result: RunResult) -> str | None:
         )
     if result.kernels == "mixed":
         how += f" ({result.conv_gemm_total} Conv/Gemm, {result.conv_gemm_integer} of them integer)"
-    words = [target]
+    overrides = [target]
     if result.format != "QDQ":
-        words.insert(0, "quant.format=QDQ" if result.quant_type == "u8s7" else "quant=u8s7")
+        overrides.insert(0, "quant.format=QDQ" if result.quant_type == "u8s7" else "quant=u8s7")
     elif x86 and (result.weight_bits or 8) > 7:
-        words.insert(0, "quant.weight_bits=7")
-    return f"{result.activation_type} activations {how}. Try:{_command(result, *words)}"
+        overrides.insert(0, "quant.weight_bits=7")
+    return f"{result.activation_type} activations {how}. Try:{_command(result, *overrides)}"
 
 
 def _ties(result: RunResult) -> str | None:
@@ -203,22 +203,24 @@ def _busy(result: RunResult) -> str | None:
 RULES: tuple[Callable[[RunResult], str | None], ...] = (_saturates, _loss, _stays_float, _slow, _ties, _busy)
 
 
-def _command(result: RunResult, *words: str) -> str:
-    """The command that repeats a run with ``words`` changed, on a line of its own.
+def _command(result: RunResult, *overrides: str) -> str:
+    """The command that repeats a run with ``overrides`` changed, on a line of its own.
 
-    Without the run's own words (it was started from Python, or by an experiment file) only ``words`` are given.
+    Without the run's own overrides (it was started from Python, or by an experiment file) only ``overrides`` are given.
     """
     try:
         own = shlex.split(result.overrides or "")
     except ValueError:  # an open quote
         own = ["experiment="]
-    if any(_key(word) == "experiment" for word in own) or (not own and result.settings):
-        return f"\n    {shlex.join(words)}"
-    keys = {_key(word) for word in words}
+    if any(_key(override) == "experiment" for override in own) or (not own and result.settings):
+        return f"\n    {shlex.join(overrides)}"
+    keys = {_key(override) for override in overrides}
     dropped = tuple(prefix for key in keys for prefix in _DROPPED.get(key, ()))
-    kept = [word for word in own if _key(word) not in {*keys, "resume"} and not _key(word).startswith(dropped)]
-    return f"\n    {shlex.join(['python', 'run.py', *kept, *words])}"
+    kept = [
+        override for override in own if (key := _key(override)) not in {*keys, "resume"} and not key.startswith(dropped)
+    ]
+    return f"\n    {shlex.join(['python', 'run.py', *kept, *overrides])}"
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")

@@ -20,6 +20,7 @@ import numpy as np
 
 from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.evaluator.accuracy import Classifier, Evaluation, evaluate
+from resnet8_quant.graphs.graph import INTEGER_OPERATORS
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.graphs.session import differs_by_default, open_session
@@ -31,15 +32,12 @@ if TYPE_CHECKING:
 KernelKind = Literal["integer", "float", "quantize", "layout", "control"]
 
 # Operators that multiply by weights, whatever their domain (ai.onnx, com.microsoft, com.microsoft.nchwc).
-INTEGER_PRODUCTS = {
-    *("QLinearConv", "ConvInteger"),
-    *("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-}
+INTEGER_PRODUCTS = set(INTEGER_OPERATORS)
 FLOAT_PRODUCTS = {
     *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"),
     *("Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "MatMulBnb4"),
 }
-PRODUCTS = {*INTEGER_PRODUCTS, *FLOAT_PRODUCTS, "MatMulNBits"}  # whose kind an attribute decides
+PRODUCTS = {*INTEGER_PRODUCTS, *FLOAT_PRODUCTS, "MatMulNBits"}  # of the last an attribute decides
 QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 # Operators whose name alone says what kind of kernel they are.
 OPERATORS: dict[KernelKind, set[str]] = {
@@ -53,7 +51,7 @@ OPERATORS: dict[KernelKind, set[str]] = {
     },
     "control": {"If", "Loop", "Scan"},
 }
-KINDS: dict[str, KernelKind] = {operator: kind for kind, operators in OPERATORS.items() for operator in operators}
+KERNELS: dict[str, KernelKind] = {operator: kernel for kernel, operators in OPERATORS.items() for operator in operators}
 FLOAT_TYPES = {"float", "float16", "bfloat16", "double"}  # as ONNX Runtime's profiler names them
 INT8_COMPUTE = 4  # accuracy_level of MatMulNBits: activations become 8 bit blocks; below it products are float
 
@@ -144,7 +142,7 @@ def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:
     """
     if _is_integer(node) or node.op_type.startswith("QLinear"):
         return "integer"
-    return KINDS.get(node.op_type) or ("float" if FLOAT_TYPES.intersection(element_types) else "integer")
+    return KERNELS.get(node.op_type) or ("float" if FLOAT_TYPES.intersection(element_types) else "integer")
 
 
 def check_runtime(

@@ -58,7 +58,6 @@ class Latency:
         spread: interquartile range of all timed calls, as a ratio of the median.
         runs: number of timed calls.
         batch: images per call.
-        threads: as configured; 0: as many as there are cores.
         blocks_us: float64 [blocks], median of each block in the order of measurement, microseconds. Block i of all
             models ran side by side.
     """
@@ -70,7 +69,6 @@ class Latency:
     spread: float
     runs: int
     batch: int
-    threads: int
     blocks_us: np.ndarray = field(repr=False, compare=False)
 
     @property
@@ -126,7 +124,7 @@ def measure(
         for name, model in (models.items() if runs else ())
     }
     fixed = next((model.input_spec.batch for model in models.values() if model.input_spec.batch), batch)
-    return measure_calls(calls, runs=runs, warmup=warmup, threads=threads, batch=fixed, seed=seed)
+    return measure_calls(calls, runs=runs, warmup=warmup, batch=fixed, seed=seed)
 
 
 def caller(
@@ -146,16 +144,13 @@ def caller(
     return call
 
 
-def measure_calls(
-    calls: dict[str, Call], *, runs: int, warmup: int, threads: int, batch: int, seed: int = 0
-) -> dict[str, Latency]:
-    """``measure`` for any calls, such as those of another runtime; ``threads`` and ``batch`` are for the record.
+def measure_calls(calls: dict[str, Call], *, runs: int, warmup: int, batch: int, seed: int = 0) -> dict[str, Latency]:
+    """``measure`` for any calls, such as those of another runtime; ``batch`` is for the record.
 
     Args:
         calls: name -> what is timed; none of them changes what another one does.
         runs: timed calls of each; 0: nothing is measured.
         warmup: calls of each before the first block; 2 if fewer are asked for.
-        threads: that the calls use.
         batch: images per call.
         seed: of the bootstrap.
     """
@@ -178,7 +173,7 @@ def measure_calls(
     finally:
         if collects_garbage:
             gc.enable()
-    return {name: _summary(blocks[name], batch, threads, seed) for name in calls}
+    return {name: _summary(blocks[name], batch, seed) for name in calls}
 
 
 def speedup(base: Latency, other: Latency, seed: int = 0) -> Ratio:
@@ -221,14 +216,14 @@ def _timed(call: Call, count: int) -> list[int]:
     return times
 
 
-def _summary(blocks: list[list[int]], batch: int, threads: int, seed: int) -> Latency:
+def _summary(blocks: list[list[int]], batch: int, seed: int) -> Latency:
     """The latency from the nanoseconds of each call, by block."""
     blocks_us = np.array([np.median(block) for block in blocks]) / 1000
     calls_us = np.concatenate(blocks) / 1000
     median = float(np.median(blocks_us))
     low, high = _median_interval(blocks_us, seed)
     lower, upper, p95 = np.percentile(calls_us, [25, 75, 95]).tolist()
-    return Latency(median, low, high, p95, (upper - lower) / median, len(calls_us), batch, threads, blocks_us)
+    return Latency(median, low, high, p95, (upper - lower) / median, len(calls_us), batch, blocks_us)
 
 
 def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
@@ -237,8 +232,7 @@ def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979), 1-26.
     """
     rng = np.random.default_rng(seed)
-    medians = [
-        np.median(values[rng.integers(0, len(values), (CHUNK, len(values)))], axis=1) for _ in range(RESAMPLES // CHUNK)
-    ]
+    shape = CHUNK, len(values)
+    medians = [np.median(values[rng.integers(0, len(values), shape)], axis=1) for _ in range(RESAMPLES // CHUNK)]
     low, high = np.quantile(np.concatenate(medians), INTERVAL).tolist()
     return low, high

@@ -23,7 +23,7 @@ import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import OPERATORS, KernelKind, kernel_kind
-from resnet8_quant.graphs.session import open_session
+from resnet8_quant.graphs.session import first_line, open_session
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -161,16 +161,16 @@ def make_inputs(session: InferenceSession, batch: int | None) -> dict[str, np.nd
                 f"input {value.name!r} is {value.type}; only {', '.join(INPUT_TYPES)} can be generated",
                 "profile a model with inputs of these types",
             )
-        kind, low, high = INPUT_TYPES[value.type]
+        dtype, low, high = INPUT_TYPES[value.type]
         fixed = [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
         free += fixed.count(None)
         shape = [(batch or 1) if size is None else size for size in fixed]
-        if math.prod(shape) * np.dtype(kind).itemsize > LARGEST_INPUT:
+        if math.prod(shape) * np.dtype(dtype).itemsize > LARGEST_INPUT:
             raise ExperimentError(
                 f"input {value.name!r} of shape {shape} has more than {LARGEST_INPUT >> 20} MiB",
                 "profile a smaller batch: --batch 1",
             )
-        feed[value.name] = rng.integers(low, high, shape, dtype=np.int16, endpoint=True).astype(kind)
+        feed[value.name] = rng.integers(low, high, shape, dtype=np.int16, endpoint=True).astype(dtype)
     if batch is not None and not free:
         raise ExperimentError("`--batch` is set, but the model's inputs have no free axis", "leave out --batch")
     return feed
@@ -192,9 +192,8 @@ def _run_in_turns(
                 profiled.run(None, feed)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExperimentError(
-            f"ONNX Runtime cannot run the model on {shapes}: {reason}",
+            f"ONNX Runtime cannot run the model on {shapes}: {first_line(error)}",
             "profile another batch (--batch 1), or a model whose free axes are the batch alone",
         ) from error
     return nanoseconds[warmup:]
@@ -227,7 +226,7 @@ def _node_time(event: Event, durations: Sequence[int], nodes: Mapping[str, NodeP
 
     name, arguments = event["name"].removesuffix(KERNEL_TIME), event["args"]
     operator, inputs, outputs = (arguments[key] for key in ("op_name", "input_type_shape", "output_type_shape"))
-    types = [kind for tensors in (inputs, outputs) for kind in (tensors[0] if tensors else ())]
+    types = [dtype for tensors in (inputs, outputs) for dtype in (tensors[0] if tensors else ())]
     return NodeTime(
         name,
         operator,
@@ -239,4 +238,4 @@ def _node_time(event: Event, durations: Sequence[int], nodes: Mapping[str, NodeP
 
 def _shown(tensor: Mapping[str, Sequence[int]]) -> str:
     """{"uint8": [1, 10]} -> "uint8[1,10]"."""
-    return " ".join(f"{kind}[{','.join(map(str, shape))}]" for kind, shape in tensor.items())
+    return " ".join(f"{dtype}[{','.join(map(str, shape))}]" for dtype, shape in tensor.items())

@@ -128,7 +128,7 @@ def _is_default(
 
 def _share_initializers(graph: Graph) -> None:
     """Keep one initializer of all that have the same type, shape and bytes, stored as raw bytes."""
-    ends = {value.name for value in (*graph.model.graph.input, *graph.model.graph.output)}
+    ends = graph.ends()
     read = {name for node in graph.nodes for name in node.input}
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     shared: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _share_initializers(graph: Graph) -> None:
 
 def _shorten_names(graph: Graph) -> None:
     """Give the shortest names to the tensors that are named most often."""
-    ends = {value.name for value in (*graph.model.graph.input, *graph.model.graph.output)} | {""}
+    ends = graph.ends() | {""}
     uses = Counter(name for node in graph.nodes for name in (*node.input, *node.output))
     uses.update(graph.initializers.keys())
     names = _short_names(ends)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,29 @@ DEFAULT_DOMAIN = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 PRODUCER = "resnet8-quant"
 REDEFINED = ("RoiAlign", "Split")  # at opsets 16 and 18, under the attributes that they had
+
+
+@dataclass(frozen=True)
+class IntegerInputs:
+    """Positions of the inputs of an operator that multiplies integers; None or 0: it has no such input."""
+
+    data: int
+    data_zero_point: int | None
+    weight: int
+    weight_zero_point: int
+    output_scale: int  # its zero point comes next; so does the weight's scale behind the weight
+
+
+# ONNX Runtime's integer operators with a weight; DynamicQuantizeMatMul makes uint8 of floats itself.
+INTEGER_OPERATORS = {
+    "QLinearConv": IntegerInputs(0, 2, 3, 5, 6),
+    "QGemm": IntegerInputs(0, 2, 3, 5, 7),
+    "QLinearMatMul": IntegerInputs(0, 2, 3, 5, 6),
+    "ConvInteger": IntegerInputs(0, 2, 1, 3, 0),
+    "MatMulInteger": IntegerInputs(0, 2, 1, 3, 0),
+    "MatMulIntegerToFloat": IntegerInputs(0, 4, 1, 5, 0),
+    "DynamicQuantizeMatMul": IntegerInputs(0, None, 1, 3, 0),
+}
 
 
 class Graph:
@@ -37,7 +61,7 @@ class Graph:
         self._original = frozenset(self.initializers)  # old models list them as inputs too
         for field in ("node", "initializer", "value_info"):
             self.model.graph.ClearField(field)
-        self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
+        self._taken = self._names()
 
     @property
     def input(self) -> onnx.ValueInfoProto:
@@ -115,17 +139,15 @@ class Graph:
 
     def insert_before(self, node: NodeProto, *new: NodeProto) -> None:
         """Put nodes directly in front of another."""
-        place = self._place(node)
-        self.nodes[place:place] = new
+        self.replace(node, *new, node)
 
     def insert_after(self, node: NodeProto, *new: NodeProto) -> None:
         """Put nodes directly behind another."""
-        place = self._place(node) + 1
-        self.nodes[place:place] = new
+        self.replace(node, node, *new)
 
     def replace(self, node: NodeProto, *new: NodeProto) -> None:
         """Put nodes in the place of another."""
-        place = self._place(node)
+        place = next(i for i, other in enumerate(self.nodes) if other is node)
         self.nodes[place : place + 1] = new
 
     def reroute(self, old: str, new: str) -> None:
@@ -147,7 +169,7 @@ class Graph:
         """Drop nodes and initializers that nothing reads, and free their names."""
         self.nodes, kept = self._live()
         self.initializers = {tensor.name: tensor for tensor in kept}
-        self._taken = {*self._ends(), *self.initializers}.union(*(node.output for node in self.nodes))
+        self._taken = self._names()
 
     def finish(self) -> onnx.ModelProto:
         """The edited model, without nodes, initializers and opsets that nothing needs; the graph may be edited on."""
@@ -180,11 +202,12 @@ class Graph:
                 read.update(_reads(node))
         return nodes[::-1], [tensor for tensor in self.initializers.values() if tensor.name in read]
 
-    def _ends(self) -> set[str]:
+    def ends(self) -> set[str]:
+        """Names of the graph's inputs and outputs."""
         return {value.name for value in (*self.model.graph.input, *self.model.graph.output)}
 
-    def _place(self, node: NodeProto) -> int:
-        return next(i for i, other in enumerate(self.nodes) if other is node)
+    def _names(self) -> set[str]:
+        return {*self.ends(), *self.initializers}.union(*(node.output for node in self.nodes))
 
 
 def at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -14,12 +14,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from resnet8_quant.graphs.graph import Graph, input_name, type_name
+from resnet8_quant.graphs.graph import INTEGER_OPERATORS, Graph, input_name, type_name
 
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
-INTEGER_WEIGHT_INPUT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3}
-INTEGER_OUTPUT_ZERO_POINT = {"QLinearConv": 7, "QGemm": 8, "QLinearMatMul": 7}
-INTEGER_DATA_ZERO_POINT = 2  # of QLinearConv, QGemm and QLinearMatMul alike
+# Those that know the scales of all their numbers; the others return 32-bit sums or floats.
+INTEGER_LAYERS = {name: inputs for name, inputs in INTEGER_OPERATORS.items() if inputs.output_scale}
 # A float weight or operand leaves these float; of the others only the first input counts, not shapes and scales.
 ALL_INPUTS_DECIDE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Concat")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -101,13 +100,13 @@ def summarize(model: onnx.ModelProto) -> QuantizationSummary:
             continue
 
         # Integer operators say the types of their weight and output themselves.
-        if op_type in INTEGER_WEIGHT_INPUT:
-            position, zero_point = INTEGER_WEIGHT_INPUT[op_type], INTEGER_OUTPUT_ZERO_POINT[op_type]
-            if weight := reader.stored(inputs[position]):
+        if op_type in INTEGER_LAYERS:
+            places = INTEGER_LAYERS[op_type]
+            if weight := reader.stored(inputs[places.weight]):
                 weight_types.add(reader.type_of(weight))
-            per_channel |= reader.is_per_channel(inputs[position + 1])
-            if len(inputs) > zero_point and inputs[zero_point] in reader.tensors:
-                activation_types.add(reader.type_of(inputs[zero_point]))
+            per_channel |= reader.is_per_channel(inputs[places.weight + 1])
+            if (zero_point := input_name(node, places.output_scale + 1)) in reader.tensors:
+                activation_types.add(reader.type_of(zero_point))
 
         # An operator is quantized if all the data that it computes with is.
         data = [name for i, name in enumerate(inputs) if name and i != BIAS_INPUT.get(op_type)]
@@ -166,14 +165,14 @@ class _Reader:
 
     def layer(self, node: NodeProto) -> LayerSummary | None:
         """What is known of a node's weight and input; None if it has no integer weight."""
-        if node.op_type in INTEGER_WEIGHT_INPUT:
-            position = INTEGER_WEIGHT_INPUT[node.op_type]
-            weight, scale = self.stored(node.input[position]), node.input[position + 1]
+        if node.op_type in INTEGER_LAYERS:
+            places = INTEGER_LAYERS[node.op_type]
+            weight, scale = self.stored(node.input[places.weight]), node.input[places.weight + 1]
             if not weight:
                 return None
-            weight_type, activation = self.type_of(weight), self.type_of(node.input[INTEGER_DATA_ZERO_POINT])
+            weight_type, activation = self.type_of(weight), self.type_of(node.input[places.data_zero_point])
             weight_bits, activation_bits = _bits(weight_type), _bits(activation)
-        elif node.op_type in WEIGHTED:
+        else:
             position, dequantize = self._dequantized_weight(node)
             if dequantize is None:
                 return None
@@ -182,15 +181,13 @@ class _Reader:
             names = (weight, input_name(dequantize, 2))
             weight_bits = _bits_needed(weight_type, *(self.tensors[name] for name in names if name))
             activation, activation_bits = self._activation(node.input[1 - position])
-        else:
-            return None
         output = node.output[0].removesuffix("_QuantizeLinear_Input").removesuffix("_quantized")
         per_channel = self.is_per_channel(scale)
         return LayerSummary(output, node.op_type, weight_type, weight_bits, activation, activation_bits, per_channel)
 
     def _dequantized_weight(self, node: NodeProto) -> tuple[int, NodeProto | None]:
         """Position of a node's weight among its inputs, and its DequantizeLinear; None if it has no integer one."""
-        for position in (1, 0):
+        for position in (1, 0) if node.op_type in WEIGHTED else ():
             producer = self.producers.get(node.input[position])
             if producer is not None and producer.op_type == "DequantizeLinear" and self.stored(producer.input[0]):
                 return position, producer
@@ -204,19 +201,14 @@ class _Reader:
             return unquantized
         node, levels = self.producers.get(node.input[0]), None
         if node is not None and node.op_type == "Clip":
-            levels = self._levels(node)
+            if len(node.input) > 2 and all(limit in self.tensors for limit in node.input[1:]):
+                low, high = (int(self.graph.array(limit)) for limit in node.input[1:])
+                levels = high - low + 1
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return unquantized
         dtype = type_name(self.graph.quantized_dtype(node))
         return dtype, _bits(dtype) if levels is None else (levels - 1).bit_length()
-
-    def _levels(self, clip: NodeProto) -> int | None:
-        """How many integers a Clip leaves; None where it has not both limits."""
-        if len(clip.input) < 3 or not all(name in self.tensors for name in clip.input[1:]):
-            return None
-        low, high = (int(numpy_helper.to_array(self.tensors[name])) for name in clip.input[1:])
-        return high - low + 1
 
 
 def _bits(type_name: str) -> int:

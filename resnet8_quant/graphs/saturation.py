@@ -21,13 +21,12 @@ activations are not: ONNX Runtime turns them into uint8 on x86.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, attributes, input_name
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, INTEGER_OPERATORS, Graph, attributes, input_name
 from resnet8_quant.graphs.runtime import new_session
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of the 16-bit sum of a pair
@@ -35,25 +34,6 @@ LARGEST_CODE = 255
 SHIFT = 128  # from int8 to uint8
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Positions of an operator's inputs; ``data_zero_point`` None: it makes uint8 of floats itself."""
-
-    data: int
-    data_zero_point: int | None
-    weight: int
-    weight_zero_point: int
-
-
-INTEGER_OPERATORS = {
-    "QLinearConv": _Inputs(0, 2, 3, 5),
-    "ConvInteger": _Inputs(0, 2, 1, 3),
-    "QGemm": _Inputs(0, 2, 3, 5),
-    "QLinearMatMul": _Inputs(0, 2, 3, 5),
-    "MatMulInteger": _Inputs(0, 2, 1, 3),
-    "MatMulIntegerToFloat": _Inputs(0, 4, 1, 5),
-    "DynamicQuantizeMatMul": _Inputs(0, None, 1, 3),
-}
 FLOAT_OPERATORS = ("Conv", "Gemm", "MatMul")  # integer ones between DequantizeLinear and QuantizeLinear
 CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
 # Between a DequantizeLinear and a layer these keep it an integer layer: ONNX Runtime moves the pair past them.
@@ -111,23 +91,22 @@ def use_unsigned_weights(graph: Graph) -> list[str]:
     changed = []
     for node in [node for node in graph.nodes if node.op_type in INTEGER_OPERATORS and reader.saturates(node)]:
         inputs = INTEGER_OPERATORS[node.op_type]
-        name = node.input[inputs.weight]
+        name, zero_point = node.input[inputs.weight], input_name(node, inputs.weight_zero_point)
         if name not in reader.constants:
             continue
-        zero_point = reader.weight_zero_point(node)
-        zero_point_name = input_name(node, inputs.weight_zero_point) or f"{name}_zero_point"
         node.input.extend([""] * (inputs.weight_zero_point + 1 - len(node.input)))
-        node.input[inputs.weight] = graph.add_initializer(f"{name}_unsigned", _to_unsigned(reader.value(name)))
-        node.input[inputs.weight_zero_point] = graph.add_initializer(
-            f"{zero_point_name}_unsigned", _to_unsigned(zero_point)
-        )
+        for position, label, codes in (
+            (inputs.weight, name, reader.value(name)),
+            (
+                inputs.weight_zero_point,
+                zero_point or f"{name}_zero_point",
+                reader.value(zero_point) if zero_point else np.zeros((), np.int8),
+            ),
+        ):
+            unsigned = (codes.astype(np.int16) + SHIFT).astype(np.uint8)
+            node.input[position] = graph.add_initializer(f"{label}_unsigned", unsigned)
         changed.append(str(node.output[0]))
     return changed
-
-
-def _to_unsigned(codes: np.ndarray) -> np.ndarray:
-    """The int8 codes of a weight or its zero point as uint8, 128 more: their difference stays."""
-    return (codes.astype(np.int16) + SHIFT).astype(np.uint8)
 
 
 class _Reader:
@@ -145,30 +124,30 @@ class _Reader:
     def saturates(self, node: NodeProto) -> bool:
         """Whether a pair of products of ``node`` can saturate."""
         if node.op_type in INTEGER_OPERATORS:
-            return self._integer_operator_saturates(node, INTEGER_OPERATORS[node.op_type])
+            return self._integer_operator_saturates(node)
         if node.op_type not in FLOAT_OPERATORS or node.domain not in DEFAULT_DOMAIN:
             return False
-        left, right = (self._dequantized(name) for name in node.input[:2])
-        if left is None or right is None:
+        left, right = (self._behind_carriers(name) for name in node.input[:2])
+        if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
             return False  # computed in float
         for position, weight, data in ((1, right, left), (0, left, right)):  # a MatMul may have its weight first
             if weight.input[0] in self.constants:
-                largest = self._largest_code(data.input[0])
-                return largest is not None and self._weight_saturates(node, position, weight.input[0], largest)
+                return self._weight_saturates(node, position, weight.input[0], self._largest_code(data.input[0]))
         return self._is_int8(input_name(right, 2), right.input[0])
 
-    def _integer_operator_saturates(self, node: NodeProto, inputs: _Inputs) -> bool:
-        largest: int | None = LARGEST_CODE
+    def _integer_operator_saturates(self, node: NodeProto) -> bool:
+        inputs, largest = INTEGER_OPERATORS[node.op_type], LARGEST_CODE
         if inputs.data_zero_point is not None:
             data = node.input[inputs.data]
             if self._is_int8(input_name(node, inputs.data_zero_point), data):  # no kernel mixes int8 with int8 up
                 return False
             largest = self._largest_code(data)
-        weight = node.input[inputs.weight]
-        return largest is not None and self._weight_saturates(node, inputs.weight, weight, largest)
+        return self._weight_saturates(node, inputs.weight, node.input[inputs.weight], largest)
 
     def _weight_saturates(self, node: NodeProto, position: int, name: str, largest: int) -> bool:
         """Whether a weight does, with activations up to ``largest``; one that is not constant may be anything."""
+        if not largest:
+            return False
         if name not in self.constants:
             return self._is_int8("", name)
         codes = self.value(name)
@@ -184,13 +163,8 @@ class _Reader:
             node = self.producers.get(node.input[0])
         return node
 
-    def _dequantized(self, name: str) -> NodeProto | None:
-        """The DequantizeLinear that ``name`` comes from."""
-        node = self._behind_carriers(name)
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-    def _largest_code(self, name: str) -> int | None:
-        """Largest value of an activation's integers, as uint8; None if they are not 8 bits wide."""
+    def _largest_code(self, name: str) -> int:
+        """Largest value of an activation's integers, as uint8; 0 if they are not 8 bits wide."""
         node, largest = self.producers.get(name), LARGEST_CODE
         while node is not None and node.op_type in CARRIERS:
             if node.op_type == "Clip" and input_name(node, 2) in self.tensors:
@@ -199,7 +173,7 @@ class _Reader:
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "QuantizeLinear":
             return largest
-        return largest if self.graph.quantized_dtype(node) in (TensorProto.UINT8, TensorProto.INT8) else None
+        return largest if self.graph.quantized_dtype(node) in (TensorProto.UINT8, TensorProto.INT8) else 0
 
     def _is_int8(self, zero_point: str, name: str) -> bool:
         """Whether the integers ``name`` are int8, by their zero point or by what makes them."""
@@ -211,11 +185,6 @@ class _Reader:
         if node is None or node.op_type != "QuantizeLinear":
             return False
         return self.graph.quantized_dtype(node) == TensorProto.INT8
-
-    def weight_zero_point(self, node: NodeProto) -> np.ndarray:
-        """Of an integer operator; 0 where it has none."""
-        name = input_name(node, INTEGER_OPERATORS[node.op_type].weight_zero_point)
-        return self.value(name) if name else np.zeros((), np.int8)
 
     def value(self, name: str) -> np.ndarray:
         """The values of a constant; what nodes make of initializers is computed once, all of it together."""

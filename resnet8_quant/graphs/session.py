@@ -81,7 +81,7 @@ def open_session(
             return open_with(model, entries=SIMULATED)
     except Exception as error:
         raise ExperimentError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {_first_line(error)}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {first_line(error)}",
             "check the file: check-model MODEL.onnx",
         ) from error
 
@@ -148,10 +148,11 @@ def run_batch(session: InferenceSession, name: str, batch: np.ndarray) -> np.nda
 def cannot_run(batch: np.ndarray, error: Exception) -> ExperimentError:
     """The error for a batch that ONNX Runtime does not run."""
     return ExperimentError(
-        f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {_first_line(error)}",
+        f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {first_line(error)}",
         "if the model works on single images only: evaluation.batch_size=1",
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of ONNX Runtime says, without the trace behind it."""
     return (str(error).splitlines() or [type(error).__name__])[0]

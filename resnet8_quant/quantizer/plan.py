@@ -42,7 +42,6 @@ class QuantizedWeight:
         scale: float32, [channels] or [].
         zero_point: of the dtype of ``codes`` and the shape of ``scale``.
         axis: of the channels; None where there is one scale.
-        bit_width: of the codes; they need no more.
         dtype: the narrowest ONNX type that holds ``codes``.
     """
 
@@ -51,7 +50,6 @@ class QuantizedWeight:
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int | None
-    bit_width: int
     dtype: DType
 
     def dequantized(self) -> np.ndarray:

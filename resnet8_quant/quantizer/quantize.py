@@ -43,7 +43,7 @@ from resnet8_quant.validation import is_low_bit, is_refined
 log = logging.getLogger(__name__)
 
 QUANT_TYPES: dict[DType, QuantType] = {
-    DType[name]: kind for kind in QuantType if (name := kind.name.removeprefix("Q").lower()) in DType.__members__
+    DType[name]: dtype for dtype in QuantType if (name := dtype.name.removeprefix("Q").lower()) in DType.__members__
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from deployed import NETS, PAD, TARGETS, answers, assert_same_integers, build, operators, pictures, plain, rewritten
+from deployed import NETS, PAD, TARGETS, assert_same_integers, build, operators, pictures, plain, predictions, rewritten
 from onnx.parser import parse_model
 
 from resnet8_quant.deploy.fuse import fuse
@@ -15,8 +15,10 @@ def test_no_blocked_layout_is_stored():
     fused = fuse(model.proto())[0].finish()
     assert {node.domain for node in fused.graph.node} <= {"", "com.microsoft"}
     assert {entry.domain for entry in fused.opset_import} <= {"", "com.microsoft"}
-    found, expected = (answers(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    fused_outputs, expected = (
+        predictions(proto, model.input_spec, pictures(model)) for proto in (fused, model.serialized)
+    )
+    np.testing.assert_allclose(fused_outputs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from deployed import PAD, TARGETS, TWO, answers, build, operators, pictures, plain, rewritten, running
+from deployed import PAD, TARGETS, TWO, build, operators, pictures, plain, predictions, rewritten, running
 
 from resnet8_quant.graphs.graph import Graph, attributes
 
@@ -40,20 +40,13 @@ def only_convolution(convolution, options, types, per_channel):
 def simulated(graph, before, conv, after, image):
     """The integers that the convolution makes of float32 [N, C, H, W]: sums in int64, one float32 multiplier."""
 
-    def constant(name):
-        return graph.array(name)
-
     def limits(zero_point):
         return np.iinfo(zero_point.dtype).min, np.iinfo(zero_point.dtype).max
 
-    x_scale, x_zero = (constant(name) for name in before.input[1:3])
-    y_scale, y_zero = (constant(name) for name in after.input[1:3])
+    (x_scale, x_zero), (y_scale, y_zero) = (map(graph.array, node.input[1:3]) for node in (before, after))
     x = np.clip(np.rint(image / x_scale) + x_zero, *limits(x_zero)).astype(np.int64) - int(x_zero)
-    stored = graph.producer(conv.input[1])
-    shape = (-1, 1, 1, 1)
-    w_scale = constant(stored.input[1])
-    w_zero = constant(stored.input[2]).astype(np.int64)
-    w = constant(stored.input[0]).astype(np.int64) - (w_zero.reshape(shape) if w_zero.ndim else w_zero)
+    codes, w_scale, w_zero = map(graph.array, graph.producer(conv.input[1]).input)
+    w = codes.astype(np.int64) - w_zero.astype(np.int64).reshape(-1, 1, 1, 1)
     values = attributes(conv)
     top, left, bottom, right = values.get("pads", [0, 0, 0, 0])
     down, across = values.get("strides", [1, 1])
@@ -63,10 +56,10 @@ def simulated(graph, before, conv, after, image):
     parts = zip(np.split(windows, groups, 1), np.split(w, groups), strict=True)
     sums = np.concatenate([np.einsum("nchwij,ocij->nohw", *part) for part in parts], 1)
     if len(conv.input) > 2:
-        sums += constant(graph.producer(conv.input[2]).input[0]).astype(np.int64).reshape(1, -1, 1, 1)
+        sums += graph.array(graph.producer(conv.input[2]).input[0]).astype(np.int64).reshape(1, -1, 1, 1)
     assert np.abs(sums).max() < 2**24  # exact in float32
     multiplier = np.asarray(np.float32(x_scale) * w_scale / np.float32(y_scale), np.float32)
-    scaled = sums.astype(np.float32) * (multiplier.reshape(1, -1, 1, 1) if multiplier.ndim else multiplier)
+    scaled = sums.astype(np.float32) * multiplier.reshape(1, -1, 1, 1)
     q = np.clip(np.rint(scaled) + y_zero.astype(np.float32), *limits(y_zero)).astype(np.int64)
     return q, (q - int(y_zero)).astype(np.float32) * np.float32(y_scale)
 
@@ -83,7 +76,7 @@ def test_a_convolution_is_what_numpy_computes(name, types, per_channel):
     for target in TARGETS:
         deployed, _ = rewritten(serialized, target, model.input_spec)
         assert "QLinearConv" in operators(deployed)
-        np.testing.assert_array_equal(answers(deployed, model.input_spec, images), expected, target)
+        np.testing.assert_array_equal(predictions(deployed, model.input_spec, images), expected, target)
 
 
 def running_weights(serialized, target, input_spec):
@@ -122,8 +115,7 @@ def test_weights_with_a_zero_point_of_their_own_keep_it(target, second):
     serialized = plain(model, "uint8")
     graph = Graph(onnx.load_from_string(serialized))
     layers = [graph.producer(node.input[1]) for node in graph.nodes if node.op_type == "Conv"]
+    before = [graph.array(layer.input[2]).item() for layer in layers]
     weights, _, after = running_weights(serialized, target, model.input_spec)
     assert [array.shape for array in weights] == [(64, 12, 3, 3), second, (64, 16, 3, 3)]
-    before = [int(graph.array(layer.input[2])) for layer in layers]
     assert [int(zero_point.ravel()[0]) + 128 for zero_point in after] == before
-    assert 128 not in before  # else they would be int8's

@@ -1,7 +1,9 @@
 """Tiny classifiers whose predictions NumPy can compute, and sessions that take the time they are told."""
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,55 +55,39 @@ class Simulation:
     """ONNX Runtime sessions whose calls advance a clock.
 
     Attributes:
+        durations: model -> microseconds of its calls.
         record: (model, feed) of each call, in order.
         opened: (threads, providers) of each session.
         collecting: whether garbage could be collected during each call.
-        durations: model -> function that gives the microseconds of its next call.
         models: name -> model, with an input spec for [N, 2, 2, 3] images.
     """
 
-    def __init__(self, durations: dict[bytes, Callable[[], float]]) -> None:
-        self.durations = durations
-        self.record: list[tuple[bytes, np.ndarray]] = []
-        self.opened: list[tuple[int, tuple[str, ...]]] = []
-        self.collecting: list[bool] = []
+    def __init__(self, durations: dict[bytes, Iterator[float]]) -> None:
+        self.durations, self.now = durations, 0
+        self.record, self.opened, self.collecting = [], [], []
         self.models = {model.decode(): BenchmarkModel(model, INPUT_SPEC) for model in durations}
-        self.now = 0
 
     def open_session(self, model, threads, *, exact=True, providers):
+        def run(outputs, feed):
+            self.collecting.append(gc.isenabled())
+            self.record.append((model, feed["image"]))
+            self.now += round(1000 * next(self.durations[model]))
+
         self.opened.append((threads, tuple(providers)))
-        return SimulatedSession(self, model)
+        return SimpleNamespace(run=run)
 
     @property
     def order(self) -> str:
         return b"".join(model for model, _ in self.record).decode()
 
 
-class SimulatedSession:
-    def __init__(self, simulation: Simulation, model: bytes) -> None:
-        self.simulation, self.model, self.name = simulation, model, "scores"
-
-    def get_outputs(self):
-        return [self]
-
-    def run(self, outputs, feed):
-        assert outputs is None
-        self.simulation.collecting.append(gc.isenabled())
-        self.simulation.record.append((self.model, feed["image"]))
-        self.simulation.now += round(1000 * self.simulation.durations[self.model]())
-        return [feed["image"]]
-
-
 @pytest.fixture
 def simulate(monkeypatch) -> Callable[..., Simulation]:
     """a=(microseconds of each call, ...), b=...: models "a", "b"; the last time is repeated for ever."""
 
-    def start(**times: Iterable[float]) -> Simulation:
-        def calls(values):
-            values, last = iter(values), [0.0]
-            return lambda: last.append(next(values, last[-1])) or last[-1]
-
-        simulation = Simulation({name.encode(): calls(values) for name, values in times.items()})
+    def start(**times: Sequence[float]) -> Simulation:
+        calls = {name.encode(): chain(values, repeat(values[-1])) for name, values in times.items()}
+        simulation = Simulation(calls)
         monkeypatch.setattr(latency, "open_session", simulation.open_session)
         monkeypatch.setattr(latency, "perf_counter_ns", lambda: simulation.now)
         return simulation

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnet8_quant.evaluator.advice import advise
 from resnet8_quant.results import RunResult
@@ -104,9 +105,9 @@ CHAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "words"), CHAIN, ids=[words for _, words in CHAIN])
-def test_what_to_try_against_a_loss(changes: dict[str, object], words: str) -> None:
-    assert only(**LOSS, **changes)[1] == f"{RUN} {words}"
+@pytest.mark.parametrize(("changes", "overrides"), CHAIN, ids=[overrides for _, overrides in CHAIN])
+def test_what_to_try_against_a_loss(changes: dict[str, object], overrides: str) -> None:
+    assert only(**LOSS, **changes)[1] == f"{RUN} {overrides}"
 
 
 def test_when_all_was_tried_no_command_is_left() -> None:
@@ -116,36 +117,33 @@ def test_when_all_was_tried_no_command_is_left() -> None:
 
 
 @pytest.mark.parametrize("start", [{"overrides": "experiment=bit_map"}, {"settings": {"config.latency.runs": "0"}}])
-def test_a_run_without_words_of_its_own_is_told_the_new_words_alone(start: dict[str, object]) -> None:
+def test_a_run_without_overrides_of_its_own_is_told_the_new_ones_alone(start: dict[str, object]) -> None:
     assert only(**LOSS, **start)[1] == "calibration=percentile"
 
 
-def test_no_advice_is_what_the_run_has() -> None:
-    """All combinations of what decides: a word that the row says is set already is never advised."""
-    facts = {
-        "weight_bits": (2, 4, 7, 8),
-        "per_channel": (True, False),
-        "format": ("QDQ", "QOperator"),
-        "calibration_method": ("minmax", "percentile", "mse"),
-        "refine": ("none", "gptq", "best"),
-        "deploy": ("none", "x86", "arm"),
-        "kernels": ("integer", "mixed", "simulated"),
-        "quant_type": ("int8", "u8s8", "u8s7"),
-        "portable": (True, False),
-    }
-    for values in itertools.product(*facts.values()):
-        row = dict(zip(facts, values, strict=True))
-        has = {
-            f"quant={row['quant_type']}",
-            f"calibration={row['calibration_method']}",
-            f"refine={row['refine']}",
-            f"deploy={row['deploy']}",
-            f"quant.weight_bits={row['weight_bits']}",
-            f"quant.per_channel={str(row['per_channel']).lower()}",
-        }
-        for advice in advise(quantized(**row, **LOSS, latency_us_median=320.0)):
-            _, _, command = advice.partition("\n    python run.py")
-            assert not has.intersection(shlex.split(command)), advice
+@settings(max_examples=500, derandomize=True, deadline=None, database=None)
+@given(
+    weight_bits=st.sampled_from([2, 4, 7, 8]),
+    per_channel=st.booleans(),
+    form=st.sampled_from(["QDQ", "QOperator"]),
+    method=st.sampled_from(["minmax", "percentile", "mse"]),
+    refine=st.sampled_from(["none", "gptq", "best"]),
+    deploy=st.sampled_from(["none", "x86", "arm"]),
+    kernels=st.sampled_from(["integer", "mixed", "simulated"]),
+    quant=st.sampled_from(["int8", "u8s8", "u8s7"]),
+    portable=st.booleans(),
+)
+def test_no_advice_is_what_the_run_has(
+    weight_bits, per_channel, form, method, refine, deploy, kernels, quant, portable
+):
+    """A setting of the row is never advised."""
+    row = {"format": form, "calibration_method": method, "quant_type": quant, "kernels": kernels, "portable": portable}
+    row |= {"weight_bits": weight_bits, "per_channel": per_channel, "refine": refine, "deploy": deploy}
+    has = {f"quant={quant}", f"calibration={method}", f"refine={refine}", f"deploy={deploy}"}
+    has |= {f"quant.weight_bits={weight_bits}", f"quant.per_channel={str(per_channel).lower()}"}
+    for advice in advise(quantized(**row, **LOSS, latency_us_median=320.0)):
+        _, _, command = advice.partition("\n    python run.py")
+        assert not has.intersection(shlex.split(command)), advice
 
 
 def test_a_model_that_can_saturate_is_told_where_it_differs() -> None:

@@ -50,12 +50,12 @@ def test_the_same_answers_and_kernels_in_fewer_bytes(model, images, what):
     onnx.shape_inference.infer_shapes(after, strict_mode=True)
 
     # What is quantized stays; fewer bytes are shared tensors and zero points of biases.
-    summary, expected = (
-        dataclasses.replace(one, layers=tuple(dataclasses.replace(layer, output="") for layer in one.layers))
-        for one in (summarize(after), summarize(before))
-    )
+    summary, expected = summarize(after), summarize(before)
     assert summary.weight_payload_bytes <= expected.weight_payload_bytes
-    assert summary == dataclasses.replace(expected, weight_payload_bytes=summary.weight_payload_bytes)
+    same = {"weight_payload_bytes": 0, "layers": ()}
+    assert dataclasses.replace(summary, **same) == dataclasses.replace(expected, **same)
+    for layer, other in zip(summary.layers, expected.layers, strict=True):
+        assert layer == dataclasses.replace(other, output=layer.output)
 
     # Inputs and outputs keep their names, and all else is short.
     ends = [[(value.name, value.type) for value in (*m.graph.input, *m.graph.output)] for m in (before, after)]
@@ -143,10 +143,10 @@ def test_a_fused_convolution_needs_no_kernel_shape_unless_its_weights_are_comput
 
 
 @pytest.mark.parametrize(("zero", "dropped"), [([0, 0, 0], True), ([0, 1, 0], False)])
-@pytest.mark.parametrize("kind", [np.int8, np.uint8])
-def test_zero_points_of_weights_go_only_where_they_are_zero(zero, dropped, kind):
-    w = np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(kind)
-    zeros = {"wz": np.array(zero, kind), "z": kind(0)}
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_zero_points_of_weights_go_only_where_they_are_zero(zero, dropped, dtype):
+    w = np.random.default_rng(2).integers(0, 99, (3, 3, 1, 1)).astype(dtype)
+    zeros = {"wz": np.array(zero, dtype), "z": dtype(0)}
     nodes = """q = QuantizeLinear (a, s, z) x = DequantizeLinear (q, s, z) v = DequantizeLinear <axis = 0> (w, ws, wz)
         out = Conv (x, v)"""
     before = one(nodes, w=w, ws=np.float32([0.5, 0.25, 1]), s=np.float32(0.1), **zeros)
@@ -163,7 +163,7 @@ def test_text_and_unused_opsets_go():
     after = compact(before)
     assert [entry.domain for entry in after.opset_import] == [""]
     assert not any((after.producer_name, after.doc_string, after.model_version, after.metadata_props))
-    assert after.ByteSize() < before.ByteSize() / 2 + 60
+    assert not after.graph.node[0].doc_string
 
 
 def test_a_subgraph_keeps_the_names_that_it_refers_to():

@@ -42,16 +42,6 @@ def test_what_nobody_reads_goes(model):
     onnx.checker.check_model(finished, full_check=True)
 
 
-def test_the_model_is_not_changed(model):
-    before = model.SerializeToString(deterministic=True)
-    graph = Graph(model)
-    graph.add_initializer("w", np.ones(3, np.int8))
-    graph.reroute("hidden", "image")
-    graph.replace(graph.producer("scores"), helper.make_node("Neg", ["image"], ["scores"]))
-    graph.finish()
-    assert model.SerializeToString(deterministic=True) == before
-
-
 def test_a_name_is_taken_once(model):
     graph = Graph(model)
     assert graph.add_initializer("w", np.array([1, -2, 3], np.int8)) == "w"
@@ -68,6 +58,7 @@ def test_a_name_is_taken_once(model):
 
 
 def test_nodes_go_where_they_are_put(model):
+    before = model.SerializeToString(deterministic=True)
     graph = Graph(model)
     relu = graph.producer("hidden")
     graph.insert_before(relu, helper.make_node("Abs", ["image"], ["positive"]))
@@ -75,6 +66,7 @@ def test_nodes_go_where_they_are_put(model):
     graph.insert_after(graph.producer("root"), helper.make_node("Exp", ["root"], ["hidden"]))
     assert [node.op_type for node in graph.nodes] == ["Cast", "Abs", "Sqrt", "Exp", "Neg", "Mul"]
     onnx.checker.check_model(graph.finish(), full_check=True)
+    assert model.SerializeToString(deterministic=True) == before
 
 
 def test_rerouting_and_renaming_reach_every_consumer(model):
@@ -87,12 +79,13 @@ def test_rerouting_and_renaming_reach_every_consumer(model):
     graph.reroute("h", "image")
     assert graph.consumers("h") == []
     assert [node.op_type for node in graph.finish().graph.node] == ["Cast", "Mul"]
+    graph.reroute("weight", "image")
+    assert [value.name for value in graph.finish().graph.input] == ["image"]  # the initializer goes, its input too
 
 
 def test_pruning_frees_names(model):
     graph = Graph(model)
     graph.prune()
-    assert [node.op_type for node in graph.nodes] == ["Cast", "Relu", "Mul"]
     assert [graph.unique_name(name) for name in ("unread", "unused", "hidden")] == ["unread", "unused", "hidden_"]
 
 
@@ -105,12 +98,6 @@ def test_constants_and_types_of_integers(model):
     assert graph.quantized_dtype(quantize) == TensorProto.INT16
     quantize.input.append("w")
     assert graph.quantized_dtype(quantize) == TensorProto.INT8
-
-
-def test_an_initializer_that_goes_is_no_input_any_more(model):
-    graph = Graph(model)
-    graph.reroute("weight", "image")
-    assert [value.name for value in graph.finish().graph.input] == ["image"]
 
 
 def test_what_a_subgraph_reads_from_around_it_stays(model):

@@ -11,23 +11,19 @@ from onnx.parser import parse_model
 from resnet8_quant.graphs.quantization_summary import LayerSummary, payload_bytes, summarize
 
 
-def tensor(name, kind, values):
-    dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
-    return numpy_helper.from_array(np.asarray(values).astype(dtype), name)
+def tensor(name, dtype, values):
+    numpy_dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, dtype))
+    return numpy_helper.from_array(np.asarray(values).astype(numpy_dtype), name)
 
 
-def layer_model(kind, values, zero_point=None, *, cast="", clip=None, activation="UINT8", scales=1.0, zeros=True):
+def layer_model(dtype, values, zero_point=None, *, cast="", clip=None, activation="UINT8", scales=1.0, zeros=True):
     """image - Q - [Clip] - DQ - Conv with a 1x1 weight of ``values`` through [Cast] and DQ - Q - DQ - scores."""
-    tensors = [
-        tensor("w", kind, np.asarray(values)[:, None, None, None]),
-        tensor("w_scale", "FLOAT", scales),
-        tensor("s", "FLOAT", 0.5),
-        tensor("z", activation, 0),
-    ]
-    if zero_point is not None:
-        tensors.append(tensor("w_zero", cast or kind, zero_point))
-    if clip:
-        tensors += [tensor("low", activation, clip[0]), tensor("high", activation, clip[1])]
+    low, high = clip or (0, 0)
+    floats = {"w_scale": scales, "s": 0.5}
+    tensors = [tensor("w", dtype, np.asarray(values)[:, None, None, None])]
+    tensors += [tensor("w_zero", cast or dtype, zero_point or 0)]
+    tensors += [tensor(name, "FLOAT", number) for name, number in floats.items()]
+    tensors += [tensor(name, activation, number) for name, number in {"z": 0, "low": low, "high": high}.items()]
     zero, weight_zero = ", z" if zeros else "", "" if zero_point is None else ", w_zero"
     model = parse_model(f"""<ir_version: 13, opset_import: ["": 25]>
         layer (float[1, 1, 4, 4] image) => (float[1, {len(values)}, 4, 4] scores) {{
@@ -51,19 +47,19 @@ RANGES = {"INT8": (-128, 127), "UINT8": (0, 255), "INT4": (-8, 7), "UINT4": (0, 
 @st.composite
 def weights(draw):
     """(type, values, zero point or None)."""
-    kind = draw(st.sampled_from(sorted(RANGES)))
-    low, high = RANGES[kind]
+    dtype = draw(st.sampled_from(sorted(RANGES)))
+    low, high = RANGES[dtype]
     shift = draw(st.integers(0, 7))  # small values are as likely as large ones
     codes = st.integers(low >> shift, high >> shift)
-    return kind, draw(st.lists(codes, min_size=2, max_size=2)), draw(st.none() | codes)
+    return dtype, draw(st.lists(codes, min_size=2, max_size=2)), draw(st.none() | codes)
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(weights(), st.booleans())
 def test_weight_bits_are_the_fewest_that_hold_the_values(weight, cast):
     """But more than half the type's; as stored, whether or not a Cast widens them."""
-    kind, values, zero_point = weight
-    width, signed = RANGES[kind][1].bit_length() + (kind[0] == "I"), kind[0] == "I"
+    dtype, values, zero_point = weight
+    width, signed = RANGES[dtype][1].bit_length() + (dtype[0] == "I"), dtype[0] == "I"
     codes = [*values, *([] if zero_point is None else [zero_point])]
 
     def holds(bits):
@@ -72,9 +68,9 @@ def test_weight_bits_are_the_fewest_that_hold_the_values(weight, cast):
 
     bits = next(bits for bits in range(width // 2 + 1, width + 1) if holds(bits))
     inner = ("INT8" if signed else "UINT8") if cast and width < 8 else ""
-    summary = summarize(layer_model(kind, values, zero_point, cast=inner))
-    assert summary.layers == (LayerSummary("scores", "Conv", kind.lower(), bits, "uint8", 8, False),)
-    assert summary.weight_type == kind.lower()
+    summary = summarize(layer_model(dtype, values, zero_point, cast=inner))
+    assert summary.layers == (LayerSummary("scores", "Conv", dtype.lower(), bits, "uint8", 8, False),)
+    assert summary.weight_type == dtype.lower()
     assert summary.operators == {"Conv": [1, 0]}
     assert (summary.quantized_ops, summary.float_ops) == (1, 0)
 
@@ -132,8 +128,8 @@ def test_a_float_model_has_no_layers(model):
     assert (summary.activation_type, summary.weight_type) == ("float32", "float32")
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("INT2", 2), ("UINT4", 4), ("INT8", 8), ("FLOAT", 32)])
-def test_payload_bytes_are_those_stored(kind, bits):
+@pytest.mark.parametrize(("dtype", "bits"), [("INT2", 2), ("UINT4", 4), ("INT8", 8), ("FLOAT", 32)])
+def test_payload_bytes_are_those_stored(dtype, bits):
     for count in range(6):
-        stored = tensor("t", kind, np.zeros(count))
+        stored = tensor("t", dtype, np.zeros(count))
         assert payload_bytes(stored) == -(-count * bits // 8) == len(stored.raw_data)

@@ -63,7 +63,7 @@ def quantize_layer(
     rows = quantize_rows(target, hessians, scheme, quant.per_channel, refinement, smallest)
     if stats is not None and corrects_bias:
         bias = _corrected_bias(W, bias, rows, stats)
-    quantized = _quantized_weight(name, rows, scheme, weight.shape, axis, bit_width, quant.per_channel)
+    quantized = _quantized_weight(name, rows, scheme, weight.shape, axis, quant.per_channel)
     return LayerPlan(node.output[0], node.input[0], input_params, quantized, bias)
 
 
@@ -101,13 +101,7 @@ def _corrected_bias(W: np.ndarray, bias: np.ndarray | None, rows: QuantizedRows,
 
 
 def _quantized_weight(
-    name: str,
-    rows: QuantizedRows,
-    scheme: QuantScheme,
-    shape: tuple[int, ...],
-    axis: int,
-    bit_width: int,
-    per_channel: bool,
+    name: str, rows: QuantizedRows, scheme: QuantScheme, shape: tuple[int, ...], axis: int, per_channel: bool
 ) -> QuantizedWeight:
     """Rows of codes in the shape of the weight, with scale and zero point for each channel or for all."""
     signed = is_signed(scheme.dtype)
@@ -118,7 +112,7 @@ def _quantized_weight(
     if not per_channel:
         scale, zero_point = scale[0], zero_point[0]
     channels = axis if per_channel else None
-    return QuantizedWeight(name, codes, np.asarray(scale), np.asarray(zero_point), channels, bit_width, scheme.dtype)
+    return QuantizedWeight(name, codes, np.asarray(scale), np.asarray(zero_point), channels, scheme.dtype)
 
 
 def node_of_plan(

@@ -111,6 +111,7 @@ def _side_by_side(
     folded = set() if config.quant.activation_symmetric else folded - calibration.stats.keys()
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
 
+    # Both models start from the same images; the quantized one sees them on the grid of its input.
     source, feed = graph.input[0].name, spread_images(model, images, config.refine.images)
     runner = NodeRunner(proto, _batch(model, graph, len(feed)), config.evaluation.threads)
     floating, quantized = {source: feed}, {source: fake_quantize(feed, params.stored(source, feed))}
@@ -124,6 +125,7 @@ def _side_by_side(
                 constants.update(zip(filter(None, node.output), float_outputs, strict=True))
                 continue
             if node.output[0] in layers:
+                # Its input is what the layers before really hand on, so that its codes make up for their errors.
                 name, output = node.input[0], node.output[0]
                 read_params = params.read(node, quantized[name])
                 stored = read_params == params.stored(name, None)
@@ -131,8 +133,10 @@ def _side_by_side(
                 options = (bits[output].weight, config.quant, config.refine)
                 plan = quantize_layer(node, constants, read_params, *options, (read, floating[name]))
                 plans.append(plan)
+
+                # The next layers see what these codes compute, with the bias rounded as the emitted graph will hold it.
                 changed, values = node_of_plan(node, plan, constants)
-                if plan.bias is not None:  # as the emitted graph will hold it
+                if plan.bias is not None:
                     scale = np.float32(read_params.scale) * plan.weight.scale
                     stored_bias = bias_codes(plan.bias, scale) * scale
                     values[changed.input[2]] = np.broadcast_to(stored_bias, plan.bias.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Small classifiers of many shapes, and the answers of quantized and of deployed models as integers.
+"""Small classifiers of many shapes, and the predictions of quantized and of deployed models as integers.
 
 The reference is ONNX Runtime on the plain Q/DQ model in a session that does not saturate, with integer kernels for the
 types that the model has: session.qdqisint8allowed=1 has int8 activations fused too, which ONNX Runtime does by itself
@@ -66,7 +66,7 @@ def has_int8_activations(serialized):
     return any(types.get(n.input[2]) == TensorProto.INT8 for n in graph.node if n.op_type == "QuantizeLinear")
 
 
-def answers(model, input_spec, images, **options):
+def predictions(model, input_spec, images, **options):
     """The first output for uint8 images."""
     opened = session(model, **options)
     size = input_spec.batch or len(images)
@@ -222,10 +222,12 @@ def rewritten(serialized, target, input_spec, *, output=DeployOutput.same, input
 def assert_same_integers(serialized, input_spec, images, targets=TARGETS, expected=None):
     """The logits of the deployed models are those of the plain one, whose integers are returned with the models."""
     cut, *grid = cut_at_logits(serialized)
-    expected = integers(answers(expected or cut, input_spec, images), *grid)
+    expected = integers(predictions(expected or cut, input_spec, images), *grid)
     models = {target: rewritten(cut, target, input_spec)[0] for target in targets}
     for target, deployed in models.items():
-        np.testing.assert_array_equal(integers(answers(deployed, input_spec, images), *grid), expected, err_msg=target)
+        np.testing.assert_array_equal(
+            integers(predictions(deployed, input_spec, images), *grid), expected, err_msg=target
+        )
     return expected, models
 
 

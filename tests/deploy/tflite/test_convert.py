@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import onnx
 import pytest
-from deployed import NETS, answers, build, cut_at_logits, integers, layer, pictures, plain
+from deployed import NETS, build, cut_at_logits, integers, layer, pictures, plain, predictions
 from float_models import float_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,7 +87,7 @@ def floats(model):
 def test_codes_are_those_of_the_integers(name, types):
     model, lite = converted(name, types, cut=True)
     serialized, scale, zero_point = cut_at_logits(plain(model, types, True))
-    expected = integers(answers(serialized, model.input_spec, pictures(model)), scale, zero_point)
+    expected = integers(predictions(serialized, model.input_spec, pictures(model)), scale, zero_point)
     codes = reference.run(lite, ends.feed(lite, floats(model))).astype(np.int64) + (128 if types == "u8s8" else 0)
     assert np.abs(codes - expected).max() <= MOST_STEPS
     assert len(np.unique(codes)) > 8

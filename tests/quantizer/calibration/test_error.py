@@ -16,7 +16,6 @@ from resnet8_quant.quantizer.calibration.observer import Histogram
 from resnet8_quant.quantizer.quant_params import QuantParams, QuantScheme, params_of_ranges
 
 SIZE = 30_000
-INT8 = QuantScheme.of_activation(DType.int8, False)
 SHAPES = ("gaussian", "relu", "laplace", "negative")
 
 
@@ -92,25 +91,19 @@ def test_signal_to_noise_is_numpys(tensor_stats, shift, relu, bits, share):
     low, high = values.min() * np.float32(share), values.max() * np.float32(share)
     exact, scheme = values.astype(np.float64), scheme_of(bits, False)
     expected = 10 * np.log10((exact**2).mean() / error_of(values, low, high, scheme))
-    found = signal_to_noise_db(tensor_stats(values).histogram, QuantParams.of_range(low, high, scheme))
-    assert found == pytest.approx(expected, abs=0.2)
-
-
-def test_zeros_have_no_signal(tensor_stats):
-    params = QuantParams.of_range(np.float32(0), np.float32(0), INT8)
+    params = QuantParams.of_range(low, high, scheme)
+    assert signal_to_noise_db(tensor_stats(values).histogram, params) == pytest.approx(expected, abs=0.2)
     assert signal_to_noise_db(tensor_stats(np.zeros(10)).histogram, params) is None
 
 
 def test_clipped_fraction_counts_what_lies_outside(tensor_stats):
     values = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
     histogram = tensor_stats(values).histogram
-    assert clipped_fraction(histogram, values.min(), values.max()) == 0
     for low, high in ((-1.0, 1.0), (-2.5, 0.25), (-9.0, 2.0)):  # edges; the bin that ends at the lower one may hold it
         expected = np.mean((values <= low - histogram.width) | (values > high))
         assert clipped_fraction(histogram, low, high) == expected
     relu = np.maximum(values, 0)
     assert clipped_fraction(tensor_stats(relu).histogram, 0.0, 1.0) == np.mean(relu > 1)
-    assert clipped_fraction(tensor_stats(relu).histogram, 0.0, relu.max()) == 0
     assert clipped_fraction(tensor_stats(np.zeros(5)).histogram, 0.0, 0.0) == 0
     assert clipped_fraction(tensor_stats([-1.0, 0.3]).histogram, -1.0, 0.3) == 0  # -1 is an edge
 

@@ -30,11 +30,11 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("name", VALUES)
 @PROPERTY
 @given(batch=st.integers(1, IMAGES), order=st.permutations(range(IMAGES)))
-def test_neither_batches_nor_order_have_an_effect(tensor_stats, kind, batch, order):
-    values, order = VALUES[kind], np.array(order)
+def test_neither_batches_nor_order_have_an_effect(tensor_stats, name, batch, order):
+    values, order = VALUES[name], np.array(order)
     expected, stats = tensor_stats(values, 512), tensor_stats(values[order], 512, batch)
     np.testing.assert_array_equal(stats.image_lows, expected.image_lows[order])
     np.testing.assert_array_equal(stats.image_highs, expected.image_highs[order])
@@ -43,10 +43,10 @@ def test_neither_batches_nor_order_have_an_effect(tensor_stats, kind, batch, ord
         assert getattr(stats.histogram, field) == getattr(expected.histogram, field)
 
 
-@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("bins", [128, 129, 2048])
-def test_counts_are_numpys_and_no_bin_is_wasted(tensor_stats, kind, bins):
-    values = VALUES[kind]
+def test_counts_are_numpys_and_no_bin_is_wasted(tensor_stats, name, bins):
+    values = VALUES[name]
     stats = tensor_stats(values, bins, 7)
     histogram = stats.histogram
     nonzero = values[values != 0].astype(np.float64)
@@ -55,18 +55,12 @@ def test_counts_are_numpys_and_no_bin_is_wasted(tensor_stats, kind, bins):
     np.testing.assert_array_equal(histogram.counts, expected)
     assert histogram.zeros == values.size - nonzero.size
     assert histogram.total == values.size
-    np.testing.assert_array_equal(stats.image_lows, values.min(axis=1))
-    np.testing.assert_array_equal(stats.image_highs, values.max(axis=1))
     assert np.frexp(histogram.width)[0] == 0.5
     assert np.isclose(histogram.edges / histogram.width, np.rint(histogram.edges / histogram.width)).all()
     limit = np.abs(values).max().astype(np.float64)
     if limit > 2.0**-100:
         assert bins <= limit / histogram.width <= 4 * bins
-    if limit > 0:
-        assert histogram.counts[0] > 0
-        assert histogram.counts[-1] > 0
-    else:
-        np.testing.assert_array_equal(histogram.counts, [0])
+    assert (histogram.counts[[0, -1]] > 0).all() if limit > 0 else histogram.counts.tolist() == [0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

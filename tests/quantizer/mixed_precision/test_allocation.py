@@ -129,7 +129,7 @@ def config_of(choices=WIDTHS, budget=None, drop=None, refine="none", **options):
     return Config(
         replace(QUANT, **options),
         refine=RefineConfig(refine),
-        allocate=AllocateConfig("bytes", budget, drop, choices=list(choices)),
+        allocate=AllocateConfig("bytes", budget, max_accuracy_drop=drop, choices=list(choices)),
     )
 
 

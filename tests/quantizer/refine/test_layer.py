@@ -73,25 +73,25 @@ def error(case, plan, seed=0):
     st.booleans(),
     st.sampled_from([None, False, True]),
 )
-def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, symmetric):
+def test_codes_are_in_the_shape_of_the_weight(case, widths, dtype, per_channel, symmetric):
     """And symmetric where the type is, unless the config says so."""
     (node, shape, axis), (bits, width) = LAYERS[case], widths
     constants = layer(case)[1]
-    quant = QuantConfig(weight_type=kind, per_channel=per_channel, weight_symmetric=symmetric)
+    quant = QuantConfig(weight_type=dtype, per_channel=per_channel, weight_symmetric=symmetric)
     plan = plan_of(case, RefineConfig(), bits, quant)
     weight = plan.weight
     assert (plan.output, plan.input, plan.input_params, weight.name) == ("y", "x", PARAMS, "w")
-    assert (weight.bit_width, weight.dtype) == (bits, DType[f"{kind.name.removesuffix('8')}{width}"])
+    assert weight.dtype is DType[f"{dtype.name.removesuffix('8')}{width}"]
     assert weight.codes.shape == shape
-    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(kind.name)
+    assert weight.codes.dtype == weight.zero_point.dtype == np.dtype(dtype.name)
     assert weight.axis == (axis if per_channel else None)
     assert weight.scale.shape == weight.zero_point.shape == ((shape[axis],) if per_channel else ())
     assert weight.scale.dtype == np.float32
     rest = np.abs(weight.dequantized() - constants["w"])
     assert rest.max() <= 1.01 * np.ptp(constants["w"]) / (2 ** (bits - 1) - 1)
     np.testing.assert_array_equal(plan.bias, constants["b"].astype(float) if "b" in node.input else None)
-    middle = 0 if kind is DType.int8 else 2 ** (bits - 1)
-    if kind is DType.int8 if symmetric is None else symmetric:
+    middle = 0 if dtype is DType.int8 else 2 ** (bits - 1)
+    if dtype is DType.int8 if symmetric is None else symmetric:
         assert (weight.zero_point == middle).all()
     elif per_channel and bits >= 4:
         assert (weight.zero_point != middle).any()
@@ -101,17 +101,11 @@ def test_codes_are_in_the_shape_of_the_weight(case, widths, kind, per_channel, s
 @pytest.mark.parametrize("target", Target)
 def test_the_bias_makes_the_mean_output_equal(case, target):
     """To float32's precision, as the mean is over the same images."""
-    apart = {}
     for bias in (False, True):
         plan = plan_of(case, RefineConfig(target=target, bias=bias), bits=3)
         means = [np.moveaxis(y, 1, 0).reshape(y.shape[1], -1).mean(1, dtype=np.float64) for y in outputs_of(case, plan)]
-        apart[bias] = np.abs(means[0] - means[1]).max()
-    assert apart[False] > 0.05
-    if LAYERS[case][0].op_type == "MatMul":
-        assert plan.bias is None
-    else:
-        assert apart[True] < 1e-4
-        assert plan.bias.shape == (LAYERS[case][1][LAYERS[case][2]],)
+        is_same = np.abs(means[0] - means[1]).max() < 1e-4
+        assert is_same == (bias and case != "matmul")
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "gemm transposed", "groups"])
@@ -119,7 +113,9 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
     """The best weights that NumPy's lstsq finds for the quantized input; the damping costs a little."""
     node, constants, _, quantized = layer(case)
     geometry = Geometry.of(node, constants["w"], quantized.shape)
-    expected, found = outputs_of(case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8))
+    expected, outputs_of_plan = outputs_of(
+        case, plan_of(case, RefineConfig(target=Target.outputs, bias=True, damping=1e-4), 8)
+    )
     rows = im2col(quantized, geometry)
     outputs = np.moveaxis(expected, 1, -1).reshape(len(rows), geometry.group, -1)
     best = 0.0
@@ -127,7 +123,9 @@ def test_at_8_bits_the_outputs_are_those_of_least_squares(case):
         design = np.column_stack([rows[:, g], np.ones(len(rows))]).astype(float)
         solved = np.linalg.lstsq(design, outputs[:, g].astype(float), rcond=None)[0]
         best += ((design @ solved - outputs[:, g]) ** 2).sum()
-    assert ((expected.astype(float) - found) ** 2).sum() < 1.02 * best + 1e-3 * (expected.astype(float) ** 2).sum()
+    assert ((expected.astype(float) - outputs_of_plan) ** 2).sum() < 1.02 * best + 1e-3 * (
+        expected.astype(float) ** 2
+    ).sum()
 
 
 @pytest.mark.parametrize("case", LAYERS)
@@ -148,14 +146,12 @@ def test_each_refinement_brings_the_output_closer(case, bits):
         assert at_8_bits[1] < 0.999 * at_8_bits[0]
 
 
-def test_a_bias_of_one_value_is_one_for_each_channel():
+@pytest.mark.parametrize("bias", [np.float32(0.5), np.arange(6, dtype=np.float32)[None]])
+def test_a_bias_of_any_shape_has_a_value_for_each_channel(bias):
     node, constants, floating, quantized = layer("gemm")
-    constants["b"] = np.float32(0.5)
+    constants["b"] = bias
     plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
-    assert plan.bias.tolist() == [0.5] * 6
-    constants["b"] = np.arange(6, dtype=np.float32)[None]
-    plan = quantize_layer(node, constants, PARAMS, 8, QUANT, RefineConfig(), (quantized, floating))
-    assert plan.bias.tolist() == list(range(6))
+    assert plan.bias.tolist() == np.broadcast_to(bias, (1, 6))[0].tolist()
 
 
 @pytest.mark.parametrize("case", ["conv", "gemm", "matmul", "depthwise"])
@@ -167,19 +163,6 @@ def test_inputs_that_are_always_zero_leave_finite_codes(case):
         assert np.isfinite(plan.weight.scale).all()
         assert np.abs(plan.weight.codes).max() <= 4
         assert plan.bias is None or np.isfinite(plan.bias).all()
-
-
-def test_the_changed_node_computes_with_the_plan():
-    """The old node keeps its inputs; a bias is added, filled in or replaced."""
-    for case, name in (("conv", "b"), ("conv without bias", "y.bias"), ("conv with an empty bias", "y.bias")):
-        node, constants, _, _ = layer(case)
-        before = node.SerializeToString()
-        plan = plan_of(case, RefineConfig(bias=True))
-        changed, values = node_of_plan(node, plan, constants)
-        assert node.SerializeToString() == before
-        assert list(changed.input) == ["x", "w", name]
-        np.testing.assert_array_equal(values["w"], plan.weight.dequantized())
-        np.testing.assert_array_equal(values[name], plan.bias.astype(np.float32))
 
 
 def test_a_bias_fits_into_32_bits():

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from nets import (
     ALL,
     NETS,
-    OFF,
     PICTURES,
     arrays_of,
     assert_simulated,
     branching,
     conv,
+    head,
     integers_of,
     net,
     pictures,
@@ -23,7 +23,7 @@ from nets import (
     run,
     with_outputs,
 )
-from onnx import helper, numpy_helper
+from onnx import helper
 from strategies import PROPERTY
 
 from resnet8_quant.config import Config, DType, EvaluationConfig, QuantConfig, RefineConfig
@@ -34,7 +34,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.refine import reconstruct as module
-from resnet8_quant.quantizer.refine.reconstruct import NodeRunner, needs_images, reconstruct, spread_images
+from resnet8_quant.quantizer.refine.reconstruct import needs_images, reconstruct, spread_images
 
 GPTQ = RefineConfig("gptq", "hessian", "gptq", "outputs", bias=True, activation_ranges=True)
 REFINEMENTS = {
@@ -56,13 +56,13 @@ def refined():
     """Network, type, refinement and threads -> the float model, its plan, the emitted model."""
     bases = {}
 
-    def make(case, kind="uint8", refinement="gptq", count=30, threads=1):
-        activation, symmetric = TYPES[kind]
-        if (case, kind) not in bases:
+    def make(case, types="uint8", refinement="gptq", count=30, threads=1):
+        activation, symmetric = TYPES[types]
+        if (case, types) not in bases:
             model = NETS[case]()
             options = {"per_channel": True, "activation_symmetric": symmetric}
-            bases[case, kind] = model, *quantized(model, pictures(), activation, **options)
-        model, base, calibration = bases[case, kind]
+            bases[case, types] = model, *quantized(model, pictures(), activation, **options)
+        model, base, calibration = bases[case, types]
         quant = replace(W4A4, activation_type=activation, activation_symmetric=symmetric)
         config = Config(quant, refine=REFINEMENTS[refinement], evaluation=EvaluationConfig(threads=threads))
         plan = reconstruct(model, pictures(count), config, calibration)
@@ -73,24 +73,25 @@ def refined():
 
 @PROPERTY
 @given(st.sampled_from(list(NETS)), st.sampled_from(list(TYPES)), st.sampled_from(["none", "gptq"]))
-def test_the_emitted_model_is_the_plan_simulated(refined, case, kind, refinement):
-    model, plan, emitted = refined(case, kind, refinement)
+def test_the_emitted_model_is_the_plan_simulated(refined, case, types, refinement):
+    model, plan, emitted = refined(case, types, refinement)
     assert_simulated(model, plan, emitted, feed_of(model))
 
     # Every layer has the bits that were asked for.
     summary = summarize(emitted)
-    assert summary.float_ops <= (case == "gemm alone") or kind != "uint8"  # its Flatten reads the float image
+    assert summary.float_ops <= (case == "gemm alone") or types != "uint8"  # its Flatten reads the float image
     assert len(summary.layers) == len(plan.layers)
     for layer in summary.layers:
-        assert (layer.weight_type, layer.activation_type) == ("int4", kind.split()[0])
+        assert (layer.weight_type, layer.activation_type) == ("int4", types.split()[0])
         assert layer.activation_bits == 4
         assert 3 <= layer.weight_bits <= 4
         assert layer.per_channel
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, kind):
+@pytest.mark.parametrize("types", TYPES)
+def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, types):
     """Each layer's input, as its integers were chosen for it, is that of the emitted model to the bit."""
+    monkeypatch.setattr(module, "CHUNK", 7)  # calls of 7 images and a rest of 2
     seen = {}
     original = module.quantize_layer
 
@@ -99,7 +100,7 @@ def test_layers_see_what_the_emitted_model_computes(monkeypatch, refined, kind):
         return original(node, *arguments)
 
     monkeypatch.setattr(module, "quantize_layer", recording)
-    model, plan, emitted = refined("two convolutions", kind)
+    model, plan, emitted = refined("two convolutions", types)
     stored = integers_of(emitted, feed_of(model, 30))
     for layer in plan.layers:
         codes = np.rint(seen[layer.output] / layer.input_params.scale) + layer.input_params.zero_point
@@ -128,23 +129,11 @@ def test_refinements_come_closer_to_the_float_scores(refined, case):
     assert error["best"] < 0.6 * error["none"], error
 
 
-@pytest.fixture(scope="module")
-def resnet8(model):
-    """Activation bits and refinement -> the plan of the bundled model, the emitted model; the test images."""
-    images = CalibrationImages.of(load_sample().train.images[::5])
-    base, calibration = quantized(model, images, per_channel=True)
-
-    def make(activation_bits, refinement):
-        quant = replace(W4A4, activation_bits=activation_bits, keep_first_last=8)
-        plan = reconstruct(model, images, Config(quant, refine=REFINEMENTS[refinement]), calibration)
-        return plan, emit(base, plan)
-
-    return make, model.input_spec.prepare(load_sample().test.images)
-
-
 @pytest.mark.parametrize("activation_bits", [None, 4])
-def test_each_refinement_brings_the_logits_of_resnet8_closer(model, resnet8, activation_bits):
-    make, feed = resnet8
+def test_each_refinement_brings_the_logits_of_resnet8_closer(model, activation_bits):
+    images, feed = load_sample().train.images[::5], model.input_spec.prepare(load_sample().test.images)
+    base, calibration = quantized(model, CalibrationImages.of(images), per_channel=True)
+    quant = replace(W4A4, activation_bits=activation_bits, keep_first_last=8)
 
     def logits(proto):
         (softmax,) = (node for node in proto.graph.node if node.op_type == "Softmax")
@@ -152,10 +141,11 @@ def test_each_refinement_brings_the_logits_of_resnet8_closer(model, resnet8, act
         return run(traced, {model.input_spec.name: feed}, ALL, [softmax.input[0]])[0].astype(np.float64)
 
     expected, error = logits(model.proto()), {}
-    for refinement in ("none", "bias", "gptq"):
-        plan, emitted = make(activation_bits, refinement)
-        error[refinement] = float(((logits(emitted) - expected) ** 2).mean())
-        if refinement != "bias":
+    for name in ("none", "bias", "gptq"):
+        plan = reconstruct(model, CalibrationImages.of(images), Config(quant, refine=REFINEMENTS[name]), calibration)
+        emitted = emit(base, plan)
+        error[name] = float(((logits(emitted) - expected) ** 2).mean())
+        if name != "bias":
             assert_simulated(model, plan, emitted, feed[:30])
     assert error["bias"] < 0.8 * error["none"], error
     assert error["gptq"] < min(0.25 * error["none"], 0.5 * error["bias"]), error
@@ -187,8 +177,8 @@ def test_images_are_spread_evenly():
 
 
 def test_behind_a_folded_relu_zero_is_the_lowest_level(refined):
-    for kind in ("uint8", "int8"):
-        _, plan, emitted = refined("two convolutions", kind)
+    for types in ("uint8", "int8"):
+        _, plan, emitted = refined("two convolutions", types)
         assert "Relu" not in {node.op_type for node in emitted.graph.node}
         for name, count in (("r1", 16), ("r2", 256)):  # Flatten is no layer: residual_bits
             params = plan.tensors[name]
@@ -212,19 +202,13 @@ def test_widths_of_layers_and_of_what_is_between_them(residual, refinement):
     }
     kept = {} if residual == 8 else dict.fromkeys(("r1", "c2", "sum", "scores"), 64)
     assert levels == {"image": 8, "r1_for_c2": 8} | kept
-    exact, fast = (run(done.serialized, {"image": feed_of(branching())}, level)[0] for level in (OFF, ALL))
-    assert np.abs(exact - fast).max() <= 2.01 * float(stored["scores_scale"])
 
 
 @pytest.mark.parametrize("refinement", ["none", "bias"])
 def test_layers_that_share_a_bias_get_one_each(refinement):
-    nodes = [
-        conv("image", "w1", "c1", "b"),
-        conv("c1", "w2", "c2", "b"),
-        helper.make_node("Flatten", ["c2"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"]),
-    ]
-    model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100, w3=(144, 3), b3=(3,))
+    last, weights = head("c2", 144)
+    nodes = [conv("image", "w1", "c1", "b"), conv("c1", "w2", "c2", "b"), *last]
+    model = net(nodes, w1=(4, 2, 3, 3), w2=(4, 4, 3, 3), b=np.arange(4) * 100.0, **weights)
     quant = replace(W4A4, weight_bits=8, activation_bits=None, layers={"c2": {"weight_bits": 7}})
     done = quantize(model, pictures(), Config(quant, refine=REFINEMENTS[refinement]))
     feed = {"image": feed_of(model, 30)}
@@ -234,45 +218,16 @@ def test_layers_that_share_a_bias_get_one_each(refinement):
 
 def test_what_needs_images():
     assert not needs_images(RefineConfig(weight_scale="mse", equalize=True))
-    changes = {
-        "rounding": "gptq",
-        "weight_scale": "hessian",
-        "target": "outputs",
-        "bias": True,
-        "activation_ranges": True,
-    }
-    for name, value in (*changes.items(), ("weight_scale", "rounded")):
-        assert needs_images(RefineConfig(**{name: value})), name
-
-
-@pytest.mark.parametrize("case", NETS)
-def test_nodes_give_what_the_model_gives(monkeypatch, case):
-    monkeypatch.setattr(module, "CHUNK", 5)
-    model = NETS[case]()
-    proto, feed, batch = model.proto(), feed_of(model), model.input_spec.batch
-    names = [name for node in proto.graph.node for name in node.output]
-    traced = with_outputs(proto, names[:-1])
-    size = batch or 12
-    parts = [run(traced, {"image": feed[i : i + size]}, OFF, names) for i in range(0, 12, size)]
-    constants, values, runner = arrays_of(proto), {"image": feed}, NodeRunner(proto, batch, 1)
-    for node in proto.graph.node:
-        inputs = {name: values[name] for name in node.input if name in values}
-        known = {name: constants[name] for name in node.input if name in constants}
-        values.update(zip(node.output, runner.run(node, inputs, known), strict=True))
-        assert len(runner.sessions) == (1 if batch else 2)  # chunks of 5, 5 and 2; those of the node before are let go
-    for name, expected in zip(names, zip(*parts, strict=True), strict=True):
-        np.testing.assert_allclose(values[name], np.concatenate(expected), rtol=1e-4, atol=1e-3, err_msg=name)
+    changes = [{"rounding": "gptq"}, {"weight_scale": "hessian"}, {"weight_scale": "rounded"}, {"target": "outputs"}]
+    for change in (*changes, {"bias": True}, {"activation_ranges": True}):
+        assert needs_images(RefineConfig(**change)), change
 
 
 def with_shapes(batch=None):
     """A graph that computes with its own shapes, as an exported x.view(x.size(0), -1) does."""
-    zero, rest = (
-        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array([value])))
-        for name, value in (("zero", 0), ("rest", -1))
-    )
     nodes = [
-        zero,
-        rest,
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
+        helper.make_node("Constant", [], ["rest"], value_ints=[-1]),
         helper.make_node("Conv", ["image", "w"], ["c"]),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Shape", ["r"], ["shape"]),
