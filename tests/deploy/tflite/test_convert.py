@@ -120,9 +120,19 @@ def test_the_phone_runs_the_file(name):
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
-@pytest.mark.parametrize("name", ["residual", "depthwise", "asymmetric pads", "no pool", "parts averaged", "mobile"])
+@pytest.mark.parametrize(
+    "name", ["residual", "depthwise", "asymmetric pads", "no pool", "parts averaged", "mobile", "packed"]
+)
 def test_c_computes_the_reference(name, tmp_path):
-    model, lite = converted(name)
+    """packed: int4 in every convolution, also where 3 input channels begin a filter in the middle of a byte."""
+    if name == "packed":
+        model = net("residual")
+        lite = convert(onnx.load_from_string(plain(model, "int8", True, weight_bits=4)))
+        for operator in lite.operators:
+            if operator.kind == "CONV_2D":
+                lite.tensors[operator.inputs[1]].dtype = "int4"
+    else:
+        model, lite = converted(name)
     inputs = ends.feed(lite, floats(model))
     sources = c_code.generate(lite) | {"test.c": c_code.test_program(inputs, reference.run(lite, inputs))}
     for file_name, text in sources.items():

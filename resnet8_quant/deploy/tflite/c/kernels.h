@@ -51,11 +51,20 @@ static inline int8_t rq_store(int32_t x, rq_output out) {
   return (int8_t)(x < out.low ? out.low : x > out.high ? out.high : x);
 }
 
-static inline int32_t rq_weight(const int8_t *weights, int32_t index, int32_t packed) {
-  if (!packed) return weights[index];
-  const int32_t byte = (uint8_t)weights[index >> 1];
-  const int32_t code = index & 1 ? byte >> 4 : byte & 15;
-  return code > 7 ? code - 16 : code;
+/* Sum of (values[i] - zero) * weights[first + i]. An int4 code of two's complement is (bits ^ 8) - 8. */
+static inline int32_t rq_dot(const int8_t *values, int32_t zero, const int8_t *weights, int32_t first, int32_t count,
+                             int32_t packed) {
+  int32_t sum = 0, i = 0;
+  if (!packed) {
+    for (; i < count; i++) sum += (values[i] - zero) * weights[first + i];
+    return sum;
+  }
+  if (first & 1) sum += (values[i++] - zero) * (((uint8_t)weights[first >> 1] >> 4 ^ 8) - 8);
+  const uint8_t *pairs = (const uint8_t *)weights + ((first + 1) >> 1);
+  for (; i + 1 < count; i += 2, pairs++) {
+    sum += (values[i] - zero) * (((*pairs & 15) ^ 8) - 8) + (values[i + 1] - zero) * ((*pairs >> 4 ^ 8) - 8);
+  }
+  return i < count ? sum + (values[i] - zero) * (((*pairs & 15) ^ 8) - 8) : sum;
 }
 
 /* The channels of a pixel; 0 outside the image. */
@@ -80,9 +89,7 @@ static inline void rq_conv(const int8_t *in, rq_shape is, int32_t in_zero, const
             if (!pixel) continue;
             pixel += o / outputs_of_group * depth;
             const int32_t first = ((o * kernel_h + i) * kernel_w + j) * depth;
-            for (int32_t c = 0; c < depth; c++) {
-              sum += (pixel[c] - in_zero) * rq_weight(weights, first + c, packed);
-            }
+            sum += rq_dot(pixel, in_zero, weights, first, depth, packed);
           }
         }
         *out++ = rq_store(rq_multiply(sum, scales[o]), to);
@@ -119,8 +126,7 @@ static inline void rq_fully_connected(const int8_t *in, int32_t inputs, int32_t 
                                       int32_t packed, const int32_t *bias, const rq_scale *scales, int32_t per_channel,
                                       int8_t *out, int32_t outputs, rq_output to) {
   for (int32_t o = 0; o < outputs; o++) {
-    int32_t sum = bias ? bias[o] : 0;
-    for (int32_t i = 0; i < inputs; i++) sum += (in[i] - in_zero) * rq_weight(weights, o * inputs + i, packed);
+    const int32_t sum = (bias ? bias[o] : 0) + rq_dot(in, in_zero, weights, o * inputs, inputs, packed);
     out[o] = rq_store(rq_multiply(sum, scales[per_channel ? o : 0]), to);
   }
 }
