@@ -145,13 +145,18 @@ def quantize(model: FloatModel, images: Split, config: Config) -> QuantizedModel
     """
     from resnet8_quant.deploy.deploy import deploy, target_size
     from resnet8_quant.quantizer import quantize as quantizer
-    from resnet8_quant.validation_split import accuracy_drop
+    from resnet8_quant.validation_split import accuracy_drop, training_images
 
     chosen = _calibration_images(images, config)
-    drop = accuracy_drop(images, model, chosen, config)
-    cache = cache_folder(config.cache_dir)
-    size = target_size(config)
-    result = quantizer.quantize(model, chosen, config, accuracy_drop=drop, target_size=size, cache=cache)
+    result = quantizer.quantize(
+        model,
+        chosen,
+        config,
+        accuracy_drop=accuracy_drop(images, model, chosen, config),
+        target_size=target_size(config),
+        training=training_images(images, chosen, config),
+        cache=cache_folder(config.cache_dir),
+    )
     serialized, input_spec = result.serialized, model.input_spec
     if config.deploy.activation_type is not None:
         serialized, input_spec = deploy(result.named, config.deploy, input_spec, small=config.quant.compact)

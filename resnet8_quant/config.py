@@ -220,7 +220,7 @@ class CalibrationConfig(Group):
 
 @dataclass
 class RefineConfig(Group):
-    """Layer-wise reconstruction after calibration: better scales, rounding, biases and ranges; needs no labels."""
+    """Refinement after calibration: better scales, rounding, biases and ranges, without labels."""
 
     name: str = setting("none", _PRESET)
     weight_scale: Member[WeightScale] = setting(
@@ -243,6 +243,24 @@ class RefineConfig(Group):
     activation_order: bool = setting(True, "GPTQ rounds the inputs with the largest second moment first")
     damping: float = setting(0.01, "of gptq and target=outputs: share of the mean second moment, above 0 to 1")
     images: int = setting(1000, "calibration images that are used, evenly spread; memory grows with them")
+    distill: bool = setting(
+        False,
+        "then tune weights, biases, scales and zero points by gradient until the class probabilities are the float "
+        "model's, on training images without labels; needs PyTorch",
+    )
+    distill_images: Optional[int] = setting(
+        None, "of distill: training images to learn from, those that calibrate first; null: all but validation_images"
+    )
+    distill_steps: int = setting(2400, "of distill: steps of 64 images each")
+    learning_rate: float = setting(
+        0.004, "of distill: step size relative to a tensor's mean magnitude, 1e-6 to 0.1; falls to zero as a cosine"
+    )
+    minutes: Optional[float] = setting(
+        None, "of distill: time limit; the result then depends on the machine's speed; null: none"
+    )
+    validation_images: int = setting(
+        2000, "of distill: training images held out; agreement with the float model on them chooses the best state"
+    )
 
 
 @dataclass

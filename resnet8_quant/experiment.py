@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import onnx
 from resnet8_quant.config import Config, DType, ModelKind, Runtime, Sampling
 from resnet8_quant.deploy.deploy import deploy, target_size
 from resnet8_quant.deploy.memory import measure
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.kernels import check_runtime
 from resnet8_quant.evaluator.speed import measure_speed
@@ -33,7 +34,7 @@ from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation import check_validation_images, validate
-from resnet8_quant.validation_split import accuracy_drop
+from resnet8_quant.validation_split import accuracy_drop, training_images
 
 if TYPE_CHECKING:
     from resnet8_quant.deploy.tflite.target import Target
@@ -54,6 +55,8 @@ def prepare(config: Config) -> Prepared:
     """
     validate(config)
     check_providers(config.evaluation.providers)
+    if config.refine.distill and find_spec("torch") is None:
+        raise missing_extra("torch", "distill")
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache)
     height, width, channels = data.test.images.shape[1:]
@@ -139,6 +142,12 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
         return data.test, None
     log.info("calibration: %d images (%s), seed %d", len(images), config.calibration.sampling.name, config.seed)
     seen = overlapping(images.images, images.chosen, data.test.images)
+    learned = training_images(data.train, images, config)
+    if learned is not None and (both := overlapping(learned.images, learned.chosen, data.test.images)).any():
+        raise ExperimentError(
+            f"`data`: {both.sum()} of {len(both)} test images are also training images, which refine=distill uses",
+            "remove them from x_train, or refine=best",
+        )
     overlap = int(seen.sum())
     if overlap == 0:
         return data.test, 0
@@ -160,9 +169,15 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         return None
     from resnet8_quant.quantizer.quantize import quantize
 
-    drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
-    size = target_size(config)
-    return quantize(prepared.model, prepared.images, config, accuracy_drop=drop, target_size=size, cache=prepared.cache)
+    return quantize(
+        prepared.model,
+        prepared.images,
+        config,
+        accuracy_drop=accuracy_drop(prepared.data.train, prepared.model, prepared.images, config),
+        target_size=target_size(config),
+        training=training_images(prepared.data.train, prepared.images, config),
+        cache=prepared.cache,
+    )
 
 
 def _export(

@@ -6,20 +6,25 @@ In: a description and a total. Out: a function that advances the bar; nothing at
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Advances a bar."""
+
+    def __call__(self, done: int, description: str | None = None) -> None:
+        """Count ``done`` more; a ``description`` replaces that of the bar."""
 
 
 @contextmanager
 def progress(
-    description: str, total: int | None, unit: Literal["images", "bytes", "layers", "runs"]
+    description: str, total: int | None, unit: Literal["images", "bytes", "layers", "runs", "steps"]
 ) -> Iterator[Advance]:
     """Yield ``advance(n)``; the bar shows the count, the rate and the time left, and is erased when done."""
     if not sys.stderr.isatty() or hasattr(sys.stderr, "rich_proxied_file"):  # a sweep has a live line of its own
-        yield lambda _: None
+        yield lambda done, description=None: None
         return
     from rich import progress as rich
     from rich.console import Console
@@ -31,4 +36,8 @@ def progress(
     columns.append(rich.TimeRemainingColumn(compact=True))
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda done: bar.advance(task, done)
+
+        def advance(done: int, description: str | None = None) -> None:
+            bar.update(task, advance=done, description=description)
+
+        yield advance

@@ -219,7 +219,7 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
     """How the model was calibrated and what that cost; empty where it was not."""
     if run.quantized is None or run.prepared.images is None:
         return {}
-    config, calibration = run.config.calibration, run.quantized.calibration
+    config, calibration, distillation = run.config.calibration, run.quantized.calibration, run.quantized.distillation
     listed = config.sampling is Sampling.mlperf_tiny
     return {
         "format": run.config.quant.format.name,
@@ -231,6 +231,8 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
         "calibration_seconds": round(calibration.seconds, 4),
         "calibration_cached": calibration.cached,
         "quantization_seconds": round(run.quantized.seconds, 4),
+        "distill_images": distillation.images if distillation else None,
+        "distill_steps": distillation.steps if distillation else None,
     }
 
 

@@ -22,7 +22,7 @@ from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import replacing
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
@@ -46,7 +46,9 @@ class RunResult:
 
     ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
     are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are those of the
-    produced graph. ``calibration_overlap`` counts test images that calibration used and the evaluation left out.
+    produced graph. ``distill_images`` training images were learned from, without labels, in ``distill_steps`` steps;
+    empty without ``refine.distill``. ``calibration_overlap`` counts test images that calibration used and the
+    evaluation left out.
     ``quant_ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says
     whether ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
     ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's
@@ -89,6 +91,8 @@ class RunResult:
     calibration_images: int | None = None
     calibration_overlap: int | None = None
     refine: str | None = None
+    distill_images: int | None = None
+    distill_steps: int | None = None
     deploy: str | None = None
     deploy_input: str | None = None
     deploy_output: str | None = None

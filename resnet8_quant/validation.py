@@ -85,6 +85,7 @@ _UNREFINED: dict[str, object] = {
     "bias": False,
     "equalize": False,
     "activation_ranges": False,
+    "distill": False,
 }
 
 Condition = Callable[[Config], bool]
@@ -277,6 +278,12 @@ RULES: tuple[Rule, ...] = (
     Rule("refine.damping", lambda c: _reconstructs(c) and not 0.0 < c.refine.damping <= 1.0,
          "; valid are above 0 to 1", "refine.damping=0.01"),
     _limits("refine.images", 1, None, 1000, _reconstructs),
+    *(_unread(f"refine.{name}", lambda c: not c.refine.distill, "refine={refine} does not read it; refine=distill does",
+              f"refine=distill refine.{name}={{value}}", getattr(RefineConfig(), name))
+      for name in ("distill_images", "distill_steps", "learning_rate", "minutes", "validation_images")),
+    *(_limits(f"refine.{name}", low, high, valid, typed="refine=distill ") for name, low, high, valid in (
+        ("distill_images", 2, None, 1000), ("distill_steps", 1, 10_000_000, 2400), ("learning_rate", 1e-6, 0.1, 0.004),
+        ("minutes", 0.01, 10_000, 5), ("validation_images", 1, None, 2000))),
 
     Rule("allocate", lambda c: c.allocate.name != "none" and not allocates(c),
          ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set", "allocate.budget_bytes=48000"),
@@ -387,6 +394,7 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
         "c": config,
         "value": word(_preset(value) if isinstance(value, Group) else value),
         "deploy": _preset(config.deploy),
+        "refine": _preset(config.refine),
         "cause": f"refine={_preset(config.refine)}" if is_refined(config.refine) else low_bit,
         "levels": _levels(config),
         "enough_bins": max(2048, 2 * _levels(config)),

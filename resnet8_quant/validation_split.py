@@ -1,6 +1,7 @@
-"""Accuracy on a validation split: TRAIN images that do not calibrate. Choices are made on it, never on the test images.
+"""Which TRAIN images decide beside those that calibrate: a validation split, and what distillation learns from.
 
-In: the training images, a float model, the calibration images. Out: a function from a model to its loss of accuracy.
+In: the training images, a float model, the calibration images. Out: a function from a model to its loss of accuracy on
+the split, and images without labels. Test images decide nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,28 @@ from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.inputs.dataset import Split
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+
+
+def training_images(train: Split, images: CalibrationImages, config: Config) -> CalibrationImages | None:
+    """The images that ``refine.distill`` may learn from: all of ``train`` but the validation split of `accuracy_drop`.
+
+    No label goes with them. None where the config does not distil.
+    """
+    if not config.refine.distill:
+        return None
+    rows = np.arange(len(train.labels))
+    if config.allocate.max_accuracy_drop is not None:
+        rows = np.setdiff1d(rows, _validation_rows(train, images, config))
+    return CalibrationImages(train.images, rows, "")
+
+
+def _validation_rows(train: Split, images: CalibrationImages, config: Config) -> np.ndarray:
+    """Indices of the validation split, ascending."""
+    used = images.chosen if images.images is train.images else np.empty(0, np.int64)
+    free = np.setdiff1d(np.arange(len(train.labels)), used)
+    # The second number keeps this draw apart from that of the calibration images, which has the same seed.
+    rng = np.random.default_rng([config.seed, 1])
+    return np.sort(rng.choice(free, config.allocate.validation_images, replace=False))
 
 
 def accuracy_drop(
@@ -36,11 +59,7 @@ def accuracy_drop(
     """
     if config.allocate.max_accuracy_drop is None:
         return None
-    used = images.chosen if images.images is train.images else np.empty(0, np.int64)
-    free = np.setdiff1d(np.arange(len(train.labels)), used)
-    # The second number keeps this draw apart from that of the calibration images, which has the same seed.
-    rng = np.random.default_rng([config.seed, 1])
-    chosen = np.sort(rng.choice(free, config.allocate.validation_images, replace=False))
+    chosen = _validation_rows(train, images, config)
     validation = Split(train.images[chosen], train.labels[chosen])
 
     def accuracy(serialized: bytes) -> float:

@@ -45,9 +45,9 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     sites = [_find_site(graph, layer) for layer in plan.layers]
     activations = []  # (float tensor, its QuantizeLinear and all DequantizeLinears of that)
     for node in graph.nodes:
-        if node.op_type == "QuantizeLinear" and _float_name(node) in plan.tensors:
+        if node.op_type == "QuantizeLinear" and float_name(node) in plan.tensors:
             readers = [reader for reader in graph.consumers(node.output[0]) if reader.op_type == "DequantizeLinear"]
-            activations.append((_float_name(node), [node, *readers]))
+            activations.append((float_name(node), [node, *readers]))
 
     # All that is old goes first, so that what replaces it can have its names.
     for site in sites:
@@ -108,7 +108,7 @@ def _find_site(graph: Graph, layer: LayerPlan) -> _Site:
         raise ValueError(f"weight {name!r} has the shape {layer.weight.codes.shape}, the graph has {shape}")
     dequantize = graph.producer(node.input[1 - position])
     quantize = graph.producer(dequantize.input[0]) if dequantize is not None else None
-    if quantize is None or _float_name(quantize) != layer.input:
+    if quantize is None or float_name(quantize) != layer.input:
         raise ValueError(f"layer {layer.output!r} does not read a quantized {layer.input!r}")
     return _Site(layer, node, 1 - position, position, input_name(node, 2) if node.op_type in BIASED else "")
 
@@ -189,7 +189,7 @@ def _dequantize(graph: Graph, inputs: list[str], output: str, name: str, axis: i
     return output
 
 
-def _float_name(quantize: NodeProto) -> str:
+def float_name(quantize: NodeProto) -> str:
     """What the float graph calls the tensor that a QuantizeLinear reads."""
     return str(quantize.input[0]).removesuffix(OUTPUT_SUFFIX)
 

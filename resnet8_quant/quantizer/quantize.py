@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -40,6 +41,9 @@ from resnet8_quant.quantizer.refine.equalize import equalize
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
 from resnet8_quant.validation import is_low_bit, is_refined
 
+if TYPE_CHECKING:
+    from resnet8_quant.quantizer.refine.distill import Distillation
+
 log = logging.getLogger(__name__)
 
 QUANT_TYPES: dict[DType, QuantType] = {
@@ -57,6 +61,7 @@ class QuantizedModel:
         summary: what was really quantized.
         calibration: the ranges, and the statistics of each activation.
         seconds: wall time of what came after calibration.
+        distillation: how it went; None without ``refine.distill``.
     """
 
     serialized: bytes
@@ -64,6 +69,7 @@ class QuantizedModel:
     summary: QuantizationSummary
     calibration: Calibration
     seconds: float
+    distillation: Distillation | None = None
 
 
 @one_blas_thread()
@@ -74,6 +80,7 @@ def quantize(
     *,
     accuracy_drop: Callable[[bytes], float] | None = None,
     target_size: Callable[[bytes], int] | None = None,
+    training: CalibrationImages | None = None,
     cache: Path | None = None,
 ) -> QuantizedModel:
     """Calibrate on ``images`` and quantize ``model``.
@@ -87,15 +94,20 @@ def quantize(
             ``allocate.max_accuracy_drop``.
         target_size: from a serialized Q/DQ model with names to the bytes that ``allocate`` counts; None: those of the
             file.
+        training: images that ``refine.distill`` may learn from, none of the test set; None: ``images``.
         cache: folder for the statistics of calibration; None: no cache.
 
     Raises:
         ExperimentError: NaN in an activation, nothing in the graph could be quantized, or no allocation of bits
             keeps the limit.
     """
-    quant = config.quant
+    quant, distillation = config.quant, None
     if config.refine.equalize:
         model = equalize(model)
+    if config.refine.distill:
+        from resnet8_quant.quantizer.refine.distill import Distiller
+
+        distiller = Distiller(model, training or images, images, config)
     calibration = calibrate(model, images, config, cache=cache)
     calibrated = time.perf_counter()
     named = serialized = insert_ranges(model, calibration, quant)
@@ -103,6 +115,9 @@ def quantize(
     if is_low_bit(quant) or is_refined(config.refine) or allocates:
         builder = _Builder(model, images, config, calibration, onnx.load_from_string(serialized))
         built = _allocated(builder, accuracy_drop, target_size) if allocates else builder.build()
+        if config.refine.distill:
+            plan, distillation = distiller.run(builder.quantized, built.plan, built.bits)
+            built = builder.emitted(plan, built.bits)
         named, serialized = built.named, built.serialized
         calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
     elif quant.compact:
@@ -126,16 +141,18 @@ def quantize(
         summary.quantized_ops,
         summary.float_ops,
     )
-    return QuantizedModel(serialized, named, summary, calibration, time.perf_counter() - calibrated)
+    seconds = time.perf_counter() - calibrated
+    return QuantizedModel(serialized, named, summary, calibration, seconds, distillation)
 
 
 @dataclass(frozen=True)
 class _Built:
-    """A model, before and after ``quant.compact``, and the plan that it was made from."""
+    """A model, before and after ``quant.compact``, the plan that it was made from, and the bit widths of its layers."""
 
     named: bytes
     serialized: bytes
     plan: Plan
+    bits: dict[str, LayerBits]
 
 
 @dataclass(frozen=True)
@@ -155,14 +172,17 @@ class _Builder:
             refine: False: plain rounding, for a file of the same size in no time.
         """
         config = self.config if refine else dataclasses.replace(self.config, refine=RefineConfig())
-        bits = None
+        bits = layer_bits(self.model.proto().graph, config.quant)
         if widths is not None:
-            configured = layer_bits(self.model.proto().graph, config.quant)
-            bits = {layer: LayerBits(width, configured[layer].activation) for layer, width in widths.items()}
+            bits = {layer: LayerBits(width, bits[layer].activation) for layer, width in widths.items()}
         plan = reconstruct(self.model, self.images, config, self.calibration, bits)
+        return self.emitted(plan, bits)
+
+    def emitted(self, plan: Plan, bits: dict[str, LayerBits]) -> _Built:
+        """The model that a plan describes."""
         emitted = emit(self.quantized, plan)
         named = _serialize(emitted)
-        return _Built(named, _serialize(compact(emitted)) if config.quant.compact else named, plan)
+        return _Built(named, _serialize(compact(emitted)) if self.config.quant.compact else named, plan, bits)
 
 
 def _allocated(

@@ -35,8 +35,9 @@ def _rewrites_weights(config: Config) -> bool:
 
 
 def _draws(config: Config) -> bool:
-    """Whether images are drawn by chance, for calibration or for the validation split."""
-    return config.calibration.sampling is Sampling.stratified or config.allocate.max_accuracy_drop is not None
+    """Whether images are drawn by chance: for calibration, for the validation split or to learn from."""
+    drawn = config.refine.distill or config.allocate.max_accuracy_drop is not None
+    return config.calibration.sampling is Sampling.stratified or drawn
 
 
 # Files that a config names: their contents count instead of their paths.

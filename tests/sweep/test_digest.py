@@ -38,6 +38,8 @@ def _config(*words: str) -> Config:
         ("quant=int8", "calibration=entropy", False),
         ("quant=w4a8", "refine.damping=0.5", False),
         ("quant=int8 refine=gptq", "refine.images=7", False),
+        ("quant=w4a8 refine=distill", "refine.distill_steps=7", False),
+        ("quant=w4a8 refine=distill calibration.sampling=first", "seed=7", False),
         ("latency.runs=10", "latency.threads=2", False),
         ("quant=int8", "evaluation.batch_size=1", False),
         ("quant=float", "latency.runs=0", False),

@@ -8,7 +8,9 @@ the float model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,17 +51,35 @@ class Geometry:
         values, kernel = attributes(node), weight.shape[2:]
         strides = tuple(values.get("strides", (1, 1)))
         dilations = tuple(values.get("dilations", (1, 1)))
-        pads = tuple(values.get("pads", (0, 0, 0, 0)))
-        auto = values.get("auto_pad", b"NOTSET").decode()
-        if auto.startswith("SAME"):
-            # ceil(size / stride) outputs; an odd number of padded lines puts the extra one at the end or the start.
-            totals = [
-                max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-                for size, s, k, d in zip(input_shape[2:], strides, kernel, dilations, strict=True)
-            ]
-            small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-            pads = (*small, *large) if auto == "SAME_UPPER" else (*large, *small)
+        pads = explicit_pads(values, kernel, strides, dilations, input_shape)
         return cls(kernel, strides, dilations, pads, int(values.get("group", 1)))
+
+
+def explicit_pads(
+    values: Mapping[str, Any],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    input_shape: Sequence[int],
+) -> tuple[int, int, int, int]:
+    """Pads (top, left, bottom, right) of a 2-D convolution or pool, its auto_pad worked out.
+
+    Args:
+        values: the node's attributes.
+        input_shape: [N, C, H, W] of its input.
+    """
+    top, left, bottom, right = values.get("pads", (0, 0, 0, 0))
+    auto = values.get("auto_pad", b"NOTSET").decode()
+    if not auto.startswith("SAME"):
+        return top, left, bottom, right
+    # ceil(size / stride) outputs; an odd number of padded lines puts the extra one at the end or the start.
+    totals = [
+        max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
+        for size, s, k, d in zip(input_shape[2:], strides, kernel, dilations, strict=True)
+    ]
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    first, last = (small, large) if auto == "SAME_UPPER" else (large, small)
+    return first[0], first[1], last[0], last[1]
 
 
 def im2col(x: np.ndarray, geometry: Geometry, step: int = 1, offset: int = 0) -> np.ndarray:

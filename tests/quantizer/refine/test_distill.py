@@ -1,0 +1,274 @@
+"""Distillation: gradients against formulas, the student against what is emitted, images without labels, same bytes."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from nets import NETS, OFF, PICTURES, branching, pictures, run
+
+pytest.importorskip("torch")
+import torch
+
+import resnet8_quant as rq
+from resnet8_quant.config import CalibrationConfig, Config, DType, EvaluationConfig, QuantConfig, RefineConfig, Rounding
+from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.graphs.saturation import saturating_layers
+from resnet8_quant.inputs.dataset import Split
+from resnet8_quant.inputs.sample import load_sample
+from resnet8_quant.quantizer.calibration.calibrate import calibrate
+from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.emit import emit
+from resnet8_quant.quantizer.plan import layer_bits
+from resnet8_quant.quantizer.quantize import insert_ranges, quantize
+from resnet8_quant.quantizer.refine import distill as module
+from resnet8_quant.quantizer.refine.distill import Distiller, Student, fake_quantize, split
+from resnet8_quant.quantizer.refine.reconstruct import reconstruct
+
+W4A4 = QuantConfig(
+    activation_type=DType.uint8, weight_type=DType.int8, per_channel=True, weight_bits=4, activation_bits=4
+)
+DISTILL = RefineConfig("distill", distill=True, distill_steps=12, validation_images=8)
+POOL = CalibrationImages.of(PICTURES)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize(("qmin", "qmax", "zero"), [(0, 15, 4), (-8, 7, 0), (-2, 1, 0)])
+def test_gradients_are_those_of_lsq_and_of_finite_differences(qmin, qmax, zero, axis):
+    """y = s clip(x / s + r, qmin - z, qmax - z) is differentiable while r = round(x / s) - x / s is held fixed.
+
+    All codes lie strictly between the bounds or far outside of them.
+    """
+    rng, shape = np.random.default_rng(qmax), (5, 3, 40)
+    scale = np.float32(0.21) if axis is None else np.float32([0.13, 0.2, 0.34])
+    s = np.float64(scale) if axis is None else np.float64(scale)[:, None]
+    low, high = qmin - zero, qmax - zero
+    inside = rng.integers(2, size=shape).astype(bool)
+    outside = np.where(rng.integers(2, size=shape), low - 3, high + 3)
+    steps = np.where(inside, rng.integers(low + 1, high, shape), outside) + rng.uniform(-0.4, 0.4, shape)
+    x, w = np.float32(steps * s), rng.normal(size=shape).astype(np.float32)
+    rest = np.rint(x / s) - x / s
+
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, scale, np.float32(zero) + np.zeros_like(scale))]
+    y = fake_quantize(*tensors, qmin, qmax, axis)
+    y.backward(torch.from_numpy(w))
+    codes = np.clip(np.rint(x / s), low, high)
+    np.testing.assert_allclose(y.detach(), codes * s, rtol=1e-6)
+
+    def loss(dx=0.0, ds=0.0, dz=0.0):
+        return w * (s + ds) * np.clip((x + dx) / (s + ds) + rest, low - dz, high - dz)
+
+    axes, d = (None if axis is None else (0, 2)), 1e-4
+    slopes = [(loss(**{name: d}) - loss(**{name: -d})) / (2 * d) for name in ("dx", "ds", "dz")]
+    for tensor, slope in zip(tensors, (slopes[0], slopes[1].sum(axes), slopes[2].sum(axes)), strict=True):
+        np.testing.assert_allclose(tensor.grad, slope, rtol=1e-3, atol=1e-3)
+    # LSQ, equation 3: round(v) - v inside, the bound outside.
+    lsq = np.where(inside, rest, codes)
+    np.testing.assert_allclose(tensors[1].grad, (w * lsq).sum(axes), rtol=1e-3, atol=1e-3)
+
+
+def student_of(model, images, config):
+    """What quantize_static makes, the student that starts from the refined plan, and the plan."""
+    calibration = calibrate(model, images, config)
+    quantized = onnx.load_from_string(insert_ranges(model, calibration, config.quant))
+    bits = layer_bits(model.proto().graph, config.quant)
+    plan = reconstruct(model, images, config, calibration)
+    return quantized, Student(emit(quantized, plan), plan, bits, config, model.proto()), plan
+
+
+QUANTS = {
+    "w4a4": W4A4,
+    "w2a8, first and last at 7": replace(W4A4, weight_bits=2, activation_bits=None, keep_first_last=7),
+    "w3a3, residual 5": replace(W4A4, weight_bits=3, activation_bits=3, residual_bits=5),
+    "int8 per tensor": QuantConfig(weight_bits=8),
+    "int8 symmetric": QuantConfig(weight_bits=7, activation_symmetric=True),
+    "uint8 weights": replace(W4A4, weight_type=DType.uint8, weight_bits=5),
+}
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("name", [*NETS, "branching"])
+def test_the_student_is_the_emitted_model(name, quant):
+    """At the start, and after all its parameters have moved; a sum that ends on a tie may move a code by one step."""
+    model = NETS[name]() if name in NETS else branching()
+    config = Config(QUANTS[quant], refine=RefineConfig(bias=True, activation_ranges=True, rounding=Rounding.gptq))
+    quantized, student, plan = student_of(model, pictures(), config)
+    feed, rng = model.input_spec.prepare(PICTURES[:28]), np.random.default_rng(1)
+
+    def assert_same(plan):
+        emitted = emit(quantized, plan).SerializeToString()
+        batch = model.input_spec.batch or len(feed)
+        parts = [run(emitted, {"image": feed[i : i + batch]}, OFF)[0] for i in range(0, len(feed), batch)]
+        with torch.no_grad():
+            computed = student.forward(torch.from_numpy(feed)).numpy()
+        off = np.abs(np.concatenate(parts) - computed) > 1e-4 * np.abs(computed).max()
+        assert off.any(axis=1).mean() <= 0.15
+
+    assert_same(plan)
+    with torch.no_grad():
+        for parameter in student.parameters.values():
+            parameter += 0.2 * parameter.abs().mean() * torch.from_numpy(rng.normal(size=parameter.shape)).float()
+    moved = student.to_plan()
+    assert any((a.weight.codes != b.weight.codes).any() for a, b in zip(moved.layers, plan.layers, strict=True))
+    assert_same(moved)
+
+
+@pytest.mark.parametrize(("weight_bits", "keep"), [(4, 7), (7, None)])
+def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, keep):
+    """Portable before and after; probabilities of student and file agree, and so do 1,000 classes but for ties."""
+    images = CalibrationImages.of(load_sample().train.images, np.arange(0, 1000, 10))
+    quant = replace(W4A4, weight_bits=weight_bits, keep_first_last=keep)
+    refine = replace(DISTILL, distill_steps=25, validation_images=100, learning_rate=0.002)
+    done = quantize(
+        model,
+        images,
+        Config(quant, refine=refine, evaluation=EvaluationConfig(threads=1)),
+        training=replace(images, chosen=np.arange(1000)),
+    )
+    plain = quantize(model, images, Config(quant))
+    before, after = done.distillation.agreement
+    assert (done.distillation.images, done.distillation.steps) == (900, 25)
+    assert after > before if weight_bits == 4 else after >= before
+    assert saturating_layers(done.serialized) == ()
+
+    def shapes(serialized):
+        graph = onnx.load_from_string(serialized).graph
+        return [node.op_type for node in graph.node], [(t.name, t.data_type, tuple(t.dims)) for t in graph.initializer]
+
+    assert shapes(done.serialized) == shapes(plain.serialized)
+
+
+def test_student_and_file_agree_on_a_thousand_images(model):
+    pixels = load_sample().test.images[:1000]
+    images = CalibrationImages.of(load_sample().train.images, np.arange(0, 1000, 10))
+    quantized, student, plan = student_of(model, images, Config(W4A4, refine=RefineConfig(bias=True)))
+    feed = model.input_spec.prepare(pixels)
+    with torch.no_grad():
+        computed = torch.softmax(student.forward(torch.from_numpy(feed)), 1).numpy()
+    graph = emit(quantized, plan)
+    probabilities = run(graph, {graph.graph.input[0].name: feed}, OFF)[0]
+    # Softmax is stored in steps of 1/256; an image whose sums end on a tie may be off by more.
+    assert (np.abs(computed - probabilities).max(axis=1) > 1 / 256).mean() < 0.02
+    assert (computed.argmax(1) != probabilities.argmax(1)).sum() <= 3
+
+
+def test_labels_change_no_byte():
+    """They decide which images calibrate; permuted or wrong on all the others they leave the same bytes."""
+    config = rq.compose(
+        *("data=sample", "quant=w4a8", "refine=none", "refine.distill=true", "refine.distill_steps=3"),
+        *(
+            "refine.validation_images=50",
+            "calibration.sampling=first",
+            "calibration.samples_per_class=3",
+            "evaluation.threads=1",
+        ),
+    )
+    train, model = rq.load_dataset(config).train, rq.load_model(config)
+    calibrated = max(np.flatnonzero(train.labels == c)[2] for c in range(10)) + 1
+    rest = train.labels[calibrated:]
+    serialized = {
+        rq.quantize(model, Split(train.images, np.append(train.labels[:calibrated], labels)), config).serialized
+        for labels in (rest, rest[::-1], np.zeros_like(rest))
+    }
+    assert len(serialized) == 1
+
+
+def test_the_same_bytes_again_and_others_with_another_seed():
+    config = Config(W4A4, refine=DISTILL)
+    serialized = [
+        quantize(branching(), pictures(12), replace(config, seed=seed), training=POOL).serialized for seed in (1, 1, 2)
+    ]
+    assert serialized[0] == serialized[1] != serialized[2]
+
+
+def test_nothing_gained_keeps_the_start(monkeypatch, caplog):
+    """NaN stops it, and the best state so far is kept."""
+    config = Config(W4A4, refine=replace(DISTILL, distill_steps=1000))
+    losses = iter(range(3))
+    loss = module._loss
+
+    def breaks(logits, targets):
+        return loss(logits, targets) * (
+            1 if logits.requires_grad is False or next(losses, None) is not None else torch.nan
+        )
+
+    monkeypatch.setattr(module, "_loss", breaks)
+    done = quantize(branching(), pictures(12), config, training=POOL)
+    assert done.distillation.steps == 3
+    assert "the loss is nan in step 4; it stops" in caplog.text
+    assert done.serialized == quantize(branching(), pictures(12), replace(config, refine=RefineConfig())).serialized
+
+
+def test_a_time_limit_ends_it():
+    refine = replace(DISTILL, distill_steps=10_000_000, minutes=0.01)
+    done = quantize(branching(), pictures(12), Config(W4A4, refine=refine), training=POOL)
+    assert 0 < done.distillation.steps < 100_000
+
+
+def test_images_that_calibrate_are_learned_from_and_never_held_out():
+    images = np.zeros((100, 2, 2, 3), np.uint8)
+    calibrating, training = (
+        CalibrationImages.of(images, np.arange(0, 100, 5), "x"),
+        CalibrationImages.of(images, digest="x"),
+    )
+
+    def rows(**options):
+        return split(training, calibrating, Config(refine=replace(DISTILL, validation_images=30, **options)))
+
+    learned, held_out = rows()
+    assert (len(learned), len(held_out)) == (70, 30)
+    assert not set(held_out) & {*learned, *calibrating.chosen}
+    assert set(calibrating.chosen) <= set(learned)
+    np.testing.assert_array_equal(rows(distill_images=20)[0], calibrating.chosen)
+    others = split(replace(training, images=images.copy()), calibrating, Config(refine=DISTILL))
+    assert len(others[0]) == 92  # calibrated on other images: none of these did
+
+
+@pytest.mark.parametrize(("count", "calibrating"), [(100, 90), (100, 100), (40, 40), (3, 3)])
+def test_too_few_images_and_the_remedy(count, calibrating):
+    images = np.zeros((count, 2, 2, 3), np.uint8)
+    training = CalibrationImages.of(images, digest="x")
+    config = Config(
+        calibration=CalibrationConfig(samples_per_class=calibrating // 2), refine=RefineConfig(distill=True)
+    )
+    with pytest.raises(ExperimentError, match=rf"is 2000, but of {count} training images {calibrating} cal") as caught:
+        split(training, replace(training, chosen=np.arange(calibrating)), config)
+    remedy = caught.value.remedy
+    if count == 3:
+        assert remedy == "refine=best"
+        return
+    config = rq.compose("refine=distill", *remedy.removeprefix(COMMAND).split())
+    fewer = calibrating if "samples" not in remedy else 2 * config.calibration.samples_per_class
+    rows, held_out = split(training, replace(training, chosen=np.arange(fewer)), config)
+    assert len(rows)
+    assert len(held_out) == config.refine.validation_images
+
+
+def test_a_translation_that_differs_is_refused(monkeypatch):
+    monkeypatch.setitem(module.TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
+    with pytest.raises(ExperimentError, match="PyTorch computes another output of the float model"):
+        Distiller(branching(), POOL, pictures(12), Config(W4A4, refine=DISTILL))
+
+
+def test_the_row_says_how_many_images(tmp_path, monkeypatch):
+    config = rq.compose(
+        *("data=sample", "quant=w4a8", "refine=none", "refine.distill=true", "refine.distill_steps=2"),
+        *("refine.validation_images=50", "calibration.samples_per_class=3", "latency.runs=0", "evaluation.threads=1"),
+    )
+    result = rq.run(config, tmp_path / "run")
+    assert (result.distill_images, result.distill_steps, result.refine) == (
+        950,
+        2,
+        "none+distill=true+distill_steps=2+1 more",
+    )
+    with monkeypatch.context() as without:
+        without.setattr("resnet8_quant.experiment.find_spec", lambda _: None)
+        with pytest.raises(ExperimentError, match="the package `torch` is not installed") as caught:
+            rq.run(config, tmp_path / "without")
+    assert "[distill]" in caught.value.remedy
+    data = rq.load_dataset(config)
+    (x, y), path = (data.train.images, data.train.labels), tmp_path / "twice.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x[-30:], y_test=y[-30:])
+    config.data = rq.compose("data=arrays", f"data.path={path}").data
+    with pytest.raises(ExperimentError, match="30 of 30 test images are also training images"):
+        rq.run(config, tmp_path / "overlap")
