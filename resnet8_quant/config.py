@@ -259,7 +259,7 @@ class RefineConfig(Group):
         None, "of distill: time limit; the result then depends on the machine's speed; null: none"
     )
     validation_images: int = setting(
-        2000, "of distill: training images held out; agreement with the float model on them chooses the best state"
+        2000, "of distill: training images held out; the loss on them chooses the best state"
     )
 
 

@@ -107,7 +107,7 @@ def quantize(
     if config.refine.distill:
         from resnet8_quant.quantizer.refine.distill import Distiller
 
-        distiller = Distiller(model, training or images, images, config)
+        distiller = Distiller(model, training or images, images, config, cache)
     calibration = calibrate(model, images, config, cache=cache)
     calibrated = time.perf_counter()
     named = serialized = insert_ranges(model, calibration, quant)

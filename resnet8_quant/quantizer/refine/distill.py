@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import pickle
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
+from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
@@ -43,7 +46,6 @@ log = logging.getLogger(__name__)
 BATCH = 64  # images in a step
 VALIDATIONS = 12  # in a whole run
 SCALE_RATE = 1 / 3  # rate of scales and zero points, relative to that of weights
-CELL = 0.49  # of a code's step: how far a weight may lie from its code at the start
 CHUNK = 500  # images in a call without gradients
 CHECKED = 32  # images on which PyTorch is compared with ONNX Runtime
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, not another model
@@ -56,11 +58,13 @@ class Distillation:
     Attributes:
         images: training images that it learned from.
         steps: done, of ``BATCH`` images each.
+        loss: mean KL divergence on the held-out images: before, after.
         agreement: share of the held-out images on which student and teacher name the same class: before, after.
     """
 
     images: int
     steps: int
+    loss: tuple[float, float]
     agreement: tuple[float, float]
 
 
@@ -157,9 +161,8 @@ class Student:
         self.parameters: dict[str, torch.Tensor] = {}
         self.rates: dict[str, float] = {}
         self._find_sites(emitted)
-        floats = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
         for layer in plan.layers:
-            self._add_layer(layer, floats[layer.weight.name])
+            self._add_layer(layer)
         for key, params in self._activations.items():
             self._add_activation(key, params)
 
@@ -206,12 +209,11 @@ class Student:
         self.parameters[name] = torch.tensor(value, dtype=torch.float32, requires_grad=True)
         self.rates[name] = rate
 
-    def _add_layer(self, layer: LayerPlan, floats: np.ndarray) -> None:
+    def _add_layer(self, layer: LayerPlan) -> None:
         weight, name = layer.weight, layer.output
-        quantized = weight.dequantized()
-        scale = weight.scale.reshape(self._shape(layer))
-        # The float weight where it has the same code; else the point of the code's cell that is closest to it.
-        start = np.clip(floats, quantized - CELL * scale, quantized + CELL * scale)
+        # In the middle of the codes' cells. Drawn towards the float weights, they would lie at the edges of cells and the
+        # first steps undo the refinement's rounding: the loss of W4A4 then rises from 0.04 to 0.14.
+        start = weight.dequantized()
         self._add(f"weight {name}", start, float(np.abs(start).mean()))
         self._add(f"weight scale {name}", np.log(weight.scale), SCALE_RATE)
         if layer.bias is not None:
@@ -331,7 +333,12 @@ class Distiller:
     """
 
     def __init__(
-        self, model: FloatModel, training: CalibrationImages, calibrating: CalibrationImages, config: Config
+        self,
+        model: FloatModel,
+        training: CalibrationImages,
+        calibrating: CalibrationImages,
+        config: Config,
+        cache: Path | None = None,
     ) -> None:
         """Prepare for a float model; seconds, so that it can be done before anything that takes minutes.
 
@@ -339,11 +346,12 @@ class Distiller:
             training: images that may be used.
             calibrating: those that calibrate.
             config: ``refine``, ``quant``, ``evaluation.threads`` and ``seed`` are read.
+            cache: folder for a checkpoint, from which the same work goes on after it was interrupted; None: none.
 
         Raises:
             ExperimentError: too few images; an operator or attribute that PyTorch has no translation for.
         """
-        self.model, self.images, self.config = model, training.images, config
+        self.model, self.images, self.config, self._cache = model, training.images, config, cache
         self.rows, self.held_out = split(training, calibrating, config)
         self._teacher = TorchGraph(model.proto())
         self._check_translation()
@@ -357,13 +365,14 @@ class Distiller:
             bits: of each layer.
 
         Returns:
-            The plan with the highest agreement on held-out images, ``plan`` itself among the candidates; what was done.
+            The plan with the smallest loss on held-out images, ``plan`` itself among the candidates; what was done.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.evaluation.threads or usable_cores())
         try:
-            student = Student(emit(quantized, plan), plan, bits, self.config, self.model.proto())
-            return self._tune(student)
+            emitted = emit(quantized, plan)
+            student = Student(emitted, plan, bits, self.config, self.model.proto())
+            return self._tune(student, emitted)
         finally:
             torch.set_num_threads(threads)
 
@@ -393,13 +402,16 @@ class Distiller:
             return F.log_softmax(torch.cat([part.reshape(len(part), -1) for part in parts]), 1)
 
     def _validate(self, student: Student, targets: torch.Tensor) -> tuple[float, float]:
-        """Agreement and minus the loss on the held-out images: larger is better."""
+        """Minus the loss on the held-out images, and the agreement: larger is better.
+
+        The loss is what chooses: an agreement on 2,000 images is only known to about half a percent.
+        """
         with torch.no_grad():
             logits = torch.cat([student.forward(self._inputs(part)) for part in _parts(self.held_out)])
             agreement = (logits.argmax(1) == targets.argmax(1)).float().mean().item()
-            return agreement, -_loss(logits, targets).item()
+            return -_loss(logits, targets).item(), agreement
 
-    def _tune(self, student: Student) -> tuple[Plan, Distillation]:
+    def _tune(self, student: Student, emitted: onnx.ModelProto) -> tuple[Plan, Distillation]:
         refine, rows = self.config.refine, self.rows
         targets, held_targets = self._teach(rows), self._teach(self.held_out)
         groups = [
@@ -407,19 +419,30 @@ class Distiller:
             for name, parameter in student.parameters.items()
         ]
         optimizer = torch.optim.Adam(groups)
-        rng = np.random.default_rng([self.config.seed, 3])
         batch, order = min(BATCH, len(rows)), np.empty(0, np.int64)
         before = best = self._validate(student, held_targets)
-        best_parameters = _copy(student.parameters)
-        every, started, step, share = max(1, refine.distill_steps // VALIDATIONS), time.monotonic(), 0, 0.0
-        shown = f"distilling, agreement {best[0]:.4f}"
+        step, share, elapsed, best_parameters = 0, 0.0, 0.0, _copy(student.parameters)
+        every = max(1, refine.distill_steps // VALIDATIONS)
+        checkpoint = self._checkpoint(emitted, targets)
+        if (state := _load(checkpoint)) is not None:
+            step, elapsed, best, best_parameters = (state[name] for name in ("step", "elapsed", "best", "parameters"))
+            optimizer.load_state_dict(state["optimizer"])
+            with torch.no_grad():
+                for name, parameter in student.parameters.items():
+                    parameter.copy_(state["current"][name])
+            share = step / refine.distill_steps
+            log.info("distillation goes on after step %d, from %s", step, checkpoint)
+        started, shown = time.monotonic() - elapsed, f"distilling, loss {-best[0]:.4f}, agreement {best[1]:.4f}"
+        log.debug("step %d: %s", step, shown)
         with progress(shown, refine.distill_steps, "steps") as advance:
+            advance(step)
             while share < 1.0:
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * share))
-                if len(order) < batch:
-                    order = rng.permutation(len(rows))
-                chosen, order = order[:batch], order[batch:]
+                epoch, place = divmod(step, len(rows) // batch)
+                if place == 0 or not len(order):
+                    order = np.random.default_rng([self.config.seed, 3, epoch]).permutation(len(rows))
+                chosen = order[place * batch : (place + 1) * batch]
                 loss = _loss(student.forward(self._inputs(rows[chosen])), targets[chosen])
                 if not torch.isfinite(loss):
                     log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), step + 1)
@@ -428,25 +451,57 @@ class Distiller:
                 loss.backward()
                 optimizer.step()
                 step += 1
-                share = step / refine.distill_steps
+                share, elapsed = step / refine.distill_steps, time.monotonic() - started
                 if refine.minutes is not None:  # the rates reach zero when the time is up
-                    share = max(share, (time.monotonic() - started) / (60 * refine.minutes))
+                    share = max(share, elapsed / (60 * refine.minutes))
                 if step % every == 0 or share >= 1.0:
                     now = self._validate(student, held_targets)
-                    shown = f"distilling, loss {-now[1]:.4f}, agreement {now[0]:.4f}"
+                    shown = f"distilling, loss {-now[0]:.4f}, agreement {now[1]:.4f}"
                     log.debug("step %d: %s", step, shown)
                     if now > best:
                         best, best_parameters = now, _copy(student.parameters)
+                    if checkpoint is not None:
+                        state = {"step": step, "elapsed": elapsed, "best": best, "parameters": best_parameters}
+                        state |= {"current": _copy(student.parameters), "optimizer": optimizer.state_dict()}
+                        with replacing(checkpoint) as temporary:
+                            torch.save(state, temporary)
                 advance(1, shown)
         log.info(
-            "distilled on %d training images in %d steps of %d; agreement with the float model on %d held-out ones: "
-            "%.2f %%, before %.2f %%",
-            *(len(rows), step, batch, len(self.held_out), 100 * best[0], 100 * before[0]),
+            "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
+            "the agreement with the float model %.2f %%, before %.2f %%",
+            *(len(rows), step, batch, len(self.held_out), -best[0], -before[0], 100 * best[1], 100 * before[1]),
         )
-        if best is before:
-            return student.plan, Distillation(len(rows), step, (before[0], best[0]))
-        student.parameters = best_parameters
-        return student.to_plan(), Distillation(len(rows), step, (before[0], best[0]))
+        if best != before:
+            student.parameters = best_parameters
+        plan = student.to_plan() if best != before else student.plan
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        return plan, Distillation(len(rows), step, (-before[0], -best[0]), (before[1], best[1]))
+
+    def _checkpoint(self, emitted: onnx.ModelProto, targets: torch.Tensor) -> Path | None:
+        """The file of this very work: same start, same images as the teacher sees them, same settings and versions."""
+        if self._cache is None:
+            return None
+        config = self.config
+        settings = repr(
+            (config.refine, config.seed, torch.get_num_threads(), torch.__version__, self.held_out.tolist())
+        )
+        start = emitted.SerializeToString(deterministic=True)
+        folder = self._cache / "distillation"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{sha256_bytes(start, targets.numpy().tobytes(), settings.encode())}.pt"
+
+
+def _load(checkpoint: Path | None) -> dict[str, Any] | None:
+    """What an interrupted run left; None where it left nothing that can be read."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        state = torch.load(checkpoint, weights_only=True)
+        return dict(state) if {"step", "current", "optimizer"} <= state.keys() else None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        log.warning("%s cannot be read (%s): the distillation starts anew", checkpoint, error)
+        return None
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:
