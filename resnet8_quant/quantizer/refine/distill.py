@@ -211,8 +211,8 @@ class Student:
 
     def _add_layer(self, layer: LayerPlan) -> None:
         weight, name = layer.weight, layer.output
-        # In the middle of the codes' cells. Drawn towards the float weights, they would lie at the edges of cells and the
-        # first steps undo the refinement's rounding: the loss of W4A4 then rises from 0.04 to 0.14.
+        # In the middle of the codes' cells. Drawn towards the float weights, they would lie at the edges of cells, and
+        # the first steps undo the refinement's rounding: the loss of W4A4 then rises from 0.04 to 0.14.
         start = weight.dequantized()
         self._add(f"weight {name}", start, float(np.abs(start).mean()))
         self._add(f"weight scale {name}", np.log(weight.scale), SCALE_RATE)
