@@ -11,7 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
-COMMANDS = ("summary", "report", "profile")  # the others: python -m resnet8_quant.summary, or python run.py summary
+COMMANDS = (
+    "summary",
+    "report",
+    "profile",
+    "compare",
+)  # the others: python -m resnet8_quant.summary, or python run.py summary
 
 
 class ExperimentError(Exception):
