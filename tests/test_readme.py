@@ -29,8 +29,8 @@ def commands(text: str) -> list[str]:
     """Every ``python run.py ...`` of a page, in code blocks and in sentences, without comments."""
     lines = [line for block in BLOCKS.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     inline = [" ".join(match.split()) for match in INLINE.findall(BLOCKS.sub("", text))]
-    found = [re.split(r"\s#\s|\s#$|&&", line)[0].strip() for line in [*lines, *inline]]
-    return [line[line.index("python run.py") :] for line in found if "python run.py" in line]
+    statements = [re.split(r"\s#\s|\s#$|&&", line)[0].strip() for line in [*lines, *inline]]
+    return [line[line.index("python run.py") :] for line in statements if "python run.py" in line]
 
 
 NO_EXPERIMENT = ("--help", "--hydra-help", "--cfg", "-sc", "...", "NAME")
