@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from resnet8_quant.errors import COMMANDS
 from resnet8_quant.results import COLUMNS
 from resnet8_quant.sweep.compose import register, to_config
 from resnet8_quant.validation import validate
@@ -33,7 +34,7 @@ def commands(text: str) -> list[str]:
     return [line[line.index("python run.py") :] for line in statements if "python run.py" in line]
 
 
-NO_EXPERIMENT = ("--help", "--hydra-help", "--cfg", "-sc", "...", "NAME")
+NO_EXPERIMENT = (*(f" {command} " for command in COMMANDS), "--help", "--hydra-help", "--cfg", "-sc", "...", "NAME")
 RUNS = sorted(
     {
         (page, command)
