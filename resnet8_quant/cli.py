@@ -1,7 +1,7 @@
 """The command line: ``resnet8-quant quant=int8``, the same as ``python run.py quant=int8``, and the other commands.
 
-``resnet8-quant summary|report|profile ...`` are ``python -m resnet8_quant.summary`` and so on. Here it is decided which
-command was typed; sweep/ending.py runs experiments.
+``resnet8-quant summary|report|profile|compare ...`` are ``python run.py summary ...`` and so on. Here it is decided
+which command was typed; sweep/ending.py runs experiments.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from resnet8_quant import __version__
 from resnet8_quant.errors import COMMANDS, shown_command
 from resnet8_quant.terminal import exit_code, show
 
+MODULES = {"compare": "comparison"}  # of commands whose name a function of the package has
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
@@ -24,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(f"resnet8-quant {__version__}")
         return 0
     if arguments and arguments[0] in COMMANDS:
-        return int(importlib.import_module(f"resnet8_quant.{arguments[0]}").main(arguments[1:]))
+        module = MODULES.get(arguments[0], arguments[0])
+        return int(importlib.import_module(f"resnet8_quant.{module}").main(arguments[1:]))
     if {"--help", "-h"} & set(arguments):
         return _help(arguments)
     from resnet8_quant.sweep.ending import run

@@ -11,7 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 COMMAND = "python run.py"  # in remedies; ``shown_command`` is what it is called here
-COMMANDS = ("summary", "report", "profile")  # the others: python -m resnet8_quant.summary, or python run.py summary
+COMMANDS = (
+    "summary",
+    "report",
+    "profile",
+    "compare",
+)  # the others: python -m resnet8_quant.summary, or python run.py summary
 
 
 class ExperimentError(Exception):
@@ -60,7 +65,8 @@ def as_typed_here(text: str) -> str:
     command = shown_command()
     if command != COMMAND:
         text = re.sub(r"python -m resnet8_quant\.(summary|report|profile)", rf"{command} \1", text)
-    if "--config-dir" not in text:
+    composes = not any(f"{COMMAND} {tool} " in f"{text} " for tool in COMMANDS)
+    if composes and "--config-dir" not in text:
         command = " ".join([command, *(f"--config-dir {shlex.quote(str(folder))}" for folder in own_folders())])
     return text.replace(COMMAND, command)
 

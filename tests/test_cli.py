@@ -315,7 +315,7 @@ def test_a_budget_and_a_refinement(start: Start) -> None:
             "calibration.samples_per_class=100 d",
         ),
         ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=3"),
-        ("sumary outputs", "commands are summary, report and profile", "run.py summary outputs"),
+        ("sumary outputs", "commands are summary, report, profile and compare", "run.py summary outputs"),
         ("-m quant=int8,int9", "`quant` is int9", "run.py -m quant=int8,uint8"),
         ("seed=7 --multirn", "unrecognized arguments: --multirn", "run.py seed=7 --multirun"),
         ("-c jb", "invalid choice: 'jb'", "-c job"),

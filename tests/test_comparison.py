@@ -1,0 +1,94 @@
+"""``python run.py compare``: two runs side by side, refused where they saw different images."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+import resnet8_quant as rq
+from resnet8_quant import comparison
+from resnet8_quant.inputs.sample import load_sample
+
+SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """int8 and w4a8 on the sample."""
+    folder = tmp_path_factory.mktemp("runs")
+    rq.run(rq.compose("quant=int8", *SMALL), folder / "int8")
+    rq.run(rq.compose("quant=w4a8", "calibration=percentile", *SMALL), folder / "w4a8")
+    return [folder / "int8", folder / "w4a8"]
+
+
+def compare(capsys, *words):
+    """Exit code and what was printed, in one line each."""
+    code = comparison.main([*map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+def test_the_paired_test_is_that_of_the_predictions(runs, capsys):
+    code, shown, _ = compare(capsys, *runs)
+    labels = load_sample().test.labels
+    right = [np.load(folder / "predictions.npy") == labels for folder in runs]
+    lost, gained = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    p = binomtest(lost, lost + gained).pvalue
+    sentence = " ".join(shown.split())
+    assert code == 0
+    assert (
+        f"{lost} that A gets right, {gained} that A gets wrong. McNemar p = {p:.3g}, real at the 5 % level" in sentence
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_tables_hold_settings_figures_classes_and_bits(runs, tmp_path, capsys):
+    assert compare(capsys, *runs, "--csv", tmp_path / "pair.csv")[0] == 0
+    with (tmp_path / "pair.csv").open() as file:
+        rows = {(row["table"], row["name"]): row for row in csv.DictReader(file)}
+    assert rows["setting", "config.calibration.method"]["b"] == "percentile"
+    assert (rows["layer", "stack1.relu1"]["a"], rows["layer", "stack1.relu1"]["b"]) == ("8, 8 bits", "4, 8 bits")
+    sizes = [(folder / "model.onnx").stat().st_size for folder in runs]
+    assert rows["figure", "File"]["difference"] == f"{sizes[1] - sizes[0]:+,} B"
+    net = sum(int(row["difference"]) for (table, _), row in rows.items() if table == "class")
+    labels = load_sample().test.labels
+    correct = [int((np.load(folder / "predictions.npy") == labels).sum()) for folder in runs]
+    assert net == correct[1] - correct[0]
+
+
+def test_a_run_with_itself_differs_in_nothing(runs, capsys):
+    code, shown, _ = compare(capsys, runs[0], runs[0])
+    assert code == 0
+    assert "B predicts 0 otherwise than A" in " ".join(shown.split())
+    assert "Setting" not in shown
+    assert "Layer" not in shown
+
+
+def test_without_predictions_there_is_no_paired_test(runs, tmp_path, capsys):
+    shutil.copytree(runs[1], tmp_path / "copy")
+    (tmp_path / "copy" / "predictions.npy").write_bytes(b"no array")
+    code, shown, _ = compare(capsys, runs[0], tmp_path / "copy")
+    assert code == 0
+    assert "No paired test: 1 of 2 runs have no predictions.npy that agrees" in " ".join(shown.split())
+
+
+def test_runs_of_other_images_are_refused(runs, tmp_path, capsys):
+    shutil.copytree(runs[1], tmp_path / "copy")
+    table = tmp_path / "copy" / "results.csv"
+    with table.open() as file:
+        header, values = csv.reader(file)
+    values[header.index("eval_images")] = "999"
+    with table.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, values])
+    code, _, error = compare(capsys, runs[0], tmp_path / "copy")
+    assert code == 1
+    assert "were evaluated on different images: `eval_images` is 1,000 and 999" in error
+
+
+def test_what_is_no_pair_of_runs_is_a_sentence(runs, tmp_path, capsys):
+    code, _, error = compare(capsys, runs[0].parent, runs[0])
+    assert (code, "holds 2 runs, not one" in error) == (1, True)
+    assert compare(capsys, tmp_path, runs[0])[0] == 1
+    assert compare(capsys, runs[0])[2].endswith("RUN_B")
