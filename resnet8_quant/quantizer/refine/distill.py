@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
+from resnet8_quant import __version__
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import replacing, sha256_bytes
@@ -71,7 +72,7 @@ class Distillation:
 class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]
     """QuantizeLinear and DequantizeLinear, with the gradients of LSQ and LSQ+.
 
-    With v = x / scale: inside the levels dy/dx = 1, dy/dscale = round(v) - v, dy/dzero_point = 0; outside dy/dx = 0,
+    With v = x / scale: inside the bounds dy/dx = 1, dy/dscale = round(v) - v, dy/dzero_point = 0; outside dy/dx = 0,
     dy/dscale = bound - zero_point, dy/dzero_point = -scale.
     """
 
@@ -88,11 +89,13 @@ class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]
         """Quantize ``x``, float32, with float32 scales and integral zero points, [] or [channels] along ``axis``."""
         if axis is None:
             levels = scale.item(), int(zero_point.item()), qmin, qmax
-            y, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(x, *levels)
+            y = torch.fake_quantize_per_tensor_affine(x, *levels)
         else:
-            y, inside = torch.ops.aten.fake_quantize_per_channel_affine_cachemask(
-                x, scale, zero_point, axis, qmin, qmax
-            )
+            y = torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, qmin, qmax)
+        shape = [1] * x.ndim if axis is None else [-1 if i == axis else 1 for i in range(x.ndim)]
+        low, high = ((bound - zero_point) * scale for bound in (qmin, qmax))
+        # Not rounded first, which would let half a step below zero pass where the quantizer is a ReLU, too.
+        inside = (x >= low.reshape(shape)) & (x <= high.reshape(shape))
         ctx.save_for_backward(x, y, inside, scale)
         ctx.axis = axis
         return y
@@ -221,6 +224,8 @@ class Student:
             self._add(f"bias {name}", layer.bias, max(float(np.abs(layer.bias).mean()), step))
 
     def _add_activation(self, key: Key, params: QuantParams) -> None:
+        if key == self.graph.input and params.bit_width >= 8:
+            return  # pixels are exact as they are, whatever takes them as bytes relies on it
         self._add(f"activation scale {key}", np.log(np.float64(params.scale)), SCALE_RATE)
         # A range that starts or ends at zero goes on doing so: a ReLU's lower half holds nothing.
         if params.qmin < params.zero_point < params.qmax and params.zero_point * 2 != params.qmin + params.qmax:
@@ -236,7 +241,8 @@ class Student:
         return torch.exp(self.parameters[f"weight scale {layer.output}"])
 
     def _scale(self, key: Key) -> torch.Tensor:
-        return torch.exp(self.parameters[f"activation scale {key}"])
+        learned = self.parameters.get(f"activation scale {key}")
+        return torch.tensor(self._activations[key].scale) if learned is None else torch.exp(learned)
 
     def _zero_point(self, key: Key) -> torch.Tensor:
         params = self._activations[key]
@@ -423,7 +429,7 @@ class Distiller:
         before = best = self._validate(student, held_targets)
         step, share, elapsed, best_parameters = 0, 0.0, 0.0, _copy(student.parameters)
         every = max(1, refine.distill_steps // VALIDATIONS)
-        checkpoint = self._checkpoint(emitted, targets)
+        checkpoint = self._checkpoint(emitted, targets, [*student.parameters])
         if (state := _load(checkpoint)) is not None:
             step, elapsed, best, best_parameters = (state[name] for name in ("step", "elapsed", "best", "parameters"))
             optimizer.load_state_dict(state["optimizer"])
@@ -478,14 +484,13 @@ class Distiller:
             checkpoint.unlink(missing_ok=True)
         return plan, Distillation(len(rows), step, (-before[0], -best[0]), (before[1], best[1]))
 
-    def _checkpoint(self, emitted: onnx.ModelProto, targets: torch.Tensor) -> Path | None:
+    def _checkpoint(self, emitted: onnx.ModelProto, targets: torch.Tensor, names: list[str]) -> Path | None:
         """The file of this very work: same start, same images as the teacher sees them, same settings and versions."""
         if self._cache is None:
             return None
         config = self.config
-        settings = repr(
-            (config.refine, config.seed, torch.get_num_threads(), torch.__version__, self.held_out.tolist())
-        )
+        versions = __version__, torch.__version__, torch.get_num_threads()
+        settings = repr((config.refine, config.seed, versions, names, self.held_out.tolist()))
         start = emitted.SerializeToString(deterministic=True)
         folder = self._cache / "distillation"
         folder.mkdir(parents=True, exist_ok=True)

@@ -136,6 +136,9 @@ def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, 
         return [node.op_type for node in graph.node], [(t.name, t.data_type, tuple(t.dims)) for t in graph.initializer]
 
     assert shapes(done.serialized) == shapes(plain.serialized)
+    # pixels stay exact: deploy.input=uint8 takes them as they are
+    name = model.proto().graph.input[0].name
+    assert done.calibration.params[name] == plain.calibration.params[name]
 
 
 def test_student_and_file_agree_on_a_thousand_images(model):
