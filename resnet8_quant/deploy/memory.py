@@ -88,7 +88,8 @@ def measure(model: onnx.ModelProto) -> Memory | None:
     """
     graph, shapes = model.graph, static_shapes(model)
     constants = {tensor.name: (tuple(tensor.dims), _bits(tensor.data_type)) for tensor in graph.initializer}
-    memory = {graph.input[0].name: graph.input[0].name}
+    source = next(value.name for value in graph.input if value.name not in constants)
+    memory = {source: source}
     layers = []
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in constants]
@@ -107,7 +108,7 @@ def measure(model: onnx.ModelProto) -> Memory | None:
             Layer(node.output[0], node.op_type, *work, tuple(memory[name] for name in inputs), node.output[0])
         )
     sizes = {name: int(np.prod(shapes[name], dtype=np.int64)) for name in set(memory.values())}
-    live, peak = peak_bytes(layers, sizes, graph.input[0].name, memory[graph.output[0].name])
+    live, peak = peak_bytes(layers, sizes, source, memory[graph.output[0].name])
     return Memory(tuple(layers), sizes, live, sum(layer.macs for layer in layers), peak)
 
 
@@ -131,7 +132,8 @@ def _work(
     if not first or len(shape) < 2:
         return 0, 0, 0, 0
     weights = int(np.prod(shape, dtype=np.int64))
-    positions = int(np.prod(output[2:], dtype=np.int64)) if "Conv" in node.op_type else 1
+    repeated = output[2:] if "Conv" in node.op_type else output[1:-1]  # pixels; rows beside the batch
+    positions = int(np.prod(repeated, dtype=np.int64))
     biases = int(np.prod(constants.get(input_name(node, last), ((0,), 0))[0], dtype=np.int64))
     return weights * positions, weights, bits, biases
 
