@@ -47,7 +47,7 @@ REFUSED: dict[str, str] = {
     "'quant.layers={dense: {weight_bits: true}}'": "`quant.layers.dense.weight_bits` is true; valid is a number of",
     "'quant.layers={dense: {weight_bits: 8, float: true}}'": "`quant.layers.dense` has `float` true and weight_bits",
     "quant=float 'quant.layers={dense: {float: true}}'": "`quant.layers.dense.float` is true, but quant=float",
-    "deploy=tflite quant=tflite_int8 'quant.layers={dense: {float: true}}'": "keeps layers in float, with deploy=tflite",
+    "deploy=tflite 'quant.layers={dense: {float: true}}'": "keeps layers in float, with deploy=tflite",
     # analysis
     "quant=float analyze=layers": "`analyze` is layers, but quant=float has nothing quantized to analyze",
     "quant.format=QOperator analyze=layers": "`quant.format` is QOperator; analyze=layers needs Q/DQ pairs",
@@ -151,7 +151,7 @@ PASSES = [
     f"{shlex.join(LISTED)} calibration.allow_test_images=true",
     "quant=float calibration.samples_per_class=1 calibration.bins=1",  # a float model is not calibrated
     "quant.format=QOperator",
-    "deploy=x86 quant=u8s8 'quant.layers={stack1.*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
+    "deploy=x86 quant=u8s8 'quant.layers={stack*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
     "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
     f"{MLFLOW} tracking.uri=http://localhost:5000",
