@@ -24,7 +24,7 @@ from resnet8_quant.profile import shortened
 from resnet8_quant.results import ANALYSIS_FILES, RECORD
 
 COMMAND = "python -m resnet8_quant.sensitivity"
-LAYER_WIDTH = 16  # columns of a layer's name; the table then has 80
+LAYER_WIDTH = 14  # columns of a layer's name; the table then has 80
 WORST = 3
 PORTABLE_BITS = 7  # of weights that saturate on no CPU
 

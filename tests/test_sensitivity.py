@@ -1,4 +1,4 @@
-"""analyze=layers and ``resnet8-quant sensitivity RUN``: files, table, and the command to paste; layers kept in float."""
+"""analyze=layers and ``resnet8-quant sensitivity RUN``: files, table, what can be pasted; layers kept in float."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def test_what_is_pasted_is_float_where_there_are_no_more_bits_and_survives_names
     config = rq.compose("quant=u8s8")
     worst = worst_layers([row | {"layer": "/features/0:[a, b]={x} (y)"}], config)
     words = shlex.split(pasted(worst, config, ""))
-    assert rq.compose(*words[2:]).quant.layers == {"/features/0??a??b????x???y?": {"float": True}}
+    assert rq.compose(*words[2:]).quant.layers == {"/features/0??a??b???x???y?": {"float": True}}
     assert worst_layers([row | {"layer": "a"}], rq.compose("quant=tflite_int8", "deploy=tflite")) == {}
     inputs = row | {"layer": "a", "activation_bits": "4", "activations_kl": "2"}
     assert worst_layers([inputs], config) == {"a": {"activation_bits": 8}}
@@ -144,6 +144,7 @@ def test_a_float_run_a_missing_run_and_other_data_are_sentences(kind, run, tmp_p
 )
 def test_a_layer_stays_in_float(words, kept, tmp_path):
     """Its weight is the float model's to the bit; kernels and bytes tell."""
+    float_kernels = {"dense"} if words == ("quant=int8",) else set()  # float to ONNX Runtime anyway
     layers = ", ".join(f"{name}: {{float: true}}" for name in kept)
     plain = rq.run(rq.compose(*words, *SMALL), tmp_path / "plain")
     config = rq.compose(*words, *SMALL, f"quant.layers={{{layers}}}")
@@ -159,17 +160,16 @@ def test_a_layer_stays_in_float(words, kept, tmp_path):
         assert any(values.size == weight.size and np.isin(weight, values).all() for values in stored), name
         channels = weight.shape[0 if floating[name].op_type == "Conv" or attributes(floating[name]) else 1]
         bits = next(
-            (4 if "w4" in word and name not in ("conv", "dense") else 8 for word in words if word[:6] == "quant=")
+            4 if "w4" in word and name not in ("conv", "dense") else 8 for word in words if word[:6] == "quant="
         )
         scales = 4 * channels if plain.per_channel else 4
         size += 4 * weight.size - (weight.size * bits + 7) // 8 - scales
     assert len(json.loads((tmp_path / "kept" / "run.json").read_text())["layers"]) == 10 - len(kept)
     assert result.float_ops > plain.float_ops
-    assert result.conv_gemm_integer <= plain.conv_gemm_integer - len(kept)
+    assert result.conv_gemm_integer == plain.conv_gemm_integer - len(set(kept) - float_kernels)
     assert result.weights_bytes - plain.weights_bytes == size
     assert result.model_bytes > plain.model_bytes
     assert result.peak_activation_bytes is None
-    assert result.accuracy > plain.accuracy - 0.01
 
 
 def test_all_layers_in_float_leave_the_rest_quantized(tmp_path):

@@ -7,6 +7,7 @@ harm, and layers.csv and tensors.csv. Everything is computed in float between Q 
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress
 from resnet8_quant.results import ANALYSIS_FILES
+
+log = logging.getLogger(__name__)
 
 LAYERS, TENSORS = ANALYSIS_FILES
 OTHERS = "(others)"  # the row of all that no layer reads
@@ -80,7 +83,6 @@ class Sensitivity:
         snr_db: {quantized tensor: its signal-to-noise ratio}, accumulated along the quantized model: the energy of the
             float model's values over that of the difference, in dB; in the order of the graph.
         images: that were looked at.
-        seconds: wall time.
     """
 
     layers: tuple[LayerEffect, ...]
@@ -88,7 +90,6 @@ class Sensitivity:
     quantized: Effect
     snr_db: dict[str, float]
     images: int
-    seconds: float
 
 
 def analyze(floating: onnx.ModelProto, quantized: onnx.ModelProto, input_spec: InputSpec, split: Split) -> Sensitivity:
@@ -152,7 +153,9 @@ def analyze(floating: onnx.ModelProto, quantized: onnx.ModelProto, input_spec: I
     whole = effect(parts.model(everything, everything, others=True))
     snr = _snr(run, parts, everything) if tensors else {}
     rows.sort(key=lambda row: -row.both.kl)
-    return Sensitivity(tuple(rows), accuracy, whole, snr, len(split.labels), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    log.info("analyzed %d layers on %d training images in %.1f s", len(parts.layers), len(split.labels), seconds)
+    return Sensitivity(tuple(rows), accuracy, whole, snr, len(split.labels))
 
 
 class _Runner:

@@ -176,7 +176,11 @@ def dequantized(graph: Graph, node: NodeProto) -> np.ndarray:
     """float32: what a DequantizeLinear of an initializer computes."""
     codes = graph.array(graph.stored(node.input[0])).astype(np.int64)
     scale = graph.array(node.input[1])
-    zero_point = graph.array(graph.stored(name)).astype(np.int64) if (name := input_name(node, 2)) else np.zeros_like(scale, np.int64)
+    zero_point = (
+        graph.array(graph.stored(name)).astype(np.int64)
+        if (name := input_name(node, 2))
+        else np.zeros_like(scale, np.int64)
+    )
     if scale.size == 1:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
     else:

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.compact import compact
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import one_blas_thread
@@ -251,6 +251,8 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         serialized = output.read_bytes()
     if printed.getvalue():
         log.debug("onnxruntime: %s", printed.getvalue())
+    if kept:
+        serialized = _serialize(_hold_in_float(onnx.load_from_string(serialized), kept))
     onnx.checker.check_model(serialized, full_check=False)
     return serialized
 
@@ -266,6 +268,22 @@ def _name_float_layers(proto: onnx.ModelProto, quant: QuantConfig) -> list[str]:
         while node.name in taken:
             node.name += "_"
     return [node.name for node in kept]
+
+
+def _hold_in_float(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """Put a Sum of one tensor before the nodes ``kept`` where they read a DequantizeLinear.
+
+    ONNX Runtime's WeightBiasQuantization makes int8 of a float weight that stands between DequantizeLinear and
+    QuantizeLinear, without being asked. It looks at the neighbours alone, and no other pass removes such a Sum.
+    """
+    graph = Graph(model)
+    for node in [node for node in graph.nodes if node.name in kept]:
+        producer = graph.producer(node.input[0])
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            name = graph.unique_name(f"{node.name}_input")
+            graph.insert_before(node, onnx.helper.make_node("Sum", [node.input[0]], [name], name))
+            node.input[0] = name
+    return graph.finish()
 
 
 @contextlib.contextmanager
