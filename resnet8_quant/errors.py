@@ -66,7 +66,8 @@ def as_typed_here(text: str) -> str:
     command = shown_command()
     if command != COMMAND:
         text = re.sub(r"python -m resnet8_quant\.(summary|report|profile|sensitivity)", rf"{command} \1", text)
-    if "--config-dir" not in text:
+    composes = not any(f"{COMMAND} {tool} " in f"{text} " for tool in COMMANDS)
+    if composes and "--config-dir" not in text:
         command = " ".join([command, *(f"--config-dir {shlex.quote(str(folder))}" for folder in own_folders())])
     return text.replace(COMMAND, command)
 

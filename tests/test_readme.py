@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from resnet8_quant.errors import COMMANDS
 from resnet8_quant.results import COLUMNS
 from resnet8_quant.sweep.compose import register, to_config
 from resnet8_quant.validation import validate
@@ -29,11 +30,11 @@ def commands(text: str) -> list[str]:
     """Every ``python run.py ...`` of a page, in code blocks and in sentences, without comments."""
     lines = [line for block in BLOCKS.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     inline = [" ".join(match.split()) for match in INLINE.findall(BLOCKS.sub("", text))]
-    found = [re.split(r"\s#\s|\s#$|&&", line)[0].strip() for line in [*lines, *inline]]
-    return [line[line.index("python run.py") :] for line in found if "python run.py" in line]
+    statements = [re.split(r"\s#\s|\s#$|&&", line)[0].strip() for line in [*lines, *inline]]
+    return [line[line.index("python run.py") :] for line in statements if "python run.py" in line]
 
 
-NO_EXPERIMENT = ("--help", "--hydra-help", "--cfg", "-sc", "...", "NAME")
+NO_EXPERIMENT = (*(f" {command} " for command in COMMANDS), "--help", "--hydra-help", "--cfg", "-sc", "...", "NAME")
 RUNS = sorted(
     {
         (page, command)

@@ -76,7 +76,9 @@ def test_a_deployed_model_answers_as_the_plain_one(cifar10: Dataset, tmp_path: P
     plain = quantize(model, images, Config(quants[name], calibration)).serialized
     x86 = DeployConfig("x86", DType.uint8, avoid_saturation=True, pixel_blocking=True)
     deployed, input_spec = deploy(plain, x86, model.input_spec)
-    answers = [
+    predictions = [
         predict(one, input_spec, cifar10.test.images, batch_size=500, threads=0).labels for one in (plain, deployed)
     ]
-    assert np.sum(answers[0] != answers[1]) <= (10 if name == "int8" else 0)  # plain int8 is half float: it may round
+    assert np.sum(predictions[0] != predictions[1]) <= (
+        10 if name == "int8" else 0
+    )  # plain int8 is half float: it may round

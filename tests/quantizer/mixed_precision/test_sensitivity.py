@@ -31,8 +31,8 @@ def test_narrower_is_worse_in_the_bytes_of_packed_integers(model, images):
     arrays = arrays_of(model.proto())
     for node in layer_nodes(model.proto().graph):
         size = arrays[node.input[1]].size
-        found = [(choice.bits, choice.payload) for choice in choices[node.output[0]]]
-        assert found == [(2, size // 4), (3, size // 2), (4, size // 2), (8, size)]
+        options = [(choice.bits, choice.payload) for choice in choices[node.output[0]]]
+        assert options == [(2, size // 4), (3, size // 2), (4, size // 2), (8, size)]
 
 
 @pytest.mark.parametrize("case", NETS)
