@@ -117,15 +117,14 @@ def analyze(floating: onnx.ModelProto, quantized: onnx.ModelProto, input_spec: I
             f"`analyze` is layers, but the model cannot be compared with its float model: {error}", "analyze=none"
         ) from error
     run = _Runner(input_spec, split)
-    tensors = parts.tensors
     everything = {layer.name for layer in parts.layers}
 
-    float_outputs = run(parts.model(), 1)[0]
+    float_outputs = run(parts.model())
     truth = _log_softmax(float_outputs)
     predictions = float_outputs.argmax(axis=1)
 
     def effect(model: onnx.ModelProto) -> Effect:
-        scores = run(model, 1)[0]
+        scores = run(model)
         logs = _log_softmax(scores)
         kl = float((np.exp(truth) * (truth - logs)).sum(axis=1).mean())
         labels = scores.argmax(axis=1)
@@ -151,7 +150,7 @@ def analyze(floating: onnx.ModelProto, quantized: onnx.ModelProto, input_spec: I
         advance(1)
     accuracy = float((predictions == split.labels).mean())
     whole = effect(parts.model(everything, everything, others=True))
-    snr = _snr(run, parts, everything) if tensors else {}
+    snr = _snr(run, parts, everything)
     rows.sort(key=lambda row: -row.both.kl)
     seconds = time.perf_counter() - started
     log.info("analyzed %d layers on %d training images in %.1f s", len(parts.layers), len(split.labels), seconds)
@@ -165,17 +164,11 @@ class _Runner:
         self.input_spec, self.images = input_spec, split.images
         self.size = input_spec.batch or BATCH
 
-    def __call__(self, model: onnx.ModelProto, count: int) -> list[np.ndarray]:
-        """Values of the first ``count`` outputs on all images."""
-        parts = self.batches(model, lambda values: values[:count])
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
-
-    def batches(
-        self, model: onnx.ModelProto, take: Callable[[list[np.ndarray]], list[np.ndarray]]
-    ) -> list[list[np.ndarray]]:
-        """What ``take`` makes of the outputs of each batch."""
+    def __call__(self, model: onnx.ModelProto) -> np.ndarray:
+        """Values of the first output on all images."""
         session = new_session(model.SerializeToString(), 1, entries=SIMULATED)
-        return self.map(lambda batch: take(session.run(None, {self.input_spec.name: batch})))
+        parts = self.map(lambda batch: session.run(None, {self.input_spec.name: batch})[:1])
+        return np.concatenate([part[0] for part in parts])
 
     def map(self, compute: Callable[[np.ndarray], list[np.ndarray]]) -> list[list[np.ndarray]]:
         """What ``compute`` makes of each batch, cut to its images where the batch had to be filled up."""
@@ -193,6 +186,8 @@ class _Runner:
 
 def _snr(run: _Runner, parts: PartlyQuantized, everything: set[str]) -> dict[str, float]:
     """Signal-to-noise ratio in dB of every quantized tensor, along the quantized model."""
+    if not parts.tensors:
+        return {}
     names = list(parts.tensors)
     values = [parts.tensors[name] for name in names]
     source = run.input_spec.name
@@ -205,9 +200,7 @@ def _snr(run: _Runner, parts: PartlyQuantized, everything: set[str]) -> dict[str
         signals = dict(zip(computed, sessions[0].run(computed, feed) if computed else [], strict=True)) | feed
         noisy = sessions[1].run(values, feed)
         pairs = [(signals[name].astype(np.float64), value) for name, value in zip(names, noisy, strict=True)]
-        return [
-            np.stack([_energies(signal, value) for signal, value in pairs], axis=1)  # [N, tensors, 2]
-        ]
+        return [np.stack([_energies(signal, value) for signal, value in pairs], axis=1)]  # [N, tensors, 2]
 
     total = np.concatenate([part[0] for part in run.map(energies)]).sum(axis=0)
     return {name: _decibels(signal, noise) for name, (signal, noise) in zip(names, total.tolist(), strict=True)}
