@@ -17,6 +17,16 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 
 
+def draw_validation(train: Split, images: CalibrationImages, count: int, seed: int) -> Split:
+    """Training images that do not calibrate: ``count`` of them, or all where there are fewer."""
+    used = images.chosen if images.images is train.images else np.empty(0, np.int64)
+    free = np.setdiff1d(np.arange(len(train.labels)), used)
+    # The second number keeps this draw apart from that of the calibration images, which has the same seed.
+    rng = np.random.default_rng([seed, 1])
+    chosen = np.sort(rng.choice(free, min(count, len(free)), replace=False))
+    return Split(train.images[chosen], train.labels[chosen])
+
+
 def accuracy_drop(
     train: Split, model: FloatModel, images: CalibrationImages, config: Config
 ) -> Callable[[bytes], float] | None:
@@ -36,12 +46,7 @@ def accuracy_drop(
     """
     if config.allocate.max_accuracy_drop is None:
         return None
-    used = images.chosen if images.images is train.images else np.empty(0, np.int64)
-    free = np.setdiff1d(np.arange(len(train.labels)), used)
-    # The second number keeps this draw apart from that of the calibration images, which has the same seed.
-    rng = np.random.default_rng([config.seed, 1])
-    chosen = np.sort(rng.choice(free, config.allocate.validation_images, replace=False))
-    validation = Split(train.images[chosen], train.labels[chosen])
+    validation = draw_validation(train, images, config.allocate.validation_images, config.seed)
 
     def accuracy(serialized: bytes) -> float:
         candidate = dataclasses.replace(model, serialized=serialized)

@@ -35,6 +35,8 @@ IN_PLACE = frozenset(
 WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1, 2), "QLinearConv": (3, 8), "QLinearMatMul": (3, 8)}
 MOST_STATES = 100_000  # of the search for the best order; beyond it, the order of the file
 
+FLOAT_BITS = 32  # of a weight that is no integer
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -184,7 +186,7 @@ def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel
 
     Args:
         layers: of ``measure``.
-        bits: of the weights of each layer that has some, in order; None: all in float32.
+        bits: of the weights of each layer that has some, in order, 32 in float32; None: all in float32.
         per_channel: a float32 scale for each output, else one for each layer.
     """
     weighted = [layer for layer in layers if layer.weights]
@@ -192,6 +194,9 @@ def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel
         return sum(4 * (layer.weights + layer.biases) for layer in weighted)
     total = 0
     for layer, width in zip(weighted, bits, strict=True):
+        if width == FLOAT_BITS:
+            total += 4 * (layer.weights + layer.biases)
+            continue
         weights = (layer.weights + 1) // 2 if width <= 4 else layer.weights * (2 if width > 8 else 1)
         total += weights + 4 * layer.biases + 4 * (max(layer.biases, 1) if per_channel else 1)
     return total

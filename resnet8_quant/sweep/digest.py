@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet8_quant import __version__
-from resnet8_quant.config import Config, DType, Sampling
+from resnet8_quant.config import Analysis, Config, DType, Sampling
 from resnet8_quant.files import sha256_bytes, sha256_file
 from resnet8_quant.machine import runtime_version
 from resnet8_quant.validation import is_low_bit, is_refined
@@ -36,7 +36,8 @@ def _rewrites_weights(config: Config) -> bool:
 
 def _draws(config: Config) -> bool:
     """Whether images are drawn by chance, for calibration or for the validation split."""
-    return config.calibration.sampling is Sampling.stratified or config.allocate.max_accuracy_drop is not None
+    splits = config.allocate.max_accuracy_drop is not None or config.analyze is Analysis.layers
+    return config.calibration.sampling is Sampling.stratified or splits
 
 
 # Files that a config names: their contents count instead of their paths.
@@ -57,6 +58,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     (("latency.warmup", "latency.threads", "latency.throughput_batch"), lambda config: config.latency.runs == 0),
     (("calibration.samples_per_class",), lambda config: config.calibration.sampling is Sampling.mlperf_tiny),
     (("seed",), lambda config: not _draws(config)),
+    (("analyze",), lambda config: config.analyze is Analysis.none),
 )
 
 
