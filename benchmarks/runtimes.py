@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime
 
 import resnet8_quant as rq
+from resnet8_quant.config import Layout
 from resnet8_quant.deploy.tflite import c_code, ends, reference, runtimes, target
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.experiment import prepare
@@ -82,7 +83,7 @@ def main() -> None:
     core, _, data = target.build(quantized.named, config.deploy, sha256_bytes(quantized.serialized))
     export_seconds = time.perf_counter() - started
     values = model.input_spec.prepare(test.images)
-    if values.shape[1:] != core.tensors[core.input].shape[1:]:
+    if model.input_spec.layout is Layout.NCHW:
         values = values.transpose(0, 2, 3, 1)
     inputs = ends.feed(core, values)
 

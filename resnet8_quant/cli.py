@@ -1,7 +1,7 @@
 """The command line: ``resnet8-quant quant=int8``, the same as ``python run.py quant=int8``, and the other commands.
 
-``resnet8-quant summary|report|profile|compare ...`` are ``python run.py summary ...`` and so on. Here it is decided
-which command was typed; sweep/ending.py runs experiments.
+``resnet8-quant summary|report|profile|compare|sensitivity ...`` are ``python run.py summary ...`` and so on. Here it is
+decided which command was typed; sweep/ending.py runs experiments.
 """
 
 from __future__ import annotations

@@ -61,6 +61,11 @@ def run(arguments: Sequence[str]) -> None:
     evidence = gather(jobs)
     sentences, moved = flips(evidence)
     tables = [table for table in (settings(jobs), figures(jobs), moved, layers(jobs)) if table is not None]
+    sentences += [
+        f"{name}: its run.json cannot be read, so that the bits of its layers are not known."
+        for name, job in zip("AB", jobs, strict=True)
+        if _widths(job) is None
+    ]
     names = [f"A: {terminal.shown(options.first)}", f"B: {terminal.shown(options.second)}"]
     texts = [terminal.markdown(table.heading, [[_cut(cell) for cell in row] for row in table.rows]) for table in tables]
     terminal.show("\n\n".join(["\n".join(names), *texts, "\n".join(map(terminal.wrapped, sentences))]))
@@ -171,19 +176,21 @@ def flips(evidence: Evidence) -> tuple[list[str], Table | None]:
 
 
 def layers(jobs: Sequence[Job]) -> Table | None:
-    """Bits of weights and activations, layer by layer; None where both runs have the same."""
+    """Bits of weights and activations, layer by layer; None where both have the same, or a run.json is damaged."""
     widths = [_widths(job) for job in jobs]
-    if widths[0] == widths[1]:
+    if widths[0] == widths[1] or None in widths:
         return None
-    names = dict.fromkeys([*widths[0], *widths[1]])
-    rows = [(name, *(width.get(name, "float") for width in widths)) for name in names]
+    names = dict.fromkeys(name for width in widths for name in width or {})
+    rows = [(name, *((width or {}).get(name, "float") for width in widths)) for name in names]
     return Table("layer", ("Layer", "A: weights, activations", "B: weights, activations"), rows)
 
 
-def _widths(job: Job) -> dict[str, str]:
+def _widths(job: Job) -> dict[str, str] | None:
     entries = read_json(job.path / "run.json").get("layers")
+    if not isinstance(entries, list):
+        return None
     widths: dict[str, str] = {}
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("output"), str):
             widths[entry["output"]] = f"{entry.get('weight_bits')}, {entry.get('activation_bits')} bits"
     return widths

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Optional
+from typing import Any, Optional
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.settings import Group, Member, flatten, setting
@@ -100,6 +100,13 @@ class DataKind(Enum):
     arrays = "arrays"
 
 
+class Analysis(Enum):
+    """What a run looks into once its model is quantized."""
+
+    none = "none"
+    layers = "layers"
+
+
 class TrackingKind(Enum):
     """Experiment tracker that runs are logged to, besides their own folder."""
 
@@ -180,8 +187,10 @@ class QuantConfig(Group):
         "least bit width of the weights of the first and last layer, whose inputs keep all bits; 8 could saturate; "
         "null: no exception",
     )
-    layers: dict[str, dict[str, int]] = setting(
-        {}, "exceptions by layer name or pattern: {dense: {weight_bits: 8}, stack1.*: {activation_bits: 6}}"
+    layers: dict[str, dict[str, Any]] = setting(
+        {},
+        "exceptions by layer name or pattern: {dense: {weight_bits: 8}, stack1.*: {activation_bits: 6}}; "
+        "{conv: {float: true}} keeps a layer in float",
     )
     compact: bool = setting(False, "shrink the file (short names, no metadata); outputs stay the same")
 
@@ -390,6 +399,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    analyze: Member[Analysis] = setting(
+        Analysis.none, "layers: which layer's weights or input hurt, on 1000 TRAIN images; docs/sensitivity.md"
+    )
     seed: int = setting(42, "of every random draw of the run")
     cache_dir: Optional[str] = setting(
         None,

@@ -16,6 +16,7 @@ COMMANDS = (
     "report",
     "profile",
     "compare",
+    "sensitivity",
 )  # the others: python -m resnet8_quant.summary, or python run.py summary
 
 
@@ -64,7 +65,7 @@ def as_typed_here(text: str) -> str:
     """``text`` with its commands as this program was started, with the user's own folder of option files."""
     command = shown_command()
     if command != COMMAND:
-        text = re.sub(r"python -m resnet8_quant\.(summary|report|profile)", rf"{command} \1", text)
+        text = re.sub(r"python -m resnet8_quant\.(summary|report|profile|sensitivity)", rf"{command} \1", text)
     composes = not any(f"{COMMAND} {tool} " in f"{text} " for tool in COMMANDS)
     if composes and "--config-dir" not in text:
         command = " ".join([command, *(f"--config-dir {shlex.quote(str(folder))}" for folder in own_folders())])
@@ -89,5 +90,7 @@ def completed(error: ExperimentError, overrides: Sequence[str]) -> ExperimentErr
         return error
     if not all("=" in word and not word.endswith(",") for word in typed):
         return error
-    merged = {word.partition("=")[0].lstrip("+"): word for word in (*overrides, *typed)}
+    settings = tuple(f"{word.partition('=')[0]}." for word in typed)  # quant.layers={...} replaces quant.layers.x=...
+    kept = [word for word in overrides if not word.lstrip("+").startswith(settings)]
+    merged = {word.partition("=")[0].lstrip("+"): word for word in (*kept, *typed)}
     return ExperimentError(error.problem, f"{COMMAND} {shlex.join(merged.values())}")

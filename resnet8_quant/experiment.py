@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from resnet8_quant.config import Config, DType, ModelKind, Runtime, Sampling
+from resnet8_quant.config import Analysis, Config, DType, ModelKind, Runtime, Sampling
 from resnet8_quant.deploy.deploy import deploy, target_size
 from resnet8_quant.deploy.memory import measure
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.evaluator.accuracy import evaluate
 from resnet8_quant.evaluator.kernels import check_runtime
+from resnet8_quant.evaluator.sensitivity import Sensitivity, analyze
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
@@ -34,7 +35,7 @@ from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
 from resnet8_quant.validation import check_validation_images, validate
-from resnet8_quant.validation_split import accuracy_drop, training_images
+from resnet8_quant.validation_split import accuracy_drop, draw_validation, training_images
 
 if TYPE_CHECKING:
     from resnet8_quant.deploy.tflite.target import Target
@@ -44,6 +45,7 @@ __all__ = ["Prepared", "failed_row", "prepare", "run_experiment"]
 
 log = logging.getLogger(__name__)
 
+ANALYZED = 1000  # training images that analyze=layers looks at
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -123,6 +125,9 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
             speed=measure_speed(model, None if unchanged else final, test.images, config),
             memory=measure(model.proto()),
             target=target,
+            sensitivity=analyze_layers(config, prepared, quantized.named)
+            if quantized is not None and config.analyze is Analysis.layers
+            else None,
         )
         result = result_of(run)
         write_outputs(folder, run, result)
@@ -178,6 +183,26 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         training=training_images(prepared.data.train, prepared.images, config),
         cache=prepared.cache,
     )
+
+
+def analyze_layers(config: Config, prepared: Prepared, named: bytes, count: int = ANALYZED) -> Sensitivity:
+    """Which layer hurts, on TRAIN images that do not calibrate.
+
+    Args:
+        config: of the run.
+        prepared: of the same config.
+        named: the Q/DQ model with names.
+        count: of images; all that are left where there are fewer.
+
+    Raises:
+        ExperimentError: no training images are left, or the model is not one made of the run's float model.
+    """
+    from resnet8_quant.quantizer.refine.equalize import equalize
+
+    assert prepared.images is not None  # validate refuses an analysis of a float run
+    model = equalize(prepared.model) if config.refine.equalize else prepared.model
+    split = draw_validation(prepared.data.train, prepared.images, count, config.seed)
+    return analyze(model.proto(), onnx.load_from_string(named), model.input_spec, split)
 
 
 def _export(

@@ -23,10 +23,12 @@ import onnx
 
 from resnet8_quant import __version__, results
 from resnet8_quant.config import Config, DType, Sampling
-from resnet8_quant.deploy.memory import Memory, flash_bytes
+from resnet8_quant.deploy.memory import FLOAT_BITS, Memory, flash_bytes
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.evaluator import sensitivity
 from resnet8_quant.evaluator.accuracy import Evaluation
 from resnet8_quant.evaluator.kernels import RuntimeCheck
+from resnet8_quant.evaluator.sensitivity import Sensitivity
 from resnet8_quant.evaluator.statistics import ClassRow, Comparison, mcnemar_p
 from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.inputs.dataset import Dataset
@@ -35,7 +37,9 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
 from resnet8_quant.options import derive_name, quant_name
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
+from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.results import RunResult
+from resnet8_quant.validation import keeps_float_layers
 
 if TYPE_CHECKING:
     from resnet8_quant.deploy.tflite.target import Target
@@ -87,6 +91,7 @@ class FinishedRun:
         speed: columns of both models; empty where it was not measured.
         memory: of the float model's graph; None where a shape is not known.
         target: the .tflite file and what the runtimes made of it; None without deploy=tflite.
+        sensitivity: which layer hurts; None without analyze=layers.
     """
 
     config: Config
@@ -103,6 +108,7 @@ class FinishedRun:
     speed: dict[str, Any]
     memory: Memory | None
     target: Target | None
+    sensitivity: Sensitivity | None = None
 
 
 def result_of(run: FinishedRun) -> RunResult:
@@ -154,7 +160,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
 def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
     """Write the files of a run; results.csv last."""
     # of an earlier run in the same, explicitly chosen folder
-    for name in (results.FILE_NAME, "model.tflite", *results.CALIBRATION_FILES):
+    for name in (results.FILE_NAME, "model.tflite", *results.CALIBRATION_FILES, *results.ANALYSIS_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(run.final.serialized)
@@ -175,6 +181,8 @@ def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
         named = onnx.load_from_string(run.quantized.named)
         write_ranges(run.quantized.calibration, named, folder / "ranges.csv")
         write_histograms(run.quantized.calibration, folder / "histograms.npz")
+    if run.sensitivity is not None:
+        sensitivity.write(run.sensitivity, folder)
     with replacing(folder / results.RECORD) as temporary:
         temporary.write_text(json.dumps(_record(folder, run, result), indent=2) + "\n", encoding="utf-8")
     results.write(result, folder)
@@ -268,14 +276,17 @@ def _memory_columns(run: FinishedRun) -> dict[str, Any]:
     """What a target needs for the model: flash for its weights, RAM for its activations, multiply-accumulates."""
     if run.memory is None:
         return {}
-    layers = run.final.layers
-    columns = {
-        "macs": run.memory.macs,
-        "peak_activation_bytes": (1 if layers else 4) * run.memory.peak_activation_bytes,
-    }
-    # Both list the layers in the graph's order; a layer that stays in float leaves it open which one it is.
-    if len(layers) in (0, sum(layer.weights > 0 for layer in run.memory.layers)):
-        bits = [layer.weight_bits for layer in layers] or None
+    layers, names = run.final.layers, [layer.name for layer in run.memory.layers if layer.weights]
+    kept = set()  # in float by quant.layers
+    if keeps_float_layers(run.config.quant):
+        kept = {*names} - layer_bits(run.prepared.model.proto().graph, run.config.quant).keys()
+    columns = {"macs": run.memory.macs}
+    if not kept:  # else they depend on where the runtime goes over to float
+        columns["peak_activation_bytes"] = (1 if layers else 4) * run.memory.peak_activation_bytes
+    # Both list the layers in the graph's order; another layer that stayed in float leaves it open which one it is.
+    if len(layers) in (0, len(names) - len(kept)):
+        widths = iter(layer.weight_bits for layer in layers)
+        bits = [FLOAT_BITS if name in kept else next(widths) for name in names] if layers else None
         per_channel = any(layer.per_channel for layer in layers)
         columns["weights_bytes"] = flash_bytes(run.memory.layers, bits, per_channel)
     return columns

@@ -26,6 +26,7 @@ SCHEMA_VERSION = 8
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
+ANALYSIS_FILES = ("layers.csv", "tensors.csv")  # of analyze=layers
 # What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
 FILES = ("model.onnx", "model.tflite", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
 

@@ -132,6 +132,8 @@ def _has_type(value: object, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if NoneType in arguments:
         return value is None or any(_has_type(value, argument) for argument in arguments if argument is not NoneType)
+    if hint is Any:  # validation.py looks at it
+        return True
     if origin is list:
         return isinstance(value, list | tuple) and all(_has_type(item, arguments[0]) for item in value)
     if origin is dict:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from operator import attrgetter
 from typing import Any
 from urllib.parse import urlsplit
 
 from resnet8_quant.config import (
+    Analysis,
     Config,
     DeployConfig,
     DeployInput,
@@ -77,6 +79,7 @@ HISTOGRAM_OPTIONAL = (Method.minmax, Method.moving_average)
 _8_BITS = (DType.uint8, DType.int8)
 SQLITE = "sqlite:///"
 _LAYER_FIELDS = ("weight_bits", "activation_bits")
+_LAYER_FLOAT = "float"  # and the field that keeps a layer in float
 # The fields of `refine` that change something, with the value that changes nothing.
 _UNREFINED: dict[str, object] = {
     "weight_scale": WeightScale.max,
@@ -156,8 +159,8 @@ def _tracks(config: Config) -> bool:
     return config.tracking.kind is not TrackingKind.none
 
 
-def layer_override(layer: str, field: str, bits: int) -> str:
-    """The bit width of a layer as a shell takes it; a name with dots or patterns needs the braces."""
+def layer_override(layer: str, field: str, bits: int | str) -> str:
+    """The bit width of a layer, or ``float: true``, as a shell takes it; a name with dots needs the braces."""
     return f"'quant.layers={{{layer}: {{{field}: {bits}}}}}'"
 
 
@@ -345,6 +348,13 @@ RULES: tuple[Rule, ...] = (
     Rule("quant.activation_bits", lambda c: _to_tflite(c) and (c.quant.activation_bits or 8) < 8,
          " with deploy={deploy}, whose kernels take 8-bit activations; weights may have fewer bits",
          "quant.activation_bits=null"),
+    Rule("quant.layers", lambda c: _to_tflite(c) and keeps_float_layers(c.quant),
+         ", which keeps layers in float, with deploy={deploy}, whose kernels take integers only",
+         "quant.layers={{}}"),
+    Rule("analyze", lambda c: c.analyze is not Analysis.none and is_float(c),
+         ", but quant=float has nothing quantized to analyze", "analyze=none"),
+    Rule("quant.format", lambda c: c.analyze is not Analysis.none and c.quant.format is not Format.QDQ,
+         "; analyze=layers needs Q/DQ pairs", "quant.format=QDQ"),
     Rule("quant.format", lambda c: _rewrites(c) and c.quant.format is Format.QOperator,
          " with deploy={deploy}, which starts from Q/DQ pairs and writes integers itself", "quant.format=QDQ"),
     Rule("deploy.activation_type", lambda c: _deploys(c) and c.deploy.activation_type not in _8_BITS,
@@ -436,7 +446,10 @@ def _check_bit_widths(quant: QuantConfig) -> None:
         if quant.activation_type is not DType.float32 and getattr(quant, key) is not None:  # for float32: RULES
             widths.append((f"quant.{key}", key, getattr(quant, key), f"quant.{key}={{}}".format))
     for layer, settings in quant.layers.items():
+        _check_float_layer(quant, layer, settings)
         for key, value in settings.items():
+            if key == _LAYER_FLOAT:
+                continue
             known = key if key in _LAYER_FIELDS else "weight_bits"
             widths.append((f"quant.layers.{layer}.{key}", key, value, partial(layer_override, layer, known)))
     for field, key, value, override in widths:
@@ -444,7 +457,10 @@ def _check_bit_widths(quant: QuantConfig) -> None:
         if quant.activation_type is DType.float32:
             problem, remedy = f"{value}, but quant=float does not read it", f"quant=u8s8 {override(4)}"
         elif field.startswith("quant.layers.") and key not in _LAYER_FIELDS:
-            problem, remedy = f"not a field of a layer; valid are {', '.join(_LAYER_FIELDS)}", override(8)
+            problem, remedy = (
+                f"not a field of a layer; valid are {', '.join((*_LAYER_FIELDS, _LAYER_FLOAT))}",
+                override(8),
+            )
         elif dtype.bits > 8 and key == "activation_bits":
             reason = "ONNX Runtime has no kernel for 16-bit integers that are clipped; valid types are int8, uint8"
             problem = f"{value} with `quant.activation_type` {dtype.name}; {reason}"
@@ -454,6 +470,34 @@ def _check_bit_widths(quant: QuantConfig) -> None:
         else:
             continue
         raise ExperimentError(f"`{field}` is {problem}", f"{COMMAND} {remedy}")
+
+
+def _check_float_layer(quant: QuantConfig, layer: str, settings: dict[str, Any]) -> None:
+    """Refuse a layer that is to stay in float and to have bits, and true or false for a number and the reverse."""
+    field, kept = f"quant.layers.{layer}", settings.get(_LAYER_FLOAT)
+    for key, value in settings.items():
+        is_bits = isinstance(value, Integral) and not isinstance(value, bool)
+        if not (isinstance(value, bool) if key == _LAYER_FLOAT else is_bits):
+            valid, remedy = ("true or false", "true") if key == _LAYER_FLOAT else ("a number of bits, 2 to 8", "8")
+            named = key if key in (*_LAYER_FIELDS, _LAYER_FLOAT) else "weight_bits"
+            override = layer_override(layer, named, int(remedy) if remedy.isdigit() else remedy)
+            raise ExperimentError(f"`{field}.{key}` is {word(value)}; valid is {valid}", f"{COMMAND} {override}")
+    if kept and quant.activation_type is DType.float32:
+        raise ExperimentError(
+            f"`{field}.float` is true, but quant=float does not read it",
+            f"{COMMAND} quant=u8s8 {layer_override(layer, _LAYER_FLOAT, 'true')}",
+        )
+    if kept and len(settings) > 1:
+        others = ", ".join(key for key in settings if key != _LAYER_FLOAT)
+        raise ExperimentError(
+            f"`{field}` has `float` true and {others}; a layer in float has no bit widths",
+            f"{COMMAND} {layer_override(layer, _LAYER_FLOAT, 'true')}",
+        )
+
+
+def keeps_float_layers(quant: QuantConfig) -> bool:
+    """Whether quant.layers keeps any layer in float."""
+    return any(settings.get(_LAYER_FLOAT) for settings in quant.layers.values())
 
 
 def _check_credentials(config: Config) -> None:

@@ -27,17 +27,23 @@ def training_images(train: Split, images: CalibrationImages, config: Config) -> 
         return None
     rows = np.arange(len(train.labels))
     if config.allocate.max_accuracy_drop is not None:
-        rows = np.setdiff1d(rows, _validation_rows(train, images, config))
+        rows = np.setdiff1d(rows, _validation_rows(train, images, config.allocate.validation_images, config.seed))
     return CalibrationImages(train.images, rows, "")
 
 
-def _validation_rows(train: Split, images: CalibrationImages, config: Config) -> np.ndarray:
-    """Indices of the validation split, ascending."""
+def draw_validation(train: Split, images: CalibrationImages, count: int, seed: int) -> Split:
+    """Training images that do not calibrate: ``count`` of them, or all where there are fewer."""
+    chosen = _validation_rows(train, images, count, seed)
+    return Split(train.images[chosen], train.labels[chosen])
+
+
+def _validation_rows(train: Split, images: CalibrationImages, count: int, seed: int) -> np.ndarray:
+    """Indices of the images of `draw_validation`, ascending."""
     used = images.chosen if images.images is train.images else np.empty(0, np.int64)
     free = np.setdiff1d(np.arange(len(train.labels)), used)
     # The second number keeps this draw apart from that of the calibration images, which has the same seed.
-    rng = np.random.default_rng([config.seed, 1])
-    return np.sort(rng.choice(free, config.allocate.validation_images, replace=False))
+    rng = np.random.default_rng([seed, 1])
+    return np.sort(rng.choice(free, min(count, len(free)), replace=False))
 
 
 def accuracy_drop(
@@ -59,8 +65,7 @@ def accuracy_drop(
     """
     if config.allocate.max_accuracy_drop is None:
         return None
-    chosen = _validation_rows(train, images, config)
-    validation = Split(train.images[chosen], train.labels[chosen])
+    validation = draw_validation(train, images, config.allocate.validation_images, config.seed)
 
     def accuracy(serialized: bytes) -> float:
         candidate = dataclasses.replace(model, serialized=serialized)

@@ -315,7 +315,7 @@ def test_a_budget_and_a_refinement(start: Start) -> None:
             "calibration.samples_per_class=100 d",
         ),
         ("calibration.samples_per_clas=3", "`calibration.samples_per_clas`", "calibration.samples_per_class=3"),
-        ("sumary outputs", "commands are summary, report, profile and compare", "run.py summary outputs"),
+        ("sumary outputs", "commands are summary, report, profile, compare and sensitivity", "run.py summary outputs"),
         ("-m quant=int8,int9", "`quant` is int9", "run.py -m quant=int8,uint8"),
         ("seed=7 --multirn", "unrecognized arguments: --multirn", "run.py seed=7 --multirun"),
         ("-c jb", "invalid choice: 'jb'", "-c job"),
@@ -342,6 +342,8 @@ def test_remedies_repeat_what_else_was_typed() -> None:
     error = completed(ExperimentError("no", "python run.py quant=u8s8 refine=best"), typed)
     assert error.remedy == shlex.join(["python", "run.py", "seed=7", "quant=u8s8", typed[2], "refine=best"])
     assert completed(ExperimentError("no", "seed=8"), typed[:1]).remedy == "python run.py seed=8"
+    error = completed(ExperimentError("no", f"python run.py {typed[2]}"), ["quant.layers.b.weight_bits=1"])
+    assert error.remedy == shlex.join(["python", "run.py", *shlex.split(typed[2])])
     for remedy in ("python run.py --help", "give it once", "python run.py -m quant=int8", "a=b, or c=d", "it's"):
         assert completed(ExperimentError("no", remedy), typed).remedy == remedy
 

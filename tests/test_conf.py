@@ -129,8 +129,14 @@ WRONG = {
     "quant.layers.stack=8": (f"`quant.layers.stack` is 8; {LAYER}", "'quant.layers={stack: {weight_bits: 8}}'"),
     "+quant.layers.a.weight_bits=b": (f"`quant.layers.a.weight_bits` is b; {LAYER}", "{a: {weight_bits: 8}}'"),
     "'quant.layers={a.b: 8}'": (f"`quant.layers` is {{a.b: 8}}; {LAYER}", "'quant.layers={a.b: {weight_bits: 8}}'"),
-    "quant.layers.a.b.weight_bits=8": (f"{LAYER}, 2 to 8 each, in braces", "'quant.layers={a.b: {weight_bits: 8}}'"),
-    "quant.layers.a.*.weight_bits=8": (f"{LAYER}, 2 to 8 each, in braces", "'quant.layers={a.*: {weight_bits: 8}}'"),
+    "quant.layers.a.b.weight_bits=8": (
+        f"{LAYER}, 2 to 8 each, or float: true, in braces",
+        "'quant.layers={a.b: {weight_bits: 8}}'",
+    ),
+    "quant.layers.a.*.weight_bits=8": (
+        f"{LAYER}, 2 to 8 each, or float: true, in braces",
+        "'quant.layers={a.*: {weight_bits: 8}}'",
+    ),
 }
 
 

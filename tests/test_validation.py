@@ -43,6 +43,14 @@ REFUSED: dict[str, str] = {
     "'quant.layers={stack1.conv1: {bits: 4}}'": "`quant.layers.stack1.conv1.bits` is not a field of a layer; valid are",
     "'quant.layers={dense: {residual_bits: 4}}'": "`quant.layers.dense.residual_bits` is not a field of a layer; valid",
     "quant=float 'quant.layers={dense: {weight_bits: 4}}'": "`quant.layers.dense.weight_bits` is 4, but quant=float",
+    "'quant.layers={dense: {float: 1}}'": "`quant.layers.dense.float` is 1; valid is true or false",
+    "'quant.layers={dense: {weight_bits: true}}'": "`quant.layers.dense.weight_bits` is true; valid is a number of",
+    "'quant.layers={dense: {weight_bits: 8, float: true}}'": "`quant.layers.dense` has `float` true and weight_bits",
+    "quant=float 'quant.layers={dense: {float: true}}'": "`quant.layers.dense.float` is true, but quant=float",
+    "deploy=tflite 'quant.layers={dense: {float: true}}'": "keeps layers in float, with deploy=tflite",
+    # analysis
+    "quant=float analyze=layers": "`analyze` is layers, but quant=float has nothing quantized to analyze",
+    "quant.format=QOperator analyze=layers": "`quant.format` is QOperator; analyze=layers needs Q/DQ pairs",
     "quant.activation_type=uint16 quant.activation_bits=4": "`quant.activation_bits` is 4 with `quant.activation_type`",
     "quant=float quant.weight_bits=4": "`quant.weight_bits` is 4, but quant=float does not read it",
     "quant=float quant.activation_bits=4": "`quant.activation_bits` is 4, but quant=float does not read it",
@@ -153,6 +161,7 @@ PASSES = [
     f"{shlex.join(LISTED)} calibration.allow_test_images=true",
     "quant=float calibration.samples_per_class=1 calibration.bins=1",  # a float model is not calibrated
     "quant.format=QOperator",
+    "deploy=x86 quant=u8s8 'quant.layers={stack*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
     "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
     f"{MLFLOW} tracking.uri=http://localhost:5000",

@@ -35,6 +35,8 @@ IN_PLACE = frozenset(
 WEIGHTS = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (1, 2), "QLinearConv": (3, 8), "QLinearMatMul": (3, 8)}
 MOST_STATES = 100_000  # of the search for the best order; beyond it, the order of the file
 
+FLOAT_BITS = 32  # of a weight that is no integer
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -88,7 +90,8 @@ def measure(model: onnx.ModelProto) -> Memory | None:
     """
     graph, shapes = model.graph, static_shapes(model)
     constants = {tensor.name: (tuple(tensor.dims), _bits(tensor.data_type)) for tensor in graph.initializer}
-    memory = {graph.input[0].name: graph.input[0].name}
+    source = next(value.name for value in graph.input if value.name not in constants)
+    memory = {source: source}
     layers = []
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in constants]
@@ -107,7 +110,7 @@ def measure(model: onnx.ModelProto) -> Memory | None:
             Layer(node.output[0], node.op_type, *work, tuple(memory[name] for name in inputs), node.output[0])
         )
     sizes = {name: int(np.prod(shapes[name], dtype=np.int64)) for name in set(memory.values())}
-    live, peak = peak_bytes(layers, sizes, graph.input[0].name, memory[graph.output[0].name])
+    live, peak = peak_bytes(layers, sizes, source, memory[graph.output[0].name])
     return Memory(tuple(layers), sizes, live, sum(layer.macs for layer in layers), peak)
 
 
@@ -131,7 +134,8 @@ def _work(
     if not first or len(shape) < 2:
         return 0, 0, 0, 0
     weights = int(np.prod(shape, dtype=np.int64))
-    positions = int(np.prod(output[2:], dtype=np.int64)) if "Conv" in node.op_type else 1
+    repeated = output[2:] if "Conv" in node.op_type else output[1:-1]  # pixels; rows beside the batch
+    positions = int(np.prod(repeated, dtype=np.int64))
     biases = int(np.prod(constants.get(input_name(node, last), ((0,), 0))[0], dtype=np.int64))
     return weights * positions, weights, bits, biases
 
@@ -182,7 +186,7 @@ def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel
 
     Args:
         layers: of ``measure``.
-        bits: of the weights of each layer that has some, in order; None: all in float32.
+        bits: of the weights of each layer that has some, in order, 32 in float32; None: all in float32.
         per_channel: a float32 scale for each output, else one for each layer.
     """
     weighted = [layer for layer in layers if layer.weights]
@@ -190,6 +194,9 @@ def flash_bytes(layers: Sequence[Layer], bits: Sequence[int] | None, per_channel
         return sum(4 * (layer.weights + layer.biases) for layer in weighted)
     total = 0
     for layer, width in zip(weighted, bits, strict=True):
+        if width == FLOAT_BITS:
+            total += 4 * (layer.weights + layer.biases)
+            continue
         weights = (layer.weights + 1) // 2 if width <= 4 else layer.weights * (2 if width > 8 else 1)
         total += weights + 4 * layer.biases + 4 * (max(layer.biases, 1) if per_channel else 1)
     return total

@@ -58,7 +58,8 @@ class QuantizationSummary:
         per_channel: whether any weight has a scale per channel.
         quantized_ops: operators whose data inputs are all quantized.
         float_ops: the others. Not counted at all: QuantizeLinear, DequantizeLinear, and what stands between them for
-            integers of fewer bits, which are a Clip of an activation and a Cast of a weight.
+            integers of fewer bits, which are a Clip of an activation and a Cast of a weight; and a Sum of one tensor,
+            which keeps a layer in float.
         operators: {"Conv": [quantized, float], ...}.
         weight_payload_bytes: of all initializers as stored, without names and graph.
         layers: with integer weights, in the order of the graph.
@@ -97,6 +98,8 @@ def summarize(model: onnx.ModelProto) -> QuantizationSummary:
             quantized.update(node.output)
             continue
         if reader.only_converts(node) or (op_type == "Cast" and inputs[0] in quantized):
+            continue
+        if op_type == "Sum" and len(inputs) == 1:  # what it hands on is to be read as floats
             continue
 
         # Integer operators say the types of their weight and output themselves.

@@ -85,6 +85,11 @@ def emit(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     return emitted
 
 
+def quantized_tensors(model: onnx.ModelProto) -> set[str]:
+    """Activations of the float graph that a Q/DQ model stores as integers."""
+    return {float_name(node) for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+
 @dataclass(frozen=True)
 class _Site:
     """A layer's place in the graph: its node, the positions of data and weight in its inputs, its old bias's name."""

@@ -116,7 +116,7 @@ def layer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBits]:
-    """Bit widths of every layer, in the order of the graph.
+    """Bit widths of every layer that quant.layers does not keep in float, in the order of the graph.
 
     Raises:
         ExperimentError: a name in quant.layers matches no layer.
@@ -138,4 +138,8 @@ def layer_bits(graph: onnx.GraphProto, quant: QuantConfig) -> dict[str, LayerBit
             )
         for name in matching:
             bits[name] |= override
-    return {name: LayerBits(layer["weight_bits"], layer["activation_bits"]) for name, layer in bits.items()}
+    return {
+        name: LayerBits(layer["weight_bits"], layer["activation_bits"])
+        for name, layer in bits.items()
+        if not layer.get("float")
+    }

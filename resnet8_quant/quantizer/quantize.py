@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,17 +26,17 @@ from onnxruntime.quantization.registry import QDQRegistry
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.graphs.compact import compact
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, at_least_opset
+from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import one_blas_thread
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit
+from resnet8_quant.quantizer.emit import OLDEST_OPSET, emit, quantized_tensors
 from resnet8_quant.quantizer.mixed_precision import allocation
 from resnet8_quant.quantizer.mixed_precision.allocation import BitWidths
 from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
-from resnet8_quant.quantizer.plan import LayerBits, Plan, layer_bits
+from resnet8_quant.quantizer.plan import LayerBits, Plan, layer_bits, layer_nodes
 from resnet8_quant.quantizer.refine.equalize import equalize
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
 from resnet8_quant.validation import is_low_bit, is_refined
@@ -175,7 +175,7 @@ class _Builder:
         bits = layer_bits(self.model.proto().graph, config.quant)
         if widths is not None:
             bits = {layer: LayerBits(width, bits[layer].activation) for layer, width in widths.items()}
-        plan = reconstruct(self.model, self.images, config, self.calibration, bits)
+        plan = reconstruct(self.model, self.images, config, self.calibration, bits, quantized_tensors(self.quantized))
         return self.emitted(plan, bits)
 
     def emitted(self, plan: Plan, bits: dict[str, LayerBits]) -> _Built:
@@ -195,12 +195,14 @@ def _allocated(
     Limits that cannot be kept are refused before the sensitivities are measured, which takes minutes.
     """
     config = builder.config
-    bits = layer_bits(builder.model.proto().graph, config.quant)
+    graph = builder.model.proto().graph
+    bits = layer_bits(graph, config.quant)
     if not bits:
         raise ExperimentError(
             "`allocate`: the model has no Conv, Gemm or MatMul whose bits it could choose", "allocate=none"
         )
-    allowed = allocation.allowed_widths(config, bits)
+    names = [node.output[0] for node in layer_nodes(graph)]
+    allowed = allocation.allowed_widths(config, bits, ends=(names[0], names[-1]))
 
     def file_size(widths: BitWidths) -> int:
         built = builder.build(widths, refine=False)
@@ -234,6 +236,7 @@ def _serialize(model: onnx.ModelProto) -> bytes:
 def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
     """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
     proto = model.proto()
+    kept = _name_float_layers(proto, quant)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAIN)
     if quant.per_channel and opset < OLDEST_OPSET:  # a scale for each channel
         proto = at_least_opset(proto, OLDEST_OPSET)
@@ -256,6 +259,7 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
             None,
             quant_format=QuantFormat[quant.format.name],
             op_types_to_quantize=OPERATORS,
+            nodes_to_exclude=kept,
             per_channel=quant.per_channel,
             reduce_range=quant.reduce_range,
             activation_type=QUANT_TYPES[quant.activation_type],
@@ -267,8 +271,39 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         serialized = output.read_bytes()
     if printed.getvalue():
         log.debug("onnxruntime: %s", printed.getvalue())
+    if kept:
+        serialized = _serialize(_hold_in_float(onnx.load_from_string(serialized), kept))
     onnx.checker.check_model(serialized, full_check=False)
     return serialized
+
+
+def _name_float_layers(proto: onnx.ModelProto, quant: QuantConfig) -> list[str]:
+    """Names of the nodes that quant.layers keeps in float; each gets one of its own, by which onnxruntime goes."""
+    if not quant.layers:
+        return []
+    quantized, taken = layer_bits(proto.graph, quant), {node.name for node in proto.graph.node}
+    kept = [node for node in layer_nodes(proto.graph) if node.output[0] not in quantized]
+    for node in kept:
+        node.name = f"{node.output[0]}_in_float"
+        while node.name in taken:
+            node.name += "_"
+    return [node.name for node in kept]
+
+
+def _hold_in_float(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    """Put a Sum of one tensor before the nodes ``kept`` where they read a DequantizeLinear.
+
+    ONNX Runtime's WeightBiasQuantization makes int8 of a float weight that stands between DequantizeLinear and
+    QuantizeLinear, without being asked. It looks at the neighbours alone, and no other pass removes such a Sum.
+    """
+    graph = Graph(model)
+    for node in [node for node in graph.nodes if node.name in kept]:
+        producer = graph.producer(node.input[0])
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            name = graph.unique_name(f"{node.name}_input")
+            graph.insert_before(node, onnx.helper.make_node("Sum", [node.input[0]], [name], name))
+            node.input[0] = name
+    return graph.finish()
 
 
 @contextlib.contextmanager

@@ -89,6 +89,10 @@ def to_config(
     except OmegaConfBaseException as error:
         raise explain(error) or error from error
     assert isinstance(result, Config)
+    for layer, settings in result.quant.layers.items():
+        for key, value in settings.items():
+            if not isinstance(value, int):  # OmegaConf takes any value there
+                raise _wrong_layer(f"{_LAYERS}.{layer}.{key}={value}", "")
     _refuse_unknown(config, Config, "")
     if choices is None:
         choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
@@ -221,9 +225,11 @@ def _wrong_value(error: OmegaConfBaseException, context: str, typed: Sequence[st
 def _wrong_layer(override: str, place: str) -> ExperimentError:
     """An override of quant.layers without bit widths; ``place`` is where in it OmegaConf stopped."""
     key, _, value = override.lstrip("+").partition("=")
-    layer = re.sub(r"\.(weight|activation)_bits$", "", max(key, place, key=len).removeprefix(_LAYERS).lstrip("."))
+    layer = re.sub(
+        r"\.((weight|activation)_bits|float)$", "", max(key, place, key=len).removeprefix(_LAYERS).lstrip(".")
+    )
     return ExperimentError(
-        f"`{key}` is {value}; a layer takes weight_bits and activation_bits, 2 to 8 each, in braces",
+        f"`{key}` is {value}; a layer takes weight_bits and activation_bits, 2 to 8 each, or float: true, in braces",
         layer_override(layer or "LAYER", "weight_bits", 8),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet8_quant import __version__
-from resnet8_quant.config import Config, DType, Sampling
+from resnet8_quant.config import Analysis, Config, DType, Sampling
 from resnet8_quant.files import sha256_bytes, sha256_file
 from resnet8_quant.machine import runtime_version
 from resnet8_quant.validation import is_low_bit, is_refined
@@ -35,9 +35,9 @@ def _rewrites_weights(config: Config) -> bool:
 
 
 def _draws(config: Config) -> bool:
-    """Whether images are drawn by chance: for calibration, for the validation split or to learn from."""
-    drawn = config.refine.distill or config.allocate.max_accuracy_drop is not None
-    return config.calibration.sampling is Sampling.stratified or drawn
+    """Whether images are drawn by chance: for calibration, for a validation split or to learn from."""
+    splits = config.allocate.max_accuracy_drop is not None or config.analyze is Analysis.layers
+    return config.calibration.sampling is Sampling.stratified or splits or config.refine.distill
 
 
 # Files that a config names: their contents count instead of their paths.
@@ -58,6 +58,7 @@ UNREAD: tuple[tuple[tuple[str, ...], Callable[[Config], bool]], ...] = (
     (("latency.warmup", "latency.threads", "latency.throughput_batch"), lambda config: config.latency.runs == 0),
     (("calibration.samples_per_class",), lambda config: config.calibration.sampling is Sampling.mlperf_tiny),
     (("seed",), lambda config: not _draws(config)),
+    (("analyze",), lambda config: config.analyze is Analysis.none),
 )
 
 

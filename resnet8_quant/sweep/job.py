@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet8_quant import results, terminal
-from resnet8_quant.config import Config
+from resnet8_quant.config import Analysis, Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep import folders, launchers, plan
@@ -55,7 +55,14 @@ def run_alone(config: Config, folder: Path, overrides: Sequence[str]) -> None:
     track(config, folder, result)
     lines = ["", *terminal.final_lines(result)]
     terminal.log_to_file(log, "\n".join(lines))
-    written = [f"  {terminal.shown(folder / name)}" for name in OUTPUTS]
+    if config.analyze is Analysis.layers:
+        from resnet8_quant.sensitivity import lines_of
+
+        analysis = lines_of(folder, config, command)
+        terminal.log_to_file(log, "\n".join(analysis))
+        lines += ["", *analysis, ""]
+    outputs = [*OUTPUTS, *(results.ANALYSIS_FILES if config.analyze is Analysis.layers else ())]
+    written = [f"  {terminal.shown(folder / name)}" for name in outputs]
     terminal.show("\n".join([*lines, "Written to", *written]))
 
 

@@ -229,9 +229,9 @@ def _conv(step: _Step) -> list[str]:
     weight = step.tensor(1)
     kernel = (weight.shape[1], weight.shape[2])
     weight_name, bias_name, packed = step.weights()
-    step.constants.append(
-        _scales(f"scales_{step.number}", *reference.channel_scales(step.tensor(), weight, step.output))
-    )
+    pairs = reference.channel_scales(step.tensor(), weight, step.output)
+    channels = step.output.shape[-1]  # one scale for all: repeated
+    step.constants.append(_scales(f"scales_{step.number}", *(np.broadcast_to(pair, (channels,)) for pair in pairs)))
     if step.kind == "CONV_2D":
         function, sizes = "rq_conv", f"{packed}, {kernel[0]}, {kernel[1]}, {weight.shape[3]}"
     else:

@@ -61,6 +61,7 @@ class _Converter:
         self.result = TfliteModel([], [], -1, -1, description)
         self.tensor: dict[str, int] = {}  # of a quantized activation, by each of its names in ONNX
         self.flattened: dict[int, tuple[int, int, int]] = {}  # tensor -> height, width, channels before Flatten
+        self.channels_last: set[str] = set()  # images that are NHWC in ONNX too: behind a Transpose, before a Flatten
 
     def convert(self) -> TfliteModel:
         for node in self.onnx.graph.nodes:
@@ -84,7 +85,15 @@ class _Converter:
         name = node.input[index]
         if name not in self.tensor:
             raise refuse(f"the input {name} of {node.op_type} is not quantized")
+        if name in self.channels_last and node.op_type not in FLATTENING:
+            raise refuse(f"{node.output[0]} reads an image that is transposed to NHWC, which only Flatten may")
         return self.tensor[name]
+
+    def call(self, name: str, same: str) -> None:
+        """Give a tensor another name, that of a value with the same codes in the same order."""
+        self.tensor[name] = self.tensor[same]
+        if same in self.channels_last:
+            self.channels_last.add(name)
 
     def finish(
         self,
@@ -140,7 +149,11 @@ class _Converter:
         self.result.operators.append(Operator(kind, inputs, (output,), options))
         orders = {self.flattened[i] for i in inputs if i in self.flattened}
         if orders and kind != "FULLY_CONNECTED":  # which undoes it in its weights
-            if len(orders) > 1 or kind == "CONCATENATION":
+            plain = any(
+                i not in self.flattened and self.result.tensors[i].data is None and self.result.tensors[i].shape[-1] > 1
+                for i in inputs
+            )
+            if len(orders) > 1 or kind == "CONCATENATION" or (plain and kind in ("ADD", "MUL")):
                 raise refuse(f"{name} joins images that were flattened, whose values TensorFlow Lite orders otherwise")
             self.flattened[output] = orders.pop()
         return output
@@ -171,13 +184,18 @@ class _Converter:
         if not name:
             name, codes = f"{node.output[0]}_bias", np.zeros(outputs, np.int32)
         elif name in self.onnx.constants:
-            codes = self.onnx.constants[name].codes
+            constant = self.onnx.constants[name]
+            codes, scale_read = constant.codes, np.asarray(constant.scale, np.float64).reshape(-1)
+            if np.any(constant.zero_point) or not np.allclose(scale_read, product, rtol=1e-5, atol=0):
+                values = (codes.astype(np.float64) - constant.zero_point) * scale_read
+                codes = np.rint(values / product.astype(np.float64))
         elif name in self.onnx.arrays:
             codes = np.rint(self.onnx.arrays[name].astype(np.float64) / product.astype(np.float64))
         else:
             raise refuse(f"the bias of {node.output[0]} is computed; it must be constant")
         if np.abs(codes.astype(np.float64)).max(initial=0) > 2**31 - 1:
             raise refuse(f"the bias of {node.output[0]} does not fit int32 on its scale")
+        codes = np.broadcast_to(codes.reshape(-1), (outputs,))
         axis = 0 if len(product) > 1 else None
         return self.result.add(Tensor(name, codes.shape, "int32", product, 0, axis, codes.astype(np.int32)))
 
@@ -190,13 +208,18 @@ class _Converter:
         if name in self.tensor and name not in (self.onnx.input,):
             # Q behind DQ: the same integers, or the same values on another scale
             source, params = self.tensor[name], self.onnx.parameters(node)
+            self.call(node.output[0], name)
             if params != self.params(source):
                 shape = self.result.tensors[source].shape
-                source = self.append("QUANTIZE", (source,), node.output[0], shape, params)
-            self.tensor[node.output[0]] = source
+                self.tensor[node.output[0]] = self.append("QUANTIZE", (source,), node.output[0], shape, params)
             return
         if name in self.onnx.inputs():
             scale, zero_point = self.onnx.parameters(node)
+            if self.result.input >= 0:
+                if (scale, zero_point) != self.params(self.result.input):
+                    raise refuse(f"the input {self.onnx.input} is quantized twice, on different scales")
+                self.tensor[node.output[0]] = self.result.input
+                return
             image = self.onnx.input
             shape = self.onnx.shapes[image]
             if not self.onnx._input_is_nhwc() and len(shape) == 4:
@@ -210,7 +233,10 @@ class _Converter:
 
     def dequantize(self, node: onnx.NodeProto) -> None:
         if node.input[0] in self.tensor:
-            self.tensor[node.output[0]] = self.tensor[node.input[0]]
+            params = self.onnx.parameters(node)
+            if params != self.params(self.tensor[node.input[0]]) and not self.onnx.same_as_quantized(node):
+                raise refuse(f"{node.input[0]} is dequantized with other parameters than it is quantized with")
+            self.call(node.output[0], node.input[0])
         else:
             self.onnx.read_constant(node)
 
@@ -262,7 +288,11 @@ class _Converter:
             raise refuse(f"{node.output[0]} is a Gemm with transA, alpha or beta")
         transposed = bool(settings.get("transB", 0))
         source = self.source(node)
+        if len(self.onnx.shapes[node.input[0]]) != 2:
+            raise refuse(f"{node.output[0]} is a product of other than two dimensions")
         codes, scale = self.onnx.weights(node, 0 if transposed else 1)
+        if codes.ndim != 2:
+            raise refuse(f"{node.output[0]} is a product with weights of {codes.ndim} dimensions, not two")
         codes = codes if transposed else codes.T
         if source in self.flattened:
             # ONNX flattened channels first; TensorFlow Lite stores them last.
@@ -334,7 +364,12 @@ class _Converter:
         pads = settings.get("pads")
         if pads is None and len(node.input) > 1 and node.input[1] in self.onnx.arrays:
             pads = self.onnx.arrays[node.input[1]].tolist()
-        if settings.get("mode", b"constant") != b"constant" or input_name(node, 3) or pads is None:
+        if (
+            settings.get("mode", b"constant") != b"constant"
+            or input_name(node, 3)
+            or pads is None
+            or settings.get("value")
+        ):
             raise refuse(f"{node.output[0]} is a Pad with a mode, axes or sizes that are not constant")
         value = input_name(node, 2)
         constant = self.onnx.constants.get(value)
@@ -353,8 +388,13 @@ class _Converter:
         height, width = tensor.shape[1:3]
         average = node.op_type != "MaxPool"
         whole = node.op_type == "GlobalAveragePool" or (
-            average and tuple(settings["kernel_shape"]) == (height, width) and not any(settings.get("pads", [0]))
+            average
+            and tuple(settings["kernel_shape"]) == (height, width)
+            and not any(settings.get("pads", [0]))
+            and settings.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
         )
+        if any(step != 1 for step in settings.get("dilations", [])):
+            raise refuse(f"{node.output[0]} is a dilated pool, which TensorFlow Lite does not have")
         last, _ = self.onnx.activation(node.output[0]) or (node.output[0], "NONE")
         if whole and self.onnx.parameters(self.onnx.quantizer(last)) != self.params(source):
             self.mean(node, source, keep_dims=True)
@@ -379,7 +419,7 @@ class _Converter:
     def reduce_mean(self, node: onnx.NodeProto) -> None:
         settings = attributes(node)
         axes = settings.get("axes")
-        if axes is None and len(node.input) > 1:
+        if axes is None and input_name(node, 1) in self.onnx.arrays:
             axes = self.onnx.arrays[node.input[1]].tolist()
         rank = len(self.onnx.shapes[node.input[0]])
         if rank != 4 or sorted(int(axis) % 4 for axis in axes or ()) != [2, 3]:
@@ -394,7 +434,7 @@ class _Converter:
             raise refuse(f"{node.output[0]} is reshaped to {list(shape)}; only [1, N] has the same order in NHWC")
         table = self.result.add(Tensor(f"{node.output[0]}_shape", (2,), "int32", data=np.array(shape, np.int32)))
         output = self.finish_same_scale("RESHAPE", node, (source, table), shape, new_shape=list(shape))
-        if len(before) == 4 and before[1] * before[2] > 1:
+        if len(before) == 4 and before[1] * before[2] > 1 and node.input[0] not in self.channels_last:
             self.flattened[output] = before[1:]
 
     def softmax(self, node: onnx.NodeProto) -> None:
@@ -426,11 +466,17 @@ class _Converter:
         if permutation not in ([0, 3, 1, 2], [0, 2, 3, 1]):
             raise refuse(f"{node.output[0]} is transposed by {permutation}")
         if name in self.tensor:
-            self.tensor[node.output[0]] = self.tensor[name]
-            readers = self.onnx.graph.consumers(node.output[0])
-            for quantize in readers:
-                if quantize.op_type == "QuantizeLinear":
-                    self.tensor[quantize.output[0]] = self.tensor[name]
+            height, width = self.result.tensors[self.tensor[name]].shape[1:3]
+            to_nchw, was_nhwc = permutation == [0, 3, 1, 2], name in self.channels_last
+            is_image = self.tensor[name] == self.result.input and self.onnx.images
+            if height * width > 1 and to_nchw != (was_nhwc or bool(is_image)):
+                raise refuse(
+                    f"{node.output[0]} is transposed by {permutation}, which is not from one order to the other"
+                )
+            self.call(node.output[0], name)
+            self.channels_last.discard(node.output[0])
+            if not to_nchw and height * width > 1:
+                self.channels_last.add(node.output[0])
         elif name != self.onnx.input:
             raise refuse(f"{name} is transposed in float")
 
@@ -460,6 +506,7 @@ def _as_int8(codes: np.ndarray) -> np.ndarray:
 FUSING = frozenset(
     ("ADD", "AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MAX_POOL_2D", "MUL")
 )  # kernels that take a Relu or Relu6
+FLATTENING = frozenset(("Flatten", "Reshape"))  # of an NHWC image they have TensorFlow Lite's order
 HANDLERS: dict[str, Callable[[_Converter, onnx.NodeProto], None]] = {
     "Add": _Converter.add,
     "AveragePool": _Converter.pool,

@@ -37,6 +37,7 @@ OPERATORS = {
     "SOFTMAX": ("SoftmaxOptions", 2),
 }
 
+DTYPES = {"int8", "uint8", "int4", "int16", "int32", "int64", "float32"}
 NEEDED = (
     "ModelT",
     "Model",
@@ -181,6 +182,8 @@ def read(data: bytes) -> TfliteModel:
             raise ValueError("it does not begin as a .tflite file does")
         root = fb.ModelT.InitFromObj(fb.Model.GetRootAsModel(bytearray(data), 0))
         (graph,) = root.subgraphs
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise ValueError(f"it has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one each")
         (source,), (result,) = graph.inputs, graph.outputs
         types = {value: name.lower() for name, value in vars(fb.TensorType).items() if not name.startswith("_")}
         kinds = {value: name for name, value in vars(fb.BuiltinOperator).items() if not name.startswith("_")}
@@ -188,6 +191,7 @@ def read(data: bytes) -> TfliteModel:
         tensors = [_read_tensor(tensor, types, root.buffers) for tensor in graph.tensors]
         operators = [_read_operator(fb, operator, kinds[codes[operator.opcodeIndex]]) for operator in graph.operators]
         _check(tensors, operators, source, result)
+        TfliteModel(tensors, operators, int(source), int(result)).memory()  # what no figures can be had of is damaged
     except Exception as error:  # a damaged flatbuffer raises whatever NumPy and struct raise
         raise ExperimentError(
             f"the .tflite file cannot be read: {error}", "write it again: python run.py quant=int8 deploy=tflite"
@@ -203,17 +207,21 @@ def _check(tensors: list[Tensor], operators: list[Operator], source: int, result
     """
     if any(size < 1 for tensor in tensors for size in tensor.shape):
         raise ValueError("a tensor has a size below 1")
+    if strange := {tensor.dtype for tensor in tensors} - DTYPES:
+        raise ValueError(f"a tensor is of type {', '.join(sorted(strange))}")
     known = {source} | {i for i, tensor in enumerate(tensors) if tensor.data is not None}
     for operator in operators:
         weighted = operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
         if len(operator.outputs) != 1 or not 0 <= operator.outputs[0] < len(tensors) or operator.outputs[0] in known:
             raise ValueError(f"{operator.kind} has {len(operator.outputs)} outputs, or writes what is there already")
+        if operator.kind == "RESHAPE" and tensors[operator.inputs[0]].data is not None:
+            raise ValueError("RESHAPE reads a constant")
         if not operator.inputs or weighted > (len(operator.inputs) == 3):
             raise ValueError(f"{operator.kind} has {len(operator.inputs)} inputs")
         if any(i != -1 and i not in known for i in operator.inputs) or operator.inputs[0] == -1:
             raise ValueError(f"{operator.kind} reads a tensor before it is computed")
         known.add(operator.outputs[0])
-    if not 0 <= source < len(tensors) or result not in known:
+    if not 0 <= source < len(tensors) or result not in known or tensors[result].data is not None:
         raise ValueError("its input or its output is no tensor that is computed")
 
 

@@ -93,7 +93,7 @@ class TfliteModel:
         weight, bias = self.tensors[operator.inputs[1]], operator.inputs[2]
         weights = math.prod(weight.shape)
         output = self.tensors[operator.outputs[0]].shape
-        positions = output[1] * output[2] if len(output) == 4 else 1
+        positions = math.prod(output[1:-1]) if operator.kind != "FULLY_CONNECTED" else math.prod(output[:-1])
         biases = math.prod(self.tensors[bias].shape) if bias >= 0 else 0
         return weights * positions, weights, 4 if weight.dtype == "int4" else 8, biases
 

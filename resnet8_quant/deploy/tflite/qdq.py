@@ -46,10 +46,10 @@ class QdqGraph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        if len(model.graph.input) != 1 or len(model.graph.output) != 1:
-            raise refuse(
-                f"the model has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs, not one each"
-            )
+        stored = {tensor.name for tensor in model.graph.initializer}  # which old models list as inputs too
+        inputs, outputs = [value for value in model.graph.input if value.name not in stored], model.graph.output
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise refuse(f"the model has {len(inputs)} inputs and {len(outputs)} outputs, not one each")
         self.graph = Graph(model)
         self.input, self.output = self.graph.input.name, self.graph.output.name
         self.shapes = static_shapes(model)
@@ -60,8 +60,10 @@ class QdqGraph:
         """Scale and int8 zero point of a QuantizeLinear of an activation."""
         scale = self.arrays.get(node.input[1])
         zero = self.arrays.get(node.input[2]) if len(node.input) > 2 else np.uint8(0)
-        if scale is None or zero is None or np.size(scale) != 1:
-            raise refuse(f"the scale of {node.input[0]} is no single constant")
+        if len(node.input) < 3 and attributes(node).get("output_dtype", 0) not in (0, onnx.TensorProto.UINT8):
+            raise refuse(f"{node.input[0]} has a QuantizeLinear without zero point, whose type is output_dtype")
+        if scale is None or zero is None or np.size(scale) != 1 or not 0 < scale.item() < np.inf:
+            raise refuse(f"the scale of {node.input[0]} is no single positive constant")
         zero = np.asarray(zero)
         if zero.dtype not in (np.uint8, np.int8):
             raise refuse(f"{node.input[0]} has {zero.dtype} activations; TensorFlow Lite's kernels take int8")
@@ -75,6 +77,11 @@ class QdqGraph:
         if len(readers) != 1 or not quantizers:
             raise refuse(f"{name} is used in float: there is no QuantizeLinear behind it")
         return quantizers[0]
+
+    def same_as_quantized(self, node: onnx.NodeProto) -> bool:
+        """Whether a DequantizeLinear has the parameters of the QuantizeLinear before it."""
+        quantize = self.graph.producer(node.input[0])
+        return quantize is not None and self.parameters(quantize) == self.parameters(node)
 
     def is_output(self, quantize: onnx.NodeProto) -> bool:
         """Whether what a QuantizeLinear writes is the model's output, dequantized or not."""
@@ -104,14 +111,20 @@ class QdqGraph:
         ):
             return node.output[0], "RELU"
         raise refuse(
-            f"{name} has activations of fewer than 8 bits, limited to {limits[0]} to {limits[1]}, which no fused "
-            "activation says",
+            f"{name} is limited to {limits[0]} to {limits[1]} (by a Clip, or activations of fewer than 8 bits), which "
+            "no fused activation says",
             LOW_BIT_REMEDY,
         )
 
     def limits(self, node: onnx.NodeProto) -> tuple[float | None, ...]:
         """Lowest and highest value of a Clip; None: no limit."""
-        values = (self.arrays.get(input_name(node, position)) for position in (1, 2))
+        if unknown := [name for name in node.input[1:] if name and name not in self.arrays]:
+            raise refuse(f"{node.output[0]} is a Clip whose limits are computed: {', '.join(unknown)}")
+        settings = attributes(node)  # before operator set 11
+        values = [self.arrays.get(input_name(node, position)) for position in (1, 2)]
+        values = [
+            settings.get(key) if value is None else value for key, value in zip(("min", "max"), values, strict=True)
+        ]
         return tuple(None if value is None else float(value) for value in values)
 
     def nhwc(self, name: str) -> tuple[int, ...]:

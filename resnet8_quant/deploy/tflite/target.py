@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from resnet8_quant import __version__
-from resnet8_quant.config import DeployConfig
+from resnet8_quant.config import DeployConfig, Layout
 from resnet8_quant.deploy.tflite import c_code, ends, file, reference, runtimes
 from resnet8_quant.deploy.tflite.convert import convert
 from resnet8_quant.deploy.tflite.model import TfliteModel
@@ -88,7 +88,7 @@ def export(model: bytes, config: DeployConfig, spec: InputSpec, images: np.ndarr
     core, lite, data = build(model, config, digest)
     images = images[: config.verify]
     values = spec.prepare(images)
-    if values.ndim == 4 and values.shape[1:] != lite.tensors[lite.input].shape[1:]:
+    if spec.layout is Layout.NCHW:
         values = values.transpose(0, 2, 3, 1)
     inputs = ends.feed(lite, values)
     predictions = {"tflite": _classes(runtimes.run_litert(data, inputs, 1))}

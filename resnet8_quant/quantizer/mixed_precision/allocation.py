@@ -40,16 +40,22 @@ class Choice:
     payload: int
 
 
-def allowed_widths(config: Config, bits: dict[str, LayerBits]) -> dict[str, list[int]]:
+def allowed_widths(
+    config: Config, bits: dict[str, LayerBits], ends: tuple[str, str] | None = None
+) -> dict[str, list[int]]:
     """The bit widths of allocate.choices that each layer may have, ascending.
 
     A layer that quant.layers names keeps its width; the first and the last have at least quant.keep_first_last.
+
+    Args:
+        bits: of the layers that are quantized.
+        ends: names of the model's first and last layer; None: those of ``bits``.
 
     Raises:
         ExperimentError: some layers have none; the remedy has all that are missing.
     """
     choices, quant = sorted(set(config.allocate.choices)), config.quant
-    first, last = next(iter(bits)), list(bits)[-1]
+    first, last = ends or (next(iter(bits)), list(bits)[-1])
     allowed, missing = {}, {}
     for layer, layer_bits in bits.items():
         low, high = 0, choices[-1]

@@ -48,7 +48,7 @@ def sensitivities(
     # The float model's logits, and what each layer reads in it.
     proto = model.proto()
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    nodes = layer_nodes(proto.graph)
+    nodes = [node for node in layer_nodes(proto.graph) if node.output[0] in widths]
     batch, source = model.input_spec.batch or BATCH, model.input_spec.name
     feed = spread_images(model, images, IMAGES)
     reads = sorted({node.input[0] for node in nodes} - {source})

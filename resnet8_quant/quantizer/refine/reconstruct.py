@@ -8,6 +8,7 @@ thus make up for earlier ones, as in AdaRound (Nagel et al., arXiv 2004.10568) a
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,13 +53,15 @@ def reconstruct(
     config: Config,
     calibration: Calibration,
     bits: dict[str, LayerBits] | None = None,
+    quantized: Collection[str] | None = None,
 ) -> Plan:
     """Choose the codes of every layer and the parameters of every activation.
 
     Args:
         images: calibration images; ``config.refine.images`` of them are used, evenly spread.
         config: of the run; ``quant``, ``calibration``, ``refine`` and ``evaluation.threads`` are read.
-        bits: of each layer; None: those of ``config.quant``.
+        bits: of each layer that is quantized; None: those of ``config.quant``.
+        quantized: activations that the graph stores as integers; None: all that ``calibration`` has parameters of.
 
     Raises:
         ExperimentError: quant.layers matches no layer.
@@ -66,16 +69,18 @@ def reconstruct(
     proto = model.proto()
     graph = proto.graph
     bits = layer_bits(graph, config.quant) if bits is None else bits
-    layers = {node.output[0]: node for node in layer_nodes(graph)}
+    names = {node.output[0] for node in layer_nodes(graph)}
+    layers = {node.output[0]: node for node in layer_nodes(graph) if node.output[0] in bits}
     weights = {tensor.name for tensor in graph.initializer}
     weighted = [node.output[0] for node in graph.node if node.op_type in WEIGHTED and weights & set(node.input[:2])]
-    if untouched := [name for name in weighted if name not in layers]:
+    if untouched := [name for name in weighted if name not in names]:
         log.warning("neither low-bit nor refined: %s", ", ".join(untouched))
     params = ActivationParams(graph, bits, config, calibration)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
     if needs_images(config.refine):
-        plans = _side_by_side(model, proto, images, params, constants)
+        stored = set(calibration.params if quantized is None else quantized)
+        plans = _side_by_side(model, proto, images, params, constants, stored)
         for name in calibration.params:  # tensors that no layer reads
             params.stored(name, None)
     else:
@@ -96,14 +101,16 @@ def _side_by_side(
     images: CalibrationImages,
     params: ActivationParams,
     constants: dict[str, np.ndarray],
+    stored_tensors: set[str],
 ) -> list[LayerPlan]:
     """Run float and quantized model node by node and quantize each layer when its input is known.
 
     Args:
         constants: {name: value} of the initializers; computed constants are added.
+        stored_tensors: activations that the graph stores as integers.
     """
     config, calibration, bits = params.config, params.calibration, params.bits
-    layers = {node.output[0]: node for node in layer_nodes(proto.graph)}
+    layers = {node.output[0]: node for node in layer_nodes(proto.graph) if node.output[0] in bits}
     graph = proto.graph
     # quantize_static folds a Relu or Clip into the operator before it, whose output then is never quantized itself.
     # With symmetric activations it keeps the Relu, and quantizes what it reads.
@@ -114,7 +121,10 @@ def _side_by_side(
     # Both models start from the same images; the quantized one sees them on the grid of its input.
     source, feed = graph.input[0].name, spread_images(model, images, config.refine.images)
     runner = NodeRunner(proto, _batch(model, graph, len(feed)), config.evaluation.threads)
-    floating, quantized = {source: feed}, {source: fake_quantize(feed, params.stored(source, feed))}
+    starts_quantized = source in stored_tensors & calibration.params.keys()
+    floating, quantized = {source: feed}, {source: feed}
+    if starts_quantized:
+        quantized[source] = fake_quantize(feed, params.stored(source, feed))
     plans = []
     with progress("refining", len(layers), "layers") as advance:
         for i, node in enumerate(graph.node):
@@ -148,7 +158,7 @@ def _side_by_side(
             # Activations are quantized as the emitted graph does it.
             for name, float_value, value in zip(filter(None, node.output), float_outputs, outputs, strict=True):
                 floating[name] = float_value
-                stays = name in folded or name not in calibration.params
+                stays = name in folded or name not in stored_tensors & calibration.params.keys()
                 quantized[name] = value if stays else fake_quantize(value, params.stored(name, value))
             for name in names:  # let go of what no later node reads
                 if last_use[name] == i:

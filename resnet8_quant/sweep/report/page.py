@@ -111,7 +111,7 @@ def _comparisons(evidence: Evidence, models: Sequence[Model], recommendation: Re
         _drawn("calibration", "Calibration images", plots.calibration_size(jobs)),
         _drawn("classes", "Classes", plots.per_class(evidence, close) if close else none),
         _drawn("confusion", "Confusion", plots.confusion(evidence, close) if close else none),
-        _drawn("layers", "Layers", plots.layer_snr(evidence, close) if close else none),
+        _drawn("layers", "Layers", plots.layer_plots(evidence, close) if close else none),
         _drawn("flips", "Flipped images", plots.flipped(evidence, close) if close else none),
         _significance(evidence, recommendation),
     ]

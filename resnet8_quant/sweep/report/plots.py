@@ -32,10 +32,13 @@ MAX_RUNS = 12
 MAX_CLASSES = 40
 MAX_IMAGES = 24
 MAX_SIDE = 96  # pixels of a thumbnail
+MAX_LAYERS = 60  # rows of a heat map
 MAX_NAME = 44  # characters of a run's name on an axis
 WINDOW = 10.0  # percentage points below the best where an axis of accuracy ends at first
 SIZE = "calibration.samples_per_class"
 ACCURACY = "Top-1, %"
+# Parts of layers.csv, and the names of their columns in the plot.
+HARMS = {"weights": "weights", "activations": "input", "both": "both", "kept_float": "gained in float"}
 # Settings that say how or where something is measured, not what.
 MEASUREMENT = ("latency.", "evaluation.", "cache_dir", "hydra.", "resume", "tracking", "experiment", "data.root")
 NO_PREDICTIONS = "the run's or the float model's predictions are missing"
@@ -341,6 +344,39 @@ def layer_snr(evidence: Evidence, first: Job) -> list[Plot] | str:
     note = "On the calibration images, in the order of the graph; higher is better, 6 dB are about one bit."
     spec = lines(points, names, Axes("", "SNR, dB"))
     return [Plot("layer_snr", "Signal to quantization noise of each activation", note, spec)]
+
+
+def layer_plots(evidence: Evidence, first: Job) -> list[Plot] | str:
+    """What is known of single layers: noise of the activations, and which layer hurts where a run was analyzed."""
+    ratios = layer_snr(evidence, first)
+    harms = layer_harm(evidence, first)
+    return harms + ratios if isinstance(ratios, list) else harms or ratios
+
+
+def layer_harm(evidence: Evidence, first: Job) -> list[Plot]:
+    """Divergence that each layer causes, the most harmful first, of the first run that has a layers.csv."""
+    columns = ("layer", "quantized_kl", *(f"{part}_{name}" for part in HARMS for name in ("kl", "flips", "accuracy")))
+    for job in selection(evidence, first, len(evidence.jobs)):
+        cells: list[Row] = []
+        for row in read_table(job.path / "layers.csv", columns)[:MAX_LAYERS]:
+            for part, title in HARMS.items():
+                kl, whole, accuracy = (number(row[name]) for name in (f"{part}_kl", "quantized_kl", f"{part}_accuracy"))
+                if kl is None or whole is None or accuracy is None:
+                    continue
+                value = whole - kl if part == "kept_float" else kl
+                about = f"KL {kl:.4f}, {row[f'{part}_flips']} flips, {100 * accuracy:.2f} %"
+                about = f"{row['layer']}: {title}\n{about}"
+                cells.append({"x": title, "y": row["layer"], "z": value, "text": f"{value:.4f}", "hover": about})
+        if cells:
+            rows = list(dict.fromkeys(str(cell["y"]) for cell in cells))
+            spec = heat_map(cells, list(HARMS.values()), rows, ("", "", "KL"))
+            note = (
+                f"Of {job.label} ({job.choices}), on training images: KL divergence from the float model's class "
+                "probabilities with a layer's weights or input alone quantized, and by how much the quantized model's "
+                "falls with this layer in float."
+            )
+            return [Plot("layer_harm", "Which layer hurts", note, spec)]
+    return []
 
 
 def _snr(job: Job) -> dict[str, float]:

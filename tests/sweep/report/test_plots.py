@@ -24,6 +24,7 @@ from resnet8_quant.sweep.report.plots import (
     confusion,
     focus,
     heat_maps,
+    layer_harm,
     layer_snr,
     pareto,
     per_class,
@@ -164,6 +165,31 @@ def test_per_class_and_layers_of_a_grid(grid: list[Job]) -> None:
     assert sum(cell["z"] for cell in cells[:10]) == pytest.approx(1000 * (first.row.accuracy_delta or 0.0))
     (plot,) = _plots(layer_snr(evidence, first))
     assert [(point["x"], point["y"]) for point in _values(plot)[:2]] == [("input", 70.1), ("relu", 40.5)]
+
+
+def test_the_harm_of_layers_is_drawn_of_the_first_run_that_was_analyzed(make_run: MakeRun, jobs_of: Read) -> None:
+    make_run(0, "quant=int8", 3)
+    folder = make_run(1, "quant=u8s8", 5)
+    parts = ("weights", "activations", "both", "kept_float")
+    names = [f"{part}_{column}" for part in parts for column in ("kl", "flips", "accuracy")]
+    rows = [
+        ["conv", *[0.3, 7, 0.5] * 3, 0.1, 2, 0.75, 0.5],
+        ["(others)", "", "", "", *[0.2, 6, 0.5] * 2, 0.6, 9, 0.5, 0.5],
+    ]
+    lines = [["layer", *names, "quantized_kl"], *rows]
+    (folder / "layers.csv").write_text("\n".join(",".join(map(str, line)) for line in lines) + "\n")
+    evidence = gather(jobs_of())
+    first, second = evidence.jobs
+    (plot,) = layer_harm(evidence, first)
+    cells = {(cell["y"], cell["x"]): cell for cell in _values(plot)}
+    assert len(cells) == 7  # what no layer reads has no weights
+    assert cells["conv", "weights"]["z"] == 0.3
+    assert cells["conv", "gained in float"]["z"] == pytest.approx(0.4)
+    assert cells["(others)", "gained in float"]["z"] == pytest.approx(-0.1)
+    assert cells["conv", "input"]["hover"] == "conv: input\nKL 0.3000, 7 flips, 50.00 %"
+    assert second.label in plot.note
+    (folder / "layers.csv").write_text("layer\nconv\n")
+    assert layer_harm(evidence, first) == []
 
 
 def test_focus_is_a_quantized_run(grid: list[Job]) -> None:

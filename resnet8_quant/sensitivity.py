@@ -1,0 +1,217 @@
+"""Which layer of a run hurts: ``python -m resnet8_quant.sensitivity RUN``, or analyze=layers beside the run itself.
+
+In: the folder of a run. Out: layers.csv and tensors.csv in it, a table of its layers with the most harmful first, and
+the command that gives the three worst of them more bits, or keeps them in float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet8_quant import terminal
+from resnet8_quant.config import Analysis, Config, DType, Runtime
+from resnet8_quant.errors import COMMAND as PROGRAM
+from resnet8_quant.errors import ExperimentError, as_typed_here
+from resnet8_quant.profile import shortened
+from resnet8_quant.results import ANALYSIS_FILES, RECORD
+
+COMMAND = "python -m resnet8_quant.sensitivity"
+LAYER_WIDTH = 14  # columns of a layer's name; the table then has 80
+WORST = 3
+PORTABLE_BITS = 7  # of weights that saturate on no CPU
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 1 after an error."""
+    return terminal.exit_code(lambda: run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """What the command line ``arguments`` asks for."""
+    parser = argparse.ArgumentParser(prog=as_typed_here(COMMAND), description="Which layer of a run hurts.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of a quantized model")
+    options = terminal.parsed(parser, arguments, COMMAND)
+    config, result = read_record(options.run)
+    analyze_run(options.run, config, result)
+    written = [f"  {terminal.shown(options.run / name)}" for name in ANALYSIS_FILES]
+    lines = lines_of(options.run, config, result.get("overrides") or "")
+    terminal.show("\n".join([*lines, "", "Written to", *written]))
+
+
+def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The config and the row of the run in ``folder``, from its run.json.
+
+    Raises:
+        ExperimentError: there is no such run, another version wrote it, or it quantized nothing.
+    """
+    from resnet8_quant.sweep.folders import read_json
+
+    record = read_json(folder / RECORD)
+    written, result = record.get("config"), record.get("result")
+    if not isinstance(written, dict) or not isinstance(result, dict):
+        raise ExperimentError(f"{folder} holds no finished run ({RECORD})", f"{PROGRAM} quant=w4a8 analyze=layers")
+    again = f"{PROGRAM} {result.get('overrides') or 'quant=w4a8'} analyze=layers"
+    values: dict[str, Any] = {}
+    try:
+        for field in dataclasses.fields(Config):
+            default = getattr(Config(), field.name)
+            value = written.get(field.name, default)
+            values[field.name] = type(default)(**value) if isinstance(value, dict) else value
+        values["analyze"] = Analysis.layers
+        config = Config(**values)
+    except (TypeError, ExperimentError) as error:
+        raise ExperimentError(f"{folder}: another version wrote {RECORD} ({error})", again) from error
+    if config.quant.activation_type is DType.float32:
+        raise ExperimentError(
+            f"{folder} is a float run, which has nothing quantized to analyze", f"{PROGRAM} quant=w4a8 analyze=layers"
+        )
+    return config, result
+
+
+def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
+    """Analyze a finished run and write layers.csv and tensors.csv beside its results.
+
+    The model is quantized again where its file has no names or other operators: that gives the same integers.
+
+    Raises:
+        ExperimentError: data or model are others now, or there is no model to be found.
+    """
+    from resnet8_quant.evaluator.sensitivity import write
+    from resnet8_quant.experiment import analyze_layers, prepare
+    from resnet8_quant.quantizer.quantize import quantize
+    from resnet8_quant.validation_split import accuracy_drop
+
+    prepared = prepare(config)
+    for name, digest in {"data": prepared.data.digest, "float_model": prepared.model.digest}.items():
+        if result.get(f"{name}_sha256") != digest:
+            raise ExperimentError(
+                f"{folder}: the {name.replace('_', ' ')} is not the one of the run any more",
+                f"{PROGRAM} {result.get('overrides') or ''} analyze=layers",
+            )
+    assert prepared.images is not None
+    if config.quant.compact or config.deploy.activation_type is not None:
+        from resnet8_quant.deploy.deploy import target_size
+
+        drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
+        named = quantize(
+            prepared.model,
+            prepared.images,
+            config,
+            accuracy_drop=drop,
+            target_size=target_size(config),
+            cache=prepared.cache,
+        ).named
+    else:
+        try:
+            named = (folder / "model.onnx").read_bytes()
+        except OSError as error:
+            raise ExperimentError(
+                f"{folder / 'model.onnx'} cannot be read ({error.strerror})",
+                f"{PROGRAM} {result.get('overrides') or ''} analyze=layers",
+            ) from error
+    write(analyze_layers(config, prepared, named), folder)
+
+
+def lines_of(folder: Path, config: Config, overrides: str) -> list[str]:
+    """The analysis in ``folder`` as lines for a terminal: a table, what it says, and the command for the worst layers.
+
+    Args:
+        config: of the run.
+        overrides: of its command line.
+    """
+    with (folder / ANALYSIS_FILES[0]).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [*table(rows).splitlines(), "", *_summary(rows[0]).splitlines()]
+    if layers := worst_layers(rows, config):
+        lines += [
+            f"More for the {len(layers)} that hurt most:",
+            f"  {as_typed_here(pasted(layers, config, overrides))}",
+        ]
+    return lines
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """The rows of layers.csv in 80 columns."""
+    names = shortened([row["layer"] for row in rows], LAYER_WIDTH)
+
+    def kl(row: dict[str, str], part: str) -> str:
+        return f"{float(row[f'{part}_kl']):.4f}" if row[f"{part}_kl"] else ""
+
+    cells = [
+        (
+            name,
+            f"{row['weight_bits']}/{row['activation_bits']}" if row["weight_bits"] else "",
+            *(kl(row, part) for part in ("weights", "activations", "both")),
+            row["both_flips"],
+            kl(row, "kept_float"),
+            f"{float(row['output_snr_db']):.1f}" if row["output_snr_db"] else "",
+        )
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return terminal.markdown(("Layer", "W/A", "Weights", "Input", "Both", "Flips", "Without", "dB"), cells)
+
+
+def _summary(row: dict[str, str]) -> str:
+    """What the columns mean, and the figures of the whole model."""
+    accuracies = [terminal.percent(float(row[name])) for name in ("float_accuracy", "quantized_accuracy")]
+    return terminal.wrapped(
+        f"On {int(row['images']):,} training images: {accuracies[0]} top-1 in float, {accuracies[1]} quantized; all "
+        f"quantized, KL {float(row['quantized_kl']):.4f} and {row['quantized_flips']} flips. Weights, Input, Both: KL "
+        "divergence from the float model's class probabilities with that alone quantized, and with both the "
+        "predictions that flip. Without: that of the quantized model with this layer in float. dB: signal-to-noise "
+        "ratio of the layer's output in the quantized model."
+    )
+
+
+def worst_layers(rows: Sequence[dict[str, str]], config: Config) -> dict[str, dict[str, int | bool]]:
+    """Exceptions for quant.layers that help the most harmful layers: more bits where there are, else float.
+
+    Args:
+        rows: of layers.csv, the most harmful first.
+        config: of the run.
+    """
+    quant = config.quant
+    wide = min(PORTABLE_BITS, quant.weight_type.bits)
+    layers: dict[str, dict[str, int | bool]] = {}
+    for row in rows:
+        if not row["weight_bits"] or len(layers) == WORST:
+            continue
+        weights, activations = float(row["weights_kl"]), float(row["activations_kl"])
+        if weights >= activations and int(row["weight_bits"]) < wide:
+            layers[row["layer"]] = {"weight_bits": wide}
+        elif weights < activations and int(row["activation_bits"]) < quant.activation_type.bits:
+            layers[row["layer"]] = {"activation_bits": quant.activation_type.bits}
+        elif config.deploy.runtime is not Runtime.tflite:
+            layers[row["layer"]] = {"float": True}
+    return layers
+
+
+def pasted(layers: dict[str, dict[str, int | bool]], config: Config, overrides: str) -> str:
+    """The run's command with ``layers`` added to its quant.layers."""
+    merged: dict[str, dict[str, Any]] = dict(config.quant.layers)
+    for name, settings in layers.items():
+        # what Hydra or the shell's patterns would read in a name is matched by any character
+        pattern = re.sub(r"[^\w./+$%@-]", "?", name)
+        old = {} if "float" in settings else merged.pop(pattern, {})
+        merged[pattern] = old | settings
+    texts = {
+        name: ", ".join(f"{key}: {str(value).lower()}" for key, value in settings.items())
+        for name, settings in merged.items()
+    }
+    value = ", ".join(f"{name}: {{{text}}}" for name, text in texts.items())
+    kept = [
+        word for word in shlex.split(overrides) if not re.match(r"\+*(quant\.layers|analyze|hydra\.run\.dir)\b", word)
+    ]
+    return f"{PROGRAM} {shlex.join([*kept, f'quant.layers={{{value}}}'])}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

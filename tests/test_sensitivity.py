@@ -1,0 +1,189 @@
+"""analyze=layers and ``resnet8-quant sensitivity RUN``: files, table, what can be pasted; layers kept in float."""
+
+import json
+import math
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas
+import pytest
+from onnx import numpy_helper
+
+import resnet8_quant as rq
+from resnet8_quant import sensitivity
+from resnet8_quant.config import Config
+from resnet8_quant.graphs.graph import attributes
+from resnet8_quant.sensitivity import pasted, table, worst_layers
+from resnet8_quant.validation import validate
+
+SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
+W4A8 = ("quant=w4a8", "calibration=percentile", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """w4a8, analyzed."""
+    folder = tmp_path_factory.mktemp("analyzed")
+    rq.run(rq.compose(*W4A8, "analyze=layers"), folder)
+    return folder
+
+
+def command(capsys, *words):
+    code = sensitivity.main([*map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+def test_layers_csv_has_a_row_for_each_layer_the_most_harmful_first(run):
+    rows = pandas.read_csv(run / "layers.csv")
+    layers = [layer["output"] for layer in json.loads((run / "run.json").read_text())["layers"]]
+    assert len(rows) == len(layers) + 1
+    assert rows.both_kl.is_monotonic_decreasing
+    assert set(rows.images) == {950}  # all that do not calibrate
+    assert rows.set_index("layer").weight_bits["stack1.conv1"] == 4
+    assert rows.set_index("layer").weight_bits["dense"] == 7
+    tensors = pandas.read_csv(run / "tensors.csv").set_index("tensor").snr_db
+    assert tensors.max() == math.inf  # pixels are integers
+    assert tensors["stack1.relu1"] > tensors["stack2.relu1"] > tensors["stack3.relu1"]
+    assert rows.set_index("layer").output_snr_db["stack1.conv1"] == tensors["stack1.relu1"]
+
+
+def test_the_command_finds_the_same_and_also_where_the_file_has_no_names(run, tmp_path, capsys):
+    words = [f"quant.compact={word}" for word in ("false", "true")]
+    for name, word in zip(("named", "compact"), words, strict=True):
+        rq.run(rq.compose(*W4A8, word), tmp_path / name)
+        assert not (tmp_path / name / "layers.csv").exists()
+        code, shown, _ = command(capsys, tmp_path / name)
+        assert code == 0
+        for file in ("layers.csv", "tensors.csv"):
+            assert (tmp_path / name / file).read_bytes() == (run / file).read_bytes()
+        lines = [line for line in shown.splitlines() if not line.startswith("  ")]
+        assert max(map(len, lines)) <= 80
+        assert "On 950 training images" in shown
+
+
+def test_what_is_pasted_gives_the_worst_layers_more_bits(run, tmp_path, capsys):
+    typed = " ".join(["quant=w4a8", "'quant.layers={stack1.conv1: {activation_bits: 7}}'", *SMALL])
+    config = rq.compose(*shlex.split(typed))
+    rows = [
+        {
+            name: "" if pandas.isna(value) else str(value)
+            for name, value in row.items()  # as csv reads them
+        }
+        for row in pandas.read_csv(run / "layers.csv", dtype=str).to_dict("records")
+    ]
+    worst = worst_layers(rows, config)
+    assert list(worst) == [row["layer"] for row in rows][:3]
+    assert set(map(str, worst.values())) == {"{'weight_bits': 7}"}
+    words = shlex.split(pasted(worst, config, typed))
+    assert words[:2] == ["python", "run.py"]
+    again = rq.compose(*words[2:])
+    validate(again)
+    rq.run(again, tmp_path)
+    bits = {layer["output"]: layer for layer in json.loads((tmp_path / "run.json").read_text())["layers"]}
+    by_output = {"stack1.conv1": "stack1.relu1", "stack2.conv1": "stack2.relu1", "stack3.conv1": "stack3.relu1"}
+    for name in worst:
+        assert bits[by_output.get(name, name)]["weight_bits"] == 7
+    assert bits["stack1.relu1"]["activation_bits"] == 7
+
+
+def test_what_is_pasted_is_float_where_there_are_no_more_bits_and_survives_names_of_other_tools():
+    row = {"weight_bits": "8", "activation_bits": "8", "weights_kl": "1", "activations_kl": "0"}
+    config = rq.compose("quant=u8s8")
+    worst = worst_layers([row | {"layer": "/features/0:[a, b]={x} (y)"}], config)
+    words = shlex.split(pasted(worst, config, ""))
+    assert rq.compose(*words[2:]).quant.layers == {"/features/0??a??b???x???y?": {"float": True}}
+    assert worst_layers([row | {"layer": "a"}], rq.compose("quant=tflite_int8", "deploy=tflite")) == {}
+    inputs = row | {"layer": "a", "activation_bits": "4", "activations_kl": "2"}
+    assert worst_layers([inputs], config) == {"a": {"activation_bits": 8}}
+
+
+def test_a_wide_model_still_fits_80_columns():
+    row = dict.fromkeys(("weights_kl", "activations_kl", "both_kl", "kept_float_kl"), "12.3456") | {
+        "weight_bits": "8",
+        "activation_bits": "16",
+        "both_flips": "1000",
+        "output_snr_db": "-inf",
+    }
+    text = table([row | {"layer": f"features/{number}/block/expand/convolution"} for number in range(3)])
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("kind", ["float", "none", "moved", "other"])
+def test_a_float_run_a_missing_run_and_other_data_are_sentences(kind, run, tmp_path, capsys):
+    if kind == "float":
+        rq.run(rq.compose("quant=float", *SMALL), tmp_path)
+    elif kind != "none":
+        record = json.loads((run / "run.json").read_text())
+        record["result"]["data_sha256"] = "0" * 64
+        if kind == "other":
+            record["config"]["quant"]["gone"] = 1
+        (tmp_path / "run.json").write_text(json.dumps(record))
+    code, _, error = command(capsys, tmp_path)
+    expected = {
+        "float": "is a float run, which has nothing quantized to analyze",
+        "none": "holds no finished run",
+        "moved": "the data is not the one of the run any more",
+        "other": "another version wrote run.json",
+    }
+    assert code == 1
+    assert expected[kind] in error
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("quant=int8",), ["conv", "dense"]),
+        (("quant=u8s8",), ["stack2.conv1"]),
+        (("quant=w4a4", "refine=gptq"), ["stack1.conv1", "stack1.conv2"]),
+        (("quant=w4a8", "quant.per_channel=false"), ["conv"]),
+        (("quant=u8s8", "deploy=x86"), ["stack2.conv1"]),
+    ],
+)
+def test_a_layer_stays_in_float(words, kept, tmp_path):
+    """Its weight is the float model's to the bit; kernels and bytes tell."""
+    float_kernels = {"dense"} if words == ("quant=int8",) else set()  # float to ONNX Runtime anyway
+    layers = ", ".join(f"{name}: {{float: true}}" for name in kept)
+    plain = rq.run(rq.compose(*words, *SMALL), tmp_path / "plain")
+    config = rq.compose(*words, *SMALL, f"quant.layers={{{layers}}}")
+    result = rq.run(config, tmp_path / "kept")
+    proto = rq.load_model(config).proto()
+    floating = {node.output[0]: node for node in proto.graph.node}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    written = onnx.load(tmp_path / "kept" / "model.onnx")
+    stored = [numpy_helper.to_array(tensor) for tensor in written.graph.initializer if tensor.data_type == 1]
+    size = 0
+    for name in kept:
+        weight = weights[floating[name].input[1]]
+        assert any(values.size == weight.size and np.isin(weight, values).all() for values in stored), name
+        channels = weight.shape[0 if floating[name].op_type == "Conv" or attributes(floating[name]) else 1]
+        bits = next(
+            4 if "w4" in word and name not in ("conv", "dense") else 8 for word in words if word[:6] == "quant="
+        )
+        scales = 4 * channels if plain.per_channel else 4
+        size += 4 * weight.size - (weight.size * bits + 7) // 8 - scales
+    assert len(json.loads((tmp_path / "kept" / "run.json").read_text())["layers"]) == 10 - len(kept)
+    assert result.float_ops > plain.float_ops
+    assert result.conv_gemm_integer == plain.conv_gemm_integer - len(set(kept) - float_kernels)
+    assert result.weights_bytes - plain.weights_bytes == size
+    assert result.model_bytes > plain.model_bytes
+    assert result.peak_activation_bytes is None
+
+
+def test_all_layers_in_float_leave_the_rest_quantized(tmp_path):
+    result = rq.run(rq.compose("quant=u8s8", *SMALL, "quant.layers={*: {float: true}}"), tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["layers"] == []
+    assert result.quantized_ops > 0
+    assert result.accuracy_delta == pytest.approx(0, abs=0.01)
+
+
+def test_allocation_leaves_a_float_layer_alone(tmp_path):
+    words = ("quant=w4a8", "allocate=bytes", "allocate.budget_bytes=80000", "quant.layers={conv: {float: true}}")
+    rq.run(rq.compose(*words, *SMALL), tmp_path)
+    layers = json.loads((tmp_path / "run.json").read_text())["layers"]
+    assert len(layers) == 9
+    assert layers[-1]["weight_bits"] == 7  # the last layer, held to keep_first_last
+    assert Config().quant.layers == {}
+    assert Path(tmp_path / "model.onnx").stat().st_size <= 80000
