@@ -143,6 +143,7 @@ OPERATORS: dict[str, Operator] = {
     "Softmax": _softmax,
     "Squeeze": _squeeze,
     "Sub": lambda x, _: x[0] - x[1],
+    "Sum": lambda x, _: sum(x[1:], x[0]),
     "Tanh": lambda x, _: torch.tanh(x[0]),
     "Transpose": lambda x, a: x[0].permute(a.get("perm") or tuple(range(x[0].ndim))[::-1]),
     "Unsqueeze": _unsqueeze,

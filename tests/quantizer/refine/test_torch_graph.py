@@ -60,6 +60,7 @@ CASES = {
     "Softmax": ([X], {"axis": 1}),
     "Squeeze": ([X[:, :1], np.int64([1])], {}),
     "Sub": ([X, X[:1]], {}),
+    "Sum": ([X, X[:1], X * 2], {}),
     "Tanh": ([X], {}),
     "Transpose": ([X], {"perm": [0, 2, 3, 1]}),
     "Transpose all": ([X], {}),
