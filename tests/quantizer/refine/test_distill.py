@@ -7,7 +7,7 @@ import onnx
 import pytest
 from nets import NETS, OFF, PICTURES, branching, pictures, run
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs the extra [distill]")
 import torch
 
 import resnet8_quant as rq

@@ -5,7 +5,7 @@ import pytest
 from nets import NETS, OFF, branching, net, run, run_nodes
 from onnx import helper
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs the extra [distill]")
 import torch
 
 from resnet8_quant.errors import ExperimentError
