@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from resnet8_quant.graphs.quantization_summary import LayerSummary, QuantizationSummary
     from resnet8_quant.quantizer.quantize import QuantizedModel
 
+TARGET_FILES = ("model.tflite", "model.cc", "model.h", "c/model.c", "c/test.c")
 PACKAGES = ("onnx", "numpy", "hydra-core")
 _SHARED = [column.name for column in dataclasses.fields(Comparison) if column.name in results.COLUMNS]
 
@@ -160,7 +161,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
 def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
     """Write the files of a run; results.csv last."""
     # of an earlier run in the same, explicitly chosen folder
-    for name in (results.FILE_NAME, "model.tflite", *results.CALIBRATION_FILES, *results.ANALYSIS_FILES):
+    for name in (results.FILE_NAME, *TARGET_FILES, *results.CALIBRATION_FILES, *results.ANALYSIS_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(run.final.serialized)

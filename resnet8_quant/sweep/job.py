@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
-OUTPUTS = (results.FILE_NAME, "model.onnx", "per_class.csv", "run.json")
+OUTPUTS = (results.FILE_NAME, "model.onnx", "model.tflite", "model.cc", "c/model.c", "per_class.csv", "run.json")
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run_alone(config: Config, folder: Path, overrides: Sequence[str]) -> None:
         terminal.log_to_file(log, "\n".join(analysis))
         lines += ["", *analysis, ""]
     outputs = [*OUTPUTS, *(results.ANALYSIS_FILES if config.analyze is Analysis.layers else ())]
-    written = [f"  {terminal.shown(folder / name)}" for name in outputs]
+    written = [f"  {terminal.shown(folder / name)}" for name in outputs if (folder / name).exists()]
     terminal.show("\n".join([*lines, "Written to", *written]))
 
 
