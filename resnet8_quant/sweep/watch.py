@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet8_quant.sweep.folders import NUMBERED, finished, read_jobs
+from resnet8_quant.terminal import show
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -116,7 +117,7 @@ class Watch:
 
     def _say(self) -> None:
         self._said = (self.tally.done, self.tally.failed)
-        print(self._text(), file=sys.stderr, flush=True)
+        show(self._text(), error=True)
 
     def _text(self) -> str:
         return describe(self.tally, self.jobs, time.monotonic() - self._started, self._before)

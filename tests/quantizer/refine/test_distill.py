@@ -22,8 +22,9 @@ from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.quantizer.quantize import insert_ranges, quantize
 from resnet8_quant.quantizer.refine import distill as module
-from resnet8_quant.quantizer.refine.distill import Distiller, Student, fake_quantize, split
+from resnet8_quant.quantizer.refine.distill import Distiller, split
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
+from resnet8_quant.quantizer.refine.student import Student, fake_quantize
 
 W4A4 = QuantConfig(
     activation_type=DType.uint8, weight_type=DType.int8, per_channel=True, weight_bits=4, activation_bits=4
@@ -211,7 +212,7 @@ def test_a_time_limit_ends_it():
     assert 0 < done.distillation.steps < 100_000
 
 
-def test_images_that_calibrate_are_learned_from_and_never_held_out():
+def test_images_that_calibrate_are_learned_from_and_never_in_the_validation_split():
     images = np.zeros((100, 2, 2, 3), np.uint8)
     calibrating, training = (
         CalibrationImages.of(images, np.arange(0, 100, 5), "x"),
@@ -221,9 +222,9 @@ def test_images_that_calibrate_are_learned_from_and_never_held_out():
     def rows(**options):
         return split(training, calibrating, Config(refine=replace(DISTILL, validation_images=30, **options)))
 
-    learned, held_out = rows()
-    assert (len(learned), len(held_out)) == (70, 30)
-    assert not set(held_out) & {*learned, *calibrating.chosen}
+    learned, validation = rows()
+    assert (len(learned), len(validation)) == (70, 30)
+    assert not set(validation) & {*learned, *calibrating.chosen}
     assert set(calibrating.chosen) <= set(learned)
     np.testing.assert_array_equal(rows(distill_images=20)[0], calibrating.chosen)
     others = split(replace(training, images=images.copy()), calibrating, Config(refine=DISTILL))
@@ -245,9 +246,9 @@ def test_too_few_images_and_the_remedy(count, calibrating):
         return
     config = rq.compose("refine=distill", *remedy.removeprefix(COMMAND).split())
     fewer = calibrating if "samples" not in remedy else 2 * config.calibration.samples_per_class
-    rows, held_out = split(training, replace(training, chosen=np.arange(fewer)), config)
+    rows, validation = split(training, replace(training, chosen=np.arange(fewer)), config)
     assert len(rows)
-    assert len(held_out) == config.refine.validation_images
+    assert len(validation) == config.refine.validation_images
 
 
 def test_a_translation_that_differs_is_refused(monkeypatch):
