@@ -18,6 +18,7 @@ from resnet8_quant.evaluator import accuracy, statistics
 from resnet8_quant.evaluator.accuracy import Evaluation
 from resnet8_quant.evaluator.statistics import Comparison
 from resnet8_quant.files import cache_folder, replacing
+from resnet8_quant.graphs.runtime import set_time_limit
 from resnet8_quant.inputs.dataset import Dataset, Split
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
@@ -227,6 +228,7 @@ def _check(config: Config) -> None:
             f"`config` is a {type(config).__name__}; it takes a Config", 'config = resnet8_quant.compose("quant=int8")'
         )
     validate(config)
+    set_time_limit(config.evaluation.timeout)
 
 
 def _check_images(images: Split) -> None:

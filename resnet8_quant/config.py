@@ -353,6 +353,7 @@ class DataConfig(Group):
     path: Optional[str] = setting(
         None, "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); needed"
     )
+    max_bytes: int = setting(2 * 2**30, "of data=arrays: most bytes of all arrays together, unpacked")
 
 
 @dataclass
@@ -361,6 +362,7 @@ class EvaluationConfig(Group):
 
     batch_size: int = setting(50, "images per call, one call on each thread; a model with a fixed batch keeps its own")
     threads: int = setting(0, "threads for calibration and evaluation; 0: all cores")
+    timeout: float = setting(30.0, "seconds that a model may take for one batch, 1 to 86400; a Loop may have no end")
     providers: list[str] = setting(
         ["CPUExecutionProvider"], "ONNX Runtime's execution providers, first choice first, also for latency"
     )

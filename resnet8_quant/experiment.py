@@ -27,6 +27,7 @@ from resnet8_quant.evaluator.sensitivity import Sensitivity, analyze
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.evaluator.statistics import compare
 from resnet8_quant.files import cache_folder, claimed, sha256_bytes
+from resnet8_quant.graphs.runtime import set_time_limit
 from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
 from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model, refuse_quantized
@@ -56,6 +57,7 @@ def prepare(config: Config) -> Prepared:
         ExperimentError: the config, the data, the model or the number of calibration images.
     """
     validate(config)
+    set_time_limit(config.evaluation.timeout)
     check_providers(config.evaluation.providers)
     if config.refine.distill and find_spec("torch") is None:
         raise missing_extra("torch", "distill")

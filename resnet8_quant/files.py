@@ -1,14 +1,18 @@
-"""Files that are whole or absent: atomic writes, locks, digests, and the per-user cache folder.
+"""Files that are whole or absent: atomic writes, locks, digests, reading files from elsewhere, and the cache folder.
 
 In: paths. Out: files that appear under their name only when complete, so that a killed run leaves nothing half-written.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import logging
 import mmap
 import os
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +36,7 @@ def cache_folder(configured: str | None = None) -> Path:
         ExperimentError: the folder cannot be made or written to.
     """
     if configured or os.environ.get(CACHE_VARIABLE):
-        folder = Path(configured or os.environ[CACHE_VARIABLE]).expanduser()
+        folder = expanded(configured or os.environ[CACHE_VARIABLE])
     else:
         import platformdirs
 
@@ -49,9 +53,63 @@ def cache_folder(configured: str | None = None) -> Path:
     return folder
 
 
+def expanded(path: str) -> Path:
+    """``path`` with ~ and ~USER replaced; a user that there is not stays as it is written, a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
+def open_regular(path: Path, largest: int | None = None) -> io.BufferedReader:
+    """Open a file that somebody else may have put there, for reading.
+
+    A pipe would wait for its writer for ever and a device may have no end: both are refused without reading.
+
+    Args:
+        path: of a regular file, or of a link to one.
+        largest: bytes that it may have; None: any number.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or has more bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
+            raise OSError(errno.EINVAL, f"it is {kind}, not a file")
+        if largest is not None and state.st_size > largest:
+            raise OSError(errno.EFBIG, f"it has {state.st_size:,} bytes, more than {largest:,}")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a file as `open_regular` opens it; never more than ``largest`` bytes."""
+    with open_regular(path, largest) as file:
+        return file.read(largest)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end.
+
+    Raises:
+        ExperimentError: it cannot be made or written to; an OSError of the block counts as that.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ExperimentError(
+            f"cannot write to the folder for temporary files, {tempfile.tempdir}: {error.strerror or error}",
+            "free some space there, or choose another one: export TMPDIR=FOLDER",
+        ) from error
+
+
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file, hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,6 +5,7 @@ In: a `Config`. Out: nothing, or an `ExperimentError` that names the field, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from resnet8_quant.config import (
     Analysis,
     Config,
+    DataConfig,
     DeployConfig,
     DeployInput,
     DeployOutput,
@@ -196,13 +198,14 @@ def _parameter(name: str, method: Method, default: float) -> tuple[Rule, Rule]:
     return by_another, _limits(field, *PARAMETERS[method][name], default, _calibrates, f"{choose} ")
 
 
-def _input(group: str, name: str, reader: str) -> Rule:
+def _input(group: str, name: str, reader: str, unset: object = None) -> Rule:
     """A setting that one kind of model or data reads."""
     return _unread(
         f"{group}.{name}",
         lambda c: getattr(c, group).kind.name != reader,
         f"{group}={{c.{group}.kind.name}} does not read it",
         f"{group}={reader} {group}.{name}={{value}}",
+        unset,
     )
 
 
@@ -229,6 +232,7 @@ RULES: tuple[Rule, ...] = (
     _limits("calibration.samples_per_class", 1, None, 1),
     _limits("evaluation.batch_size", 1, 10_000, 50),
     _limits("evaluation.threads", 0, 1024, 0),
+    _limits("evaluation.timeout", 1, 86_400, 30),
     _limits("latency.runs", 0, 1_000_000, 300),
     _limits("latency.warmup", 0, 1_000_000, 50),
     _limits("latency.threads", 0, 1024, 1),
@@ -367,8 +371,12 @@ RULES: tuple[Rule, ...] = (
     _input("model", "source", "mlperf_tiny"),
     _input("data", "path", "arrays"),
     _input("data", "root", "cifar10"),
-    Rule("model.std", lambda c: any(value <= 0 for value in c.model.std or []),
-         "; every value must be above 0", "model.std=[63.0,62.1,66.7]"),
+    _input("data", "max_bytes", "arrays", DataConfig().max_bytes),
+    _limits("data.max_bytes", 1, None, DataConfig().max_bytes, typed="data=arrays "),
+    Rule("model.mean", lambda c: not all(map(math.isfinite, c.model.mean or [])),
+         "; every value must be a finite number", "model.mean=[125.3,123.0,113.9]"),
+    Rule("model.std", lambda c: not all(0 < value < math.inf for value in c.model.std or []),
+         "; every value must be above 0 and finite", "model.std=[63.0,62.1,66.7]"),
 
     *(_unread(f"tracking.{name}", lambda c: not _tracks(c), "tracking=none does not read it",
               f"tracking=mlflow tracking.{name}={{value}}") for name in ("uri", "experiment")),

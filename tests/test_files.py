@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import claimed, forget_pages, replacing
+from resnet8_quant.files import claimed, expanded, forget_pages, open_regular, read_regular, replacing, temporary_folder
 
 
 def test_forgotten_pages_are_read_again(tmp_path):
@@ -97,3 +100,51 @@ def test_second_holder_of_a_folder_is_refused(tmp_path: Path) -> None:
         assert "another run is writing" in other()
     assert other() == ""
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large", "absent"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "input"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        path.write_bytes(bytes(11))
+    with pytest.raises(OSError, match=r"it is|it has 11 bytes, more than 10|No such file"):
+        open_regular(path, 10)
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    with pytest.raises(OSError, match=str(path) if kind == "absent" else "it "):
+        read_regular(path, 10)
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_regular(tmp_path / "link", 7) == b"content"
+
+
+def test_a_user_that_there_is_not_is_a_name_like_any_other() -> None:
+    assert expanded("~no_such_user/x") == Path("~no_such_user/x")
+    assert expanded("~/x") == Path.home() / "x"
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fill() -> None:
+        with temporary_folder() as folder:
+            assert folder.parent == tmp_path
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ExperimentError, match=rf"{tmp_path}: No space left") as caught:
+        fill()
+    assert "TMPDIR=FOLDER" in caught.value.remedy
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(ExperimentError, match="absent"), temporary_folder():
+        pass

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 import re
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
+from resnet8_quant.files import temporary_folder
 from resnet8_quant.graphs.graph import PRODUCER, Graph, attributes
 from resnet8_quant.graphs.runtime import new_session
 
@@ -39,8 +38,8 @@ def fuse(model: onnx.ModelProto) -> tuple[Graph, dict[str, int]]:
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     casts = (node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in dtypes)
     low_bit = {node.output[0]: dtypes[node.input[0]] for node in casts}
-    with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
-        path = Path(folder, "fused.onnx")
+    with temporary_folder() as folder:
+        path = folder / "fused.onnx"
         new_session(
             model.SerializeToString(),
             entries={"session.qdqisint8allowed": "1"},

@@ -9,17 +9,16 @@ kernel where it has one for these types on this CPU; otherwise it computes in fl
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from resnet8_quant.config import EvaluationConfig
 from resnet8_quant.evaluator.accuracy import Classifier, Evaluation, evaluate
+from resnet8_quant.files import temporary_folder
 from resnet8_quant.graphs.graph import INTEGER_OPERATORS
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.saturation import saturating_layers
@@ -113,8 +112,8 @@ def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) ->
         return KernelReport(providers[0].removesuffix("ExecutionProvider"), None, None, {})
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="resnet8_quant-") as folder:
-        path = Path(folder, "optimized.onnx")
+    with temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         open_session(model, threads, optimized_model=path)
         nodes = list(onnx.load(path).graph.node)
     integer = sum(_is_integer(node) for node in nodes)

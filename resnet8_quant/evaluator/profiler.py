@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import OPERATORS, KernelKind, kernel_kind
+from resnet8_quant.files import temporary_folder
+from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.session import first_line, open_session
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ def profile_model(model: bytes, *, runs: int, warmup: int, batch: int | None = N
 
     plain = open_session(model, threads, exact=False)  # what an application opens
     feed = make_inputs(plain, batch)
-    with tempfile.TemporaryDirectory(prefix="resnet8_quant-") as folder:
-        graph = Path(folder, "optimized.onnx")
-        profiled = open_session(model, threads, exact=False, optimized_model=graph, trace=Path(folder, "trace"))
+    with temporary_folder() as folder:
+        graph = folder / "optimized.onnx"
+        profiled = open_session(model, threads, exact=False, optimized_model=graph, trace=folder / "trace")
         try:
             # The trace has operators without their attributes, some of which decide about the kind of kernel.
             nodes = {node.name: node for node in onnx.load(graph).graph.node}
@@ -183,6 +184,7 @@ def _run_in_turns(
     nanoseconds = []
     total = warmup + runs
     try:
+        runtime.run(plain, None, feed)  # it ends
         for done in range(0, total, BLOCK):
             for _ in range(min(BLOCK, total - done)):
                 start = perf_counter_ns()
@@ -190,6 +192,8 @@ def _run_in_turns(
                 nanoseconds.append(perf_counter_ns() - start)
             for _ in range(min(BLOCK, total - done)):
                 profiled.run(None, feed)
+    except ExperimentError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         raise ExperimentError(

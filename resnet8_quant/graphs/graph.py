@@ -280,10 +280,11 @@ def input_name(node: NodeProto, position: int) -> str:
 
 def has_inner_graphs(model: onnx.ModelProto) -> bool:
     """Whether a model has functions, or nodes with graphs of their own (If, Loop, Scan)."""
-    return bool(model.functions) or any(True for node in model.graph.node for _ in _subgraphs(node))
+    return bool(model.functions) or any(True for node in model.graph.node for _ in subgraphs(node))
 
 
-def _subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in an operator: the branches of an If, the body of a Loop."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -293,7 +294,7 @@ def _subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
 def _reads(node: NodeProto) -> Iterator[str]:
     """All tensors that a node needs, those that its subgraphs take from around them included."""
     yield from node.input
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         yield from (value.name for value in graph.output)
         for inner in graph.node:
             yield from _reads(inner)

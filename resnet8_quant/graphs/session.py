@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.runtime import CPU, new_session
 
 if TYPE_CHECKING:
@@ -136,10 +137,12 @@ def run_batch(session: InferenceSession, name: str, batch: np.ndarray) -> np.nda
     """The first output of the model for one batch.
 
     Raises:
-        ExperimentError: ONNX Runtime cannot run the model on this batch.
+        ExperimentError: ONNX Runtime cannot run the model on this batch, or not within the time limit.
     """
     try:
-        output = session.run([session.get_outputs()[0].name], {name: batch})[0]
+        output = runtime.run(session, [session.get_outputs()[0].name], {name: batch})[0]
+    except ExperimentError:
+        raise
     except Exception as error:  # see open_session
         raise cannot_run(batch, error) from error
     return np.asarray(output)
@@ -147,9 +150,11 @@ def run_batch(session: InferenceSession, name: str, batch: np.ndarray) -> np.nda
 
 def cannot_run(batch: np.ndarray, error: Exception) -> ExperimentError:
     """The error for a batch that ONNX Runtime does not run."""
+    remedy = "if the model works on single images only: evaluation.batch_size=1"
+    if len(batch) == 1:
+        remedy = "export the model again: ONNX Runtime runs it on no image, whatever is set here"
     return ExperimentError(
-        f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {first_line(error)}",
-        "if the model works on single images only: evaluation.batch_size=1",
+        f"ONNX Runtime cannot run the model on a batch of shape {list(batch.shape)}: {first_line(error)}", remedy
     )
 
 

@@ -11,6 +11,7 @@ from copy import deepcopy
 import numpy as np
 import onnx
 
+from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.runtime import Level, new_session
 
 Tap = Callable[[np.ndarray], list[np.ndarray]]
@@ -39,7 +40,7 @@ def tap(model: onnx.ModelProto, tensors: Sequence[str], level: Level = "all", th
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
         # ONNX Runtime takes an empty list of names for all outputs
-        arrays = session.run(computed, {source: batch}) if computed else []
+        arrays = runtime.run(session, computed, {source: batch}) if computed else []
         values = {source: batch} | dict(zip(computed, arrays, strict=True))
         return [values[name] for name in tensors]
 

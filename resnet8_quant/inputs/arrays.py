@@ -1,26 +1,30 @@
 """Datasets of the user's own: one .npz file with the arrays x_train, y_train, x_test and y_test.
 
 In: the path of the file (``data.path``), or its bytes. Out: a checked ``Dataset``. Nothing in the file is unpickled,
-and no memory is set aside for more than the file holds.
+and no memory is set aside for more than the file can hold and ``data.max_bytes`` allows.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
 import zlib
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.config import DataConfig
+from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.files import expanded, open_regular
 from resnet8_quant.inputs.splits import Dataset, Split, digested
 
-LARGEST_ARRAY = 1 << 33  # bytes of one array: a small archive can claim to unpack to any size
+LONGEST_HEADER = 1 << 16  # bytes, of a .npy file; NumPy itself reads no more than 10,000
+LARGEST_RATIO = 1032  # of unpacked to packed bytes: what deflate cannot exceed
+UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, MemoryError, SyntaxError)  # what NumPy raises
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 REMEDY = (
     "write it with np.savez_compressed('data.npz', x_train=..., y_train=..., x_test=..., y_test=...): images uint8 "
@@ -28,22 +32,29 @@ REMEDY = (
 )
 
 
-def load_arrays(path: str | None) -> Dataset:
-    """Load the dataset in the .npz file ``path``; no other file, name, type or shape of an array is admitted."""
+def load_arrays(path: str | None, max_bytes: int | None = None) -> Dataset:
+    """Load the dataset in the .npz file ``path``; no other file, name, type or shape of an array is admitted.
+
+    Args:
+        path: of the file.
+        max_bytes: most bytes of all four arrays together; None: the default of ``data.max_bytes``.
+    """
     if not path:
         raise ExperimentError("`data.path` is not set, and data=arrays reads its images from there", REMEDY)
-    file = Path(os.path.expanduser(path))
+    file = expanded(path)
     if not os.path.isfile(file):
         raise ExperimentError(f"`data.path`: {path} is not a file", REMEDY)
     try:
-        with file.open("rb") as stream:
-            return read_npz(stream, "arrays", f"`data.path`: {path}")
+        with open_regular(file) as stream:
+            return read_npz(stream, "arrays", f"`data.path`: {path}", max_bytes)
     except OSError as error:
         raise ExperimentError(f"`data.path`: {path} cannot be read ({error.strerror or error})", REMEDY) from error
 
 
-def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
+def read_npz(stream: IO[bytes], name: str, where: str, max_bytes: int | None = None) -> Dataset:
     """Read and check the four arrays of an open .npz file, which messages call ``where``."""
+    most = DataConfig().max_bytes if max_bytes is None else max_bytes
+    possible = LARGEST_RATIO * stream.seek(0, os.SEEK_END)
     if not zipfile.is_zipfile(stream):
         raise ExperimentError(f"{where} is not an .npz file (a zip archive of arrays)", REMEDY)
     stream.seek(0)
@@ -54,9 +65,15 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
             if missing:
                 present = ", ".join(members) or "nothing"
                 raise ExperimentError(f"{where} lacks {', '.join(missing)}; it holds {present}", REMEDY)
-            arrays = {key: _read_array(archive, members[key], f"{where}: {key}") for key in NAMES}
+            total = sum(members[key].file_size for key in NAMES)
+            if total > most:
+                raise ExperimentError(
+                    f"{where} unpacks to {total:,} bytes, more than `data.max_bytes`, {most:,}",
+                    f"{COMMAND} data.max_bytes={total}, if the memory is there",
+                )
+            arrays = {key: _read_array(archive, members[key], possible, f"{where}: {key}") for key in NAMES}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ExperimentError(f"{where} is damaged ({error})", REMEDY) from error
+        raise ExperimentError(f"{where} is damaged ({str(error) or 'it ends too early'})", REMEDY) from error
     train, test = (_split(arrays, split, where) for split in ("train", "test"))
     shapes = [_shape(split.images.shape[1:]) for split in (train, test)]
     if shapes[0] != shapes[1]:
@@ -65,21 +82,36 @@ def read_npz(stream: IO[bytes], name: str, where: str) -> Dataset:
     return digested(name, train, test)
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> NDArray[Any]:
-    """One array; NumPy reports a bad header and pickled objects as a ValueError."""
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, possible: int, where: str) -> NDArray[Any]:
+    """One array of at most ``possible`` bytes."""
     try:
-        # NumPy sets aside what the header declares before it reads on: compare that with the size of the member.
         with archive.open(member) as file:
-            header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = header(file)
-        declared = math.prod(shape) * dtype.itemsize
-        if not dtype.hasobject and declared > min(member.file_size, LARGEST_ARRAY):
-            raise ValueError(f"it declares {declared:,} bytes, its file has {member.file_size:,}")
-        with archive.open(member) as file:
-            array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
-            return array
-    except ValueError as error:
+            return read_npy(file, min(member.file_size, possible))
+    except UNREADABLE as error:
         raise ExperimentError(f"{where} is not a plain array of numbers ({error})", REMEDY) from error
+
+
+def read_npy(file: IO[bytes], largest: int) -> NDArray[Any]:
+    """Read an array in the .npy format from the start of ``file``.
+
+    NumPy sets aside what the header declares before it reads on: compared here with what the file can hold.
+
+    Args:
+        file: seekable.
+        largest: bytes of the array; a header that declares more is refused.
+
+    Raises:
+        one of `UNREADABLE`: it is none, its header is wrong, it holds pickled objects, or it would be larger.
+    """
+    start = io.BytesIO(file.read(LONGEST_HEADER))
+    header = npy.read_array_header_1_0 if npy.read_magic(start) == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = header(start)
+    declared = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (declared > largest and not dtype.hasobject):
+        raise ValueError(f"it declares {declared:,} bytes, its file has {largest:,}")
+    file.seek(0)
+    array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    return array
 
 
 def _split(arrays: dict[str, NDArray[Any]], split: str, where: str) -> Split:

@@ -27,7 +27,7 @@ def load_dataset(config: DataConfig, cache: Path) -> Dataset:
     if config.kind is DataKind.arrays:
         from resnet8_quant.inputs.arrays import load_arrays
 
-        return load_arrays(config.path)
+        return load_arrays(config.path, config.max_bytes)
     from resnet8_quant.inputs.sample import load_sample
 
     return load_sample()

@@ -9,7 +9,6 @@ the outputs are the same.
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +18,11 @@ import onnx
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import sha256_bytes
+from resnet8_quant.files import expanded, open_regular, sha256_bytes, temporary_folder
+from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.runtime import new_session
+from resnet8_quant.graphs.session import first_line, open_session, run_batch
+from resnet8_quant.inputs.exported import normalize
 from resnet8_quant.inputs.input_spec import InputSpec
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 RESOURCES = Path(__file__).parents[1] / "resources"
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 LARGEST_FILE = 500 * 2**20  # bytes; this is a tool for small networks
+LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 TOLERANCE = 1e-3  # of an output in the order of 1; folding rounds differently in float32
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 
@@ -109,7 +112,7 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
         return reference_weights(config.source, cache)
     if config.path is None:
         raise ExperimentError("`model.path` is not set, and model=onnx needs it", USAGE)
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     return path.stem, path
 
 
@@ -123,7 +126,10 @@ def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tu
     else:
         model = _parse(path)
     input_spec = _infer_input_spec(model, required)
+    normalize(model)
     serialized = fold(model, input_spec).SerializeToString(deterministic=True)
+    if kind is ModelKind.onnx and input_spec.batch is None:
+        input_spec = _with_batch_that_runs(serialized, input_spec)
     shape, batch = "x".join(map(str, input_spec.shape)), input_spec.batch or "free"
     input_text = f"{input_spec.layout.name} input {input_spec.name!r} of {shape}, batch {batch}"
     log.info("model %s: %s, %d classes, %d bytes", name, input_text, input_spec.classes, len(serialized))
@@ -134,10 +140,12 @@ def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tu
 def _parse(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that may be anything."""
     remedy = f"give an ONNX classifier: {USAGE}"
-    if path.is_dir():
-        raise ExperimentError(f"`model.path`: {path} is a folder, not an ONNX file", remedy)
-    if path.stat().st_size > LARGEST_FILE:
-        raise ExperimentError(f"`model.path`: {path} has more than {LARGEST_FILE >> 20} MiB", remedy)
+    try:
+        open_regular(path, LARGEST_FILE).close()
+    except OSError as error:
+        raise ExperimentError(
+            f"`model.path`: {path} cannot be read as an ONNX file: {error.strerror}", remedy
+        ) from error
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -150,6 +158,22 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)
     return model
+
+
+def _with_batch_that_runs(serialized: bytes, input_spec: InputSpec) -> InputSpec:
+    """The input spec of a model whose batch is free, with a fixed batch of 1 where it runs on single images alone."""
+    session = open_session(serialized, 1, exact=False)
+    images = np.zeros((3, *input_spec.shape), np.uint8)
+    try:
+        runtime.run(session, None, {input_spec.name: input_spec.prepare(images)})
+        return input_spec
+    except ExperimentError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        reason = first_line(error)
+    run_batch(session, input_spec.name, input_spec.prepare(images[:1]))
+    log.warning("the model's batch is free, but it runs on single images only, and is run so: %s", reason)
+    return replace(input_spec, batch=1)
 
 
 def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
@@ -189,6 +213,11 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
             "say which: model.layout=NHWC or model.layout=NCHW",
+        )
+    if (sizes[0] or 1) > LARGEST_BATCH:
+        raise ExperimentError(
+            f"`model`: its batch is fixed at {sizes[0]:,} images; expected at most {LARGEST_BATCH:,}",
+            "export it with a free batch",
         )
     if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < required.classes:
         raise refuse(f"output {_describe(outputs[0])}")
@@ -236,8 +265,8 @@ def fold(model: onnx.ModelProto, input_spec: InputSpec) -> onnx.ModelProto:
     if not needs_folding(model):
         return model
     original = model.SerializeToString()
-    with tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder:
-        path = Path(folder) / "folded.onnx"
+    with temporary_folder() as folder:
+        path = folder / "folded.onnx"
         try:
             new_session(original, level="basic", optimized_model=path)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -261,7 +290,7 @@ def fold(model: onnx.ModelProto, input_spec: InputSpec) -> onnx.ModelProto:
 def _require_same_outputs(original: bytes, folded: bytes, input_spec: InputSpec) -> None:
     images = np.random.default_rng(0).integers(0, 256, (input_spec.batch or 4, *input_spec.shape), dtype=np.uint8)
     feed = {input_spec.name: input_spec.prepare(images)}
-    before, after = (new_session(data, threads=0).run(None, feed)[0] for data in (original, folded))
+    before, after = (runtime.run(new_session(data, threads=0), None, feed)[0] for data in (original, folded))
     difference = float(np.max(np.abs(before - after)))
     if not difference <= TOLERANCE * max(1.0, float(np.max(np.abs(before)))):
         raise ExperimentError(

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import temporary_folder
 from resnet8_quant.graphs.compact import compact
 from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, at_least_opset
 from resnet8_quant.graphs.quantization_summary import QuantizationSummary, summarize
@@ -246,11 +246,12 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         options["WeightSymmetric"] = quant.weight_symmetric
     printed = io.StringIO()
     with (
-        tempfile.TemporaryDirectory(prefix="resnet8_quant.") as folder,
+        temporary_folder() as folder,
         contextlib.redirect_stdout(printed),
         _own_scale_for_average_pools(),
+        _shapes_written_by_python(),
     ):
-        cache, output = Path(folder) / "ranges.json", Path(folder) / "model.onnx"
+        cache, output = folder / "ranges.json", folder / "model.onnx"
         # a calibration cache is tagged with a method's name; MinMax means "these are the ranges"
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, dict(calibration.ranges)), cache)
         quantize_static(
@@ -319,3 +320,22 @@ def _own_scale_for_average_pools() -> Iterator[None]:
         yield
     finally:
         QDQRegistry["AveragePool"] = entry
+
+
+@contextlib.contextmanager
+def _shapes_written_by_python() -> Iterator[None]:
+    """Let a full disk stop onnxruntime, which infers shapes from one temporary file into another.
+
+    onnx writes the second one in C++ without looking whether that worked. A file that breaks off after the weights is
+    still a model, without the shapes, so that fewer operators were quantized and nobody was told.
+    """
+    original = onnx.shape_inference.infer_shapes_path
+
+    def infer(model_path: str, output_path: str) -> None:
+        onnx.save(onnx.shape_inference.infer_shapes(onnx.load(model_path)), output_path)
+
+    setattr(onnx.shape_inference, "infer_shapes_path", infer)  # noqa: B010 (a function, to a type checker)
+    try:
+        yield
+    finally:
+        setattr(onnx.shape_inference, "infer_shapes_path", original)  # noqa: B010

@@ -174,6 +174,8 @@ def _retyped(typed: Sequence[str], wrong: str, right: str, key: str = "") -> str
     words = list(typed)
     place = next((i for i, word in enumerate(words) if word.lstrip("+~").startswith(key or wrong)), len(words))
     override = words[place] if place < len(words) else f"{key}{wrong}" if key else f"{wrong}=VALUE"
+    if key and wrong not in override:  # OmegaConf writes 1e21 as 1e+21
+        override = f"{key}{wrong}"
     before, _, after = override.rpartition(wrong) if key else override.partition(wrong)
     words[place : place + 1] = [f"{before}{right}{after}"]
     sweep = key.startswith("hydra/") and not {"-m", "--multirun"} & set(words)

@@ -43,9 +43,10 @@ def _draws(config: Config) -> bool:
 # Files that a config names: their contents count instead of their paths.
 FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
-# Settings that cannot change a result in any run: where things are kept, and what is done with finished results.
+# Settings that cannot change a result in any run: where things are kept, what is done with finished results, limits.
 # CIFAR-10 below data.root has one content, which is checked. A name that the schema does not have is passed over.
-NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *FILES)
+LIMITS = ("data.max_bytes", "evaluation.timeout")
+NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *LIMITS, *FILES)
 
 # When nothing reads a setting: (what is then not read, the condition). Only what is sure to have no effect is listed;
 # listing an extra setting here would merge distinct jobs.

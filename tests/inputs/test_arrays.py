@@ -129,3 +129,40 @@ def test_absent_file_and_folder_are_named(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
         with pytest.raises(ExperimentError, match=rf"{re.escape(str(path))} is not a file"):
             load_arrays(str(path))
+
+
+def test_the_limit_of_all_arrays_together_is_stated(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **arrays())
+    total = sum(info.file_size for info in zipfile.ZipFile(tmp_path / "a.npz").infolist())
+    load_arrays(str(tmp_path / "a.npz"), total)
+    message = f"unpacks to {total:,} bytes, more than `data.max_bytes`, {total - 1:,}"
+    with pytest.raises(ExperimentError, match=message) as caught:
+        load_arrays(str(tmp_path / "a.npz"), total - 1)
+    assert f"data.max_bytes={total}" in caught.value.remedy
+
+
+def test_a_member_cannot_claim_more_than_deflate_can_hold(tmp_path):
+    """Both the zip directory and the header of the array say 1 GB, of a file of a few bytes."""
+    content = bytearray(zipped(npy((2**27,))))
+    place = -1
+    while (place := content.find(b"PK\x01\x02", place + 1)) >= 0:  # the entries of the directory
+        content[place + 24 : place + 28] = (2**30 + 128).to_bytes(4, "little")  # bytes when unpacked
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ExperimentError, match=r"declares 1,073,741,824 bytes, its file has \d,\d+,\d+\)"):
+        load_arrays(str(tmp_path / "a.npz"), 2**50)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (2**40, 2**40), (0, -3)])
+def test_impossible_shapes_are_refused(tmp_path, shape):
+    (tmp_path / "a.npz").write_bytes(zipped(npy(shape)))
+    with pytest.raises(ExperimentError, match=r"x_train is not a plain array of numbers .it declares"):
+        load_arrays(str(tmp_path / "a.npz"))
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    content = bytearray(zipped(npy()))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.find(signature) + flags] |= 1
+    (tmp_path / "a.npz").write_bytes(bytes(content))
+    with pytest.raises(ExperimentError, match=r"is damaged .*encrypted"):
+        load_arrays(str(tmp_path / "a.npz"))

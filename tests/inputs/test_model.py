@@ -1,5 +1,7 @@
 """Which ONNX models are taken, what is said about the others, and what folding leaves."""
 
+import os
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -187,3 +189,43 @@ def test_a_model_is_as_large_as_its_file(classifier, tmp_path, described):
     proto = load(path, tmp_path).proto()
     assert list(proto.graph.value_info) == list(before.graph.value_info)
     assert len(proto.SerializeToString()) == path.stat().st_size
+
+
+def test_a_pipe_or_a_device_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "net.onnx")
+    (tmp_path / "zero.onnx").symlink_to("/dev/zero")
+    for name in ("net.onnx", "zero.onnx"):
+        with pytest.raises(ExperimentError, match=rf"{name} cannot be read as an ONNX file: it is a pipe or a device"):
+            load(tmp_path / name, tmp_path)
+
+
+def test_a_huge_fixed_batch_is_refused(classifier, tmp_path):
+    with pytest.raises(ExperimentError, match="its batch is fixed at 9,999,000 images; expected at most 10,000"):
+        load(classifier([9_999_000, 4, 4, 3]), tmp_path)
+
+
+def reshaped(path, rows):
+    """A classifier of a free batch that writes ``rows`` images into its graph, as careless exports do."""
+    nodes = [
+        helper.make_node("Reshape", ["image", "shape"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["scores"]),
+    ]
+    weights = {"shape": np.array([rows, 48]), "w": np.ones((48, CLASSES), np.float32)}
+    ends = (("image", TensorProto.FLOAT, ["N", 4, 4, 3]), ("scores", TensorProto.FLOAT, ["N", CLASSES]))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(*ends[0])],
+        [helper.make_tensor_value_info(*ends[1])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def test_a_model_for_single_images_is_run_on_single_images(tmp_path, caplog):
+    assert load(reshaped(tmp_path / "one.onnx", 1), tmp_path).input_spec.batch == 1
+    assert "runs on single images only" in caplog.text
+    with pytest.raises(ExperimentError, match=r"cannot run the model on a batch of shape \[1, 4, 4, 3\]") as caught:
+        load(reshaped(tmp_path / "two.onnx", 2), tmp_path)
+    assert "batch_size=1" not in caught.value.remedy

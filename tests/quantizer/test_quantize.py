@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from nets import ALL, net, run
 from onnx import helper
@@ -79,3 +80,22 @@ def test_onnxruntimes_table_of_operators_is_left_as_it_was(conv, small_images):
         quantize(conv(), small_images, Config(QuantConfig(weight_type=DType.float32)))
     assert before == QDQRegistry
     assert "AveragePool" in before
+
+
+def test_a_full_disk_stops_onnxruntimes_shape_inference(model, images, monkeypatch):
+    """The file of inferred shapes breaks off; what onnx writes in C++ would be a model without shapes."""
+    save = onnx.save
+
+    def full(proto, path, *arguments, **options):
+        if str(path).endswith("-inferred.onnx"):
+            path = "/dev/full"
+        return save(proto, path, *arguments, **options)
+
+    config = Config(QuantConfig(activation_type=DType.uint8, per_channel=True))
+    before = onnx.shape_inference.infer_shapes_path
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx, "save", full)
+        with pytest.raises(ExperimentError, match=r"temporary files, .*: No space left"):
+            quantize(model, images, config)
+    assert onnx.shape_inference.infer_shapes_path is before
+    assert quantize(model, images, config).summary.quantized_ops == 16

@@ -6,6 +6,7 @@ method sees the same images.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from resnet8_quant.config import CalibrationConfig, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import forget_pages, sha256_bytes
+from resnet8_quant.files import expanded, forget_pages, read_regular, sha256_bytes
+from resnet8_quant.inputs.arrays import UNREADABLE, read_npy
 
 LARGEST_LIST = 10 << 20  # bytes of an index file
 
@@ -111,7 +113,7 @@ def overlapping(calibration: np.ndarray, chosen: np.ndarray, test: np.ndarray) -
 def _listed(config: CalibrationConfig, test_count: int) -> np.ndarray:
     """The test images that ``config`` lists, ascending."""
     if config.index_file is not None:
-        name, indices = "calibration.index_file", _read_list(Path(config.index_file).expanduser())
+        name, indices = "calibration.index_file", _read_list(expanded(config.index_file))
     else:
         name, indices = "calibration.indices", np.asarray(config.indices)
     remedy = f"give whole numbers from 0 to {test_count - 1}, each once"
@@ -129,12 +131,11 @@ def _listed(config: CalibrationConfig, test_count: int) -> np.ndarray:
 def _read_list(path: Path) -> np.ndarray:
     """Indices from a .npy file, or from a text file with one in each line."""
     try:
-        if path.stat().st_size > LARGEST_LIST:
-            raise ValueError(f"larger than {LARGEST_LIST} bytes")
+        content = read_regular(path, LARGEST_LIST)
         if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        return np.array([int(line) for line in path.read_text(encoding="utf-8").split()])
-    except (OSError, ValueError, EOFError) as error:
+            return read_npy(io.BytesIO(content), len(content))
+        return np.array([int(line) for line in content.decode().split()])
+    except (OSError, *UNREADABLE) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ExperimentError(
             f"`calibration.index_file`: {path} cannot be read as a list of indices ({reason})",

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from resnet8_quant.config import Config, RefineConfig, Rounding, Target, WeightScale
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
@@ -160,7 +161,7 @@ def _side_by_side(
                 floating[name] = float_value
                 stays = name in folded or name not in stored_tensors & calibration.params.keys()
                 quantized[name] = value if stays else fake_quantize(value, params.stored(name, value))
-            for name in names:  # let go of what no later node reads
+            for name in set(names):  # let go of what no later node reads
                 if last_use[name] == i:
                     del floating[name], quantized[name]
     return plans
@@ -168,6 +169,12 @@ def _side_by_side(
 
 def _batch(model: FloatModel, graph: onnx.GraphProto, count: int) -> int | None:
     """Images in a call: all at once where the graph computes with the shapes of its tensors."""
+    inner = [node.op_type for node in graph.node if any(each.HasField("g") for each in node.attribute)]
+    if inner:
+        raise ExperimentError(
+            f"`refine`: the model has {inner[0]}, a graph within the graph, which cannot be run node by node",
+            "refine=none",
+        )
     shapes = [node.op_type for node in graph.node if node.op_type in ("Shape", "Size")]
     if shapes and model.input_spec.batch is not None and model.input_spec.batch < count:
         raise ExperimentError(
@@ -228,4 +235,4 @@ class NodeRunner:
             # idle threads would spin and take the cores from NumPy, which works between the calls
             entries = {"session.intra_op.allow_spinning": "0"}
             self.sessions[key] = new_session(model.SerializeToString(), self.threads, entries=entries, arena=False)
-        return [np.asarray(output) for output in self.sessions[key].run(None, values)]
+        return [np.asarray(output) for output in runtime.run(self.sessions[key], None, values)]

@@ -1,5 +1,7 @@
 """The calibration images: decided by the seed alone, the first ones, or a list of test images that is checked."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,3 +144,22 @@ def test_the_last_batch_is_padded_with_its_last_image():
     assert images.batch(0, 2).ravel().tolist() == [4, 0]
     assert images.batch(2, 3).ravel().tolist() == [2, 2, 2]
     assert len(images) == 3
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge header", "zip"])
+def test_a_list_that_lies_about_itself_is_refused(tmp_path, kind):
+    path = tmp_path / "list.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "huge header":
+        with path.open("wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": (10**12,)}
+            np.lib.format.write_array_header_1_0(file, header)
+    else:
+        with path.open("wb") as file:
+            np.savez(file, np.arange(3))
+    reasons = {"huge header": r"it declares 8,000,000,000,000 bytes, its file has \d+", "zip": "the magic string"}
+    with pytest.raises(ExperimentError, match=reasons.get(kind, "it is a pipe or a device")):
+        listed(index_file=path)

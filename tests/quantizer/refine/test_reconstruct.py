@@ -247,3 +247,33 @@ def test_a_graph_that_computes_with_shapes(monkeypatch):
     assert [layer.weight_bits for layer in layers] == [4, 4]
     with pytest.raises(ExperimentError, match=r"computes with shapes \(Shape\)"):
         quantize(with_shapes(10), pictures(), config)
+
+
+@pytest.mark.parametrize("operator", ["Add", "Mul", "Concat"])
+@pytest.mark.parametrize("refinement", ["gptq", "best"])
+def test_a_node_may_read_one_tensor_twice(operator, refinement):
+    axis = {"axis": 1} if operator == "Concat" else {}
+    width = 4 * 36 * (2 if axis else 1)
+    last, arrays = head("twice", width)
+    nodes = [conv("image", "w", "c"), helper.make_node(operator, ["c", "c"], ["twice"], **axis), *last]
+    model = net(nodes, w=(4, 2, 3, 3), **arrays)
+    result = quantize(model, pictures(), Config(W4A4, refine=REFINEMENTS[refinement]))
+    expected, scores = (run(each, {"image": feed_of(model)}, ALL)[0] for each in (model.serialized, result.serialized))
+    assert np.abs(scores - expected).mean() < 0.5 * expected.std()
+
+
+def test_a_graph_within_the_graph_is_not_refined():
+    value = helper.make_tensor_value_info("inner", 1, [None, 4, 6, 6])
+    branches = {
+        f"{name}_branch": helper.make_graph([conv("image", "w", "inner")], name, [], [value])
+        for name in ("then", "else")
+    }
+    last, arrays = head("c", 4 * 36)
+    condition = helper.make_node("Cast", ["flag"], ["condition"], to=onnx.TensorProto.BOOL)
+    nodes = [condition, helper.make_node("If", ["condition"], ["c"], **branches), *last]
+    model = net(nodes, w=(4, 2, 3, 3), flag=np.array(1), **arrays)
+    config = Config(QuantConfig(activation_type=DType.uint8), refine=GPTQ)
+    with pytest.raises(ExperimentError, match="the model has If, a graph within the graph") as caught:
+        quantize(model, pictures(), config)
+    assert caught.value.remedy == "refine=none"
+    quantize(model, pictures(), replace(config, refine=RefineConfig()))
