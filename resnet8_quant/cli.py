@@ -7,14 +7,15 @@ decided which command was typed; sweep/ending.py runs experiments.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from resnet8_quant import __version__
-from resnet8_quant.errors import COMMANDS, shown_command
-from resnet8_quant.terminal import exit_code, show
+from resnet8_quant.errors import COMMANDS, ExperimentError, shown_command
+from resnet8_quant.terminal import exit_code, show, show_error
 
 MODULES = {"compare": "comparison"}  # of commands whose name a function of the package has
 
@@ -22,6 +23,11 @@ MODULES = {"compare": "comparison"}  # of commands whose name a function of the 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 1 after an error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        show_error(ExperimentError("the folder in which this was started no longer exists", "cd FOLDER"))
+        return 1
     if arguments[:1] == ["--version"]:
         show(f"resnet8-quant {__version__}")
         return 0

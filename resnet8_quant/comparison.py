@@ -21,11 +21,11 @@ from resnet8_quant import terminal
 from resnet8_quant.errors import COMMAND as PROGRAM
 from resnet8_quant.errors import ExperimentError, as_typed_here
 from resnet8_quant.evaluator.statistics import mcnemar_p
+from resnet8_quant.files import read_json
 from resnet8_quant.results import RunResult
 from resnet8_quant.summary import check_output, write_output
 from resnet8_quant.sweep.collect import Job, collect_all, varied
 from resnet8_quant.sweep.collect import settings as settings_of
-from resnet8_quant.sweep.folders import read_json
 from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.recommendation import flash, ram
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import logging
 import mmap
 import os
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet8_quant.errors import ExperimentError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "RESNET8_QUANT_CACHE"
+LARGEST_RECORD = 64 << 20  # bytes of a JSON file; run.json of 3,000 layers has 2 MB
 
 
 def cache_folder(configured: str | None = None) -> Path:
@@ -88,6 +90,15 @@ def read_regular(path: Path, largest: int) -> bytes:
     """The content of a file as `open_regular` opens it; never more than ``largest`` bytes."""
     with open_regular(path, largest) as file:
         return file.read(largest)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none that can be read."""
+    try:
+        content = json.loads(read_regular(path, LARGEST_RECORD))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

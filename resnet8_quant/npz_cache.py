@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from resnet8_quant.files import locked, replacing, sha256_bytes
+from resnet8_quant.files import locked, open_regular, replacing, sha256_bytes
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def cached(
 
 def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     """The arrays at ``path``; an exception of any kind where it is not what `cached` stored for ``key``."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+    with open_regular(path) as file, np.load(file, allow_pickle=False) as entry:
         arrays = {name: entry[name] for name in entry.files}
     if (stored := arrays.pop("key").item()) != key:
         raise ValueError(f"it belongs to key {stored!r:.80}")

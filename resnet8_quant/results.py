@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from typing import Any, get_type_hints
 
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import replacing
+from resnet8_quant.files import read_regular, replacing
 
 SCHEMA_VERSION = 8
 FILE_NAME = "results.csv"
@@ -235,10 +236,8 @@ def read(path: Path) -> RunResult:
     """
     remedy = "run that job again; a results.csv of another version is read with that version of resnet8-quant"
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ExperimentError(f"{path} has more than {LARGEST_FILE:,} bytes", remedy)
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        content = read_regular(path, LARGEST_FILE).decode()
+        rows = list(csv.reader(io.StringIO(content, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", remedy) from error
     version = dict(zip(*rows, strict=False)).get("schema_version", "") if len(rows) == 2 else ""

@@ -20,6 +20,7 @@ from resnet8_quant import terminal
 from resnet8_quant.config import Analysis, Config, DType, Runtime
 from resnet8_quant.errors import COMMAND as PROGRAM
 from resnet8_quant.errors import ExperimentError, as_typed_here
+from resnet8_quant.files import read_json, read_regular
 from resnet8_quant.profile import shortened
 from resnet8_quant.results import ANALYSIS_FILES, RECORD
 
@@ -52,7 +53,6 @@ def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         ExperimentError: there is no such run, another version wrote it, or it quantized nothing.
     """
-    from resnet8_quant.sweep.folders import read_json
 
     record = read_json(folder / RECORD)
     written, result = record.get("config"), record.get("result")
@@ -86,6 +86,7 @@ def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
     """
     from resnet8_quant.evaluator.sensitivity import write
     from resnet8_quant.experiment import analyze_layers, prepare
+    from resnet8_quant.inputs.model import LARGEST_FILE as LARGEST_MODEL
     from resnet8_quant.quantizer.quantize import quantize
     from resnet8_quant.validation_split import accuracy_drop
 
@@ -111,7 +112,7 @@ def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
         ).named
     else:
         try:
-            named = (folder / "model.onnx").read_bytes()
+            named = read_regular(folder / "model.onnx", LARGEST_MODEL)
         except OSError as error:
             raise ExperimentError(
                 f"{folder / 'model.onnx'} cannot be read ({error.strerror})",

@@ -21,6 +21,9 @@ from resnet8_quant.results import RunResult
 
 BASELINES = ("FP32", "original")  # names of the first row: of a float model, of another one
 RUN_COLUMNS = ("Model", "Top-1", "Delta", "95 % CI", "Size", "Latency")
+CONTROL = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]"
+)  # all but \\t and \\n
 MANY_CHANGED = 0.002  # predictions of a target's runtime that differ from the exact ones, a ratio
 
 
@@ -150,7 +153,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text; a traceback, an indented line, and a word that is too long stay as they are."""
-        text = super().format(record)
+        text = harmless(super().format(record))
         if record.exc_info or not self.stream.isatty():
             return text
         width = shutil.get_terminal_size().columns
@@ -178,15 +181,23 @@ def show(text: str, *, error: bool = False) -> None:
     Raises:
         ExperimentError: stdout cannot be written to.
     """
-    stream: TextIO = sys.stderr if error else sys.stdout
+    stream: TextIO | None = sys.stderr if error else sys.stdout
+    if stream is None:  # closed by the shell: COMMAND >&-
+        return
+    encoding = stream.encoding or "utf-8"
     try:
-        stream.write(text + "\n")
+        stream.write(harmless(text).encode(encoding, "replace").decode(encoding) + "\n")
         stream.flush()
     except OSError as problem:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still to come
         if not error and not isinstance(problem, BrokenPipeError):
             reason = f"cannot write to stdout: {problem.strerror}"
             raise ExperimentError(reason, "free some space, or send it elsewhere: COMMAND > FILE") from problem
+
+
+def harmless(text: str) -> str:
+    """``text`` without what a terminal would obey, which may come from a CSV or the name of a model."""
+    return CONTROL.sub("?", text)
 
 
 def show_error(error: ExperimentError) -> None:

@@ -373,3 +373,42 @@ def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_
     done = start(*words, kind="sweep")
     assert done.code == 0, done.err
     assert {row["quant_type"] for row in rows(done.folder / "summary.csv")} == {"mine", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "remedy"),
+    [
+        (("-m", "seed=range(0,0)"), "the grid has no jobs", "seed=0,1"),
+        (("-m", "seed=glob(*)"), "the grid has no jobs", "seed=0,1"),
+        (("--multirun", "--run"), "Only one of --run, --multirun", "leave out all but one"),
+        (("allocate.budget_bytes=1e21",), "`allocate.budget_bytes`: value '1e+21'", "allocate.budget_bytes=null"),
+        (("model=onnx", "model.path=/dev/zero"), "/dev/zero cannot be read as an ONNX file", "model.path=FILE.onnx"),
+        (("model=onnx", "model.path='~no_such_user/x'"), "`model.path`: ~no_such_user/x cannot be read", "model.path="),
+        (("data=arrays", "data.path=/dev/zero"), "`data.path`: /dev/zero is not a file", "data.path=data.npz"),
+    ],
+)
+def test_corners_of_the_command_line(start: Start, words: tuple[str, ...], problem: str, remedy: str) -> None:
+    assert_refused(start(*words), problem, remedy)
+
+
+def test_run_log_that_is_a_folder_is_a_sentence(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "out" / "run.log").mkdir(parents=True)
+    assert_refused(start(folder=tmp_path / "out"), "run.log: Is a directory", "hydra.run.dir=FOLDER")
+
+
+def test_name_of_a_folder_that_is_too_long_is_a_sentence(start: Start, tmp_path: Path) -> None:
+    assert_refused(start(folder=tmp_path / ("x" * 300)), "File name too long", "hydra.run.dir=FOLDER")
+
+
+def test_working_directory_that_was_deleted_is_a_sentence(tmp_path: Path) -> None:
+    script = f"mkdir gone; cd gone; rmdir ../gone; exec {shlex.quote(sys.executable)} {ROOT / 'run.py'} summary x"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert_refused(Done(done.returncode, done.stdout, done.stderr, tmp_path / "out"), "no longer exists", "cd FOLDER")
+
+
+def test_sweep_with_failed_jobs_exits_with_1_also_where_stdout_is_closed(start: Start, tmp_path: Path) -> None:
+    words = ("-m", "model=onnx,resnet8", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    line = shlex.join(command(words, tmp_path / "cache"))
+    done = subprocess.run(["bash", "-c", f"{line} >&-"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "sweep" / "summary.csv").exists()

@@ -153,3 +153,19 @@ def test_errors_are_wrapped_and_remedies_below(capsys: pytest.CaptureFixture[str
 )
 def test_numbers_in_cells(function: str, value: float | None, text: str) -> None:
     assert getattr(terminal, function)(value) == text
+
+
+def test_what_a_terminal_would_obey_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show("a\tname \x1b[31mred\x1b]0;title\x07 \x9b1m \u202egnp.exe\nnext line")
+    assert capsys.readouterr().out == "a\tname ?[31mred?]0;title? ?1m ?gnp.exe\nnext line\n"
+    record = logging.LogRecord("name", logging.INFO, "file", 1, "model %s", ("\x1b[2J",), None)
+    assert ConsoleHandler(io.StringIO()).format(record) == "model ?[2J"
+
+
+def test_stdout_may_be_closed_or_know_few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.sys, "stdout", None)
+    terminal.show("nobody reads this")
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(terminal.sys, "stdout", narrow)
+    terminal.show("caf\u00e9 \u4e2d")
+    assert narrow.buffer.getvalue() == b"caf? ?\n"  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ reason to take another one.
 The cache is a folder of .npy files, memory-mapped when they are read. Digests are checked before the arrays are
 stored; verified.json, written last, says so, and a folder without it counts as empty. It also lists the user's own
 sources that were compared with the cache, so that each is decoded once. At each opening the shapes, types and lengths
-of the files are checked, which takes milliseconds.
+of the files and the digests of the labels are checked, which takes milliseconds. Images, 0.2 s, are hashed again where
+a file has another time of change or inode than when they last were. Arrays that are made anew take the predictions and
+statistics with them that came of the old ones.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import locked, replacing, unwritable
+from resnet8_quant.files import locked, open_regular, read_json, replacing, unwritable
 from resnet8_quant.inputs import cifar10_files
 from resnet8_quant.inputs.cifar10_files import SOURCES, Arrays, Source
 from resnet8_quant.inputs.splits import Dataset, Split, array_digest, combined_digest
@@ -41,6 +43,8 @@ ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
 }
 
 MARKER = "verified.json"
+VERIFIED = "files"  # in the marker: name -> size, inode and time of change of the array's file when it was last hashed
+DERIVED = ("predictions", "observations")  # folders of the cache with what was computed from the arrays
 KNOWN_SOURCES = "sources"  # in the marker: path -> fingerprint of the users' own sources, beside name -> digest
 TEMPORARY = "fetch."  # how the names of temporary folders begin
 
@@ -188,6 +192,8 @@ def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
     if not usable:
         try:
             marker.unlink(missing_ok=True)
+            for entry in [path for name in DERIVED for path in (folder.parent / name).glob("*.npz")]:
+                entry.unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(marker, error) from error
         for name, array in arrays.items():
@@ -195,8 +201,21 @@ def _fill_cache(source: tuple[Source, Path] | None, folder: Path) -> None:
                 np.save(file, array)
                 file.flush()
                 os.fsync(file.fileno())  # after a power cut the marker must not stand beside empty arrays
-    with replacing(marker) as temporary:
-        temporary.write_text(json.dumps(_digests() | {KNOWN_SOURCES: known}, indent=1) + "\n", encoding="utf-8")
+    _write_marker(folder, known)
+
+
+def _write_marker(folder: Path, known: Mapping[str, Any]) -> None:
+    """Say that the arrays have been hashed, and which sources of the user's were compared with them."""
+    files = {name: _state(folder / f"{name}.npy") for name in ARRAYS}
+    with replacing(folder / MARKER) as temporary:
+        content = _digests() | {VERIFIED: files, KNOWN_SOURCES: known}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _state(path: Path) -> list[int]:
+    """What changes whenever a file is written to."""
+    state = path.stat()
+    return [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def _open_for(source: tuple[Source, Path] | None, folder: Path) -> Arrays | None:
@@ -219,12 +238,15 @@ def _fingerprint(source: Source, path: Path) -> list[list[object]] | None:
 
 def _open(folder: Path) -> Arrays | None:
     """Map the arrays of ``folder``; None where it is empty, or damaged: then it is empty from now on."""
-    if not _digests().items() <= _read_marker(folder).items():
+    marker = _read_marker(folder)
+    if not _digests().items() <= marker.items():
         return None
-    arrays = {}
+    arrays, verified = {}, marker.get(VERIFIED)
     try:
-        for name, (shape, _) in ARRAYS.items():
+        states = {name: _state(folder / f"{name}.npy") for name in ARRAYS}
+        for name, (shape, digest) in ARRAYS.items():
             path = folder / f"{name}.npy"
+            open_regular(path).close()  # a pipe would wait for its writer
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(array, np.memmap):
                 raise ValueError(f"{path.name} is not an .npy file")
@@ -233,14 +255,18 @@ def _open(folder: Path) -> Arrays | None:
             size, expected = path.stat().st_size, array.offset + array.nbytes
             if size != expected:
                 raise ValueError(f"{path.name} has {size:,} bytes, expected {expected:,}")
-            arrays[name] = array.view(
-                np.ndarray
-            )  # still mapped; slices and sums of a memmap would carry its type along
+            array = array.view(np.ndarray)  # still mapped; slices and sums of a memmap would carry its type along
+            if (array.ndim == 1 or verified != states) and array_digest(array) != digest:
+                raise ValueError(f"{path.name} has other contents than when it was written")
+            arrays[name] = array
     except (OSError, ValueError, EOFError) as error:
         log.warning("the cached arrays in %s are damaged and will be made again: %s", folder, error)
         with contextlib.suppress(OSError):  # where it cannot be removed, storing will fail and say so
             (folder / MARKER).unlink()
         return None
+    if verified != states:
+        with contextlib.suppress(ExperimentError):  # in a cache that is read-only they are hashed each time
+            _write_marker(folder, marker.get(KNOWN_SOURCES, {}))
     return arrays
 
 
@@ -250,8 +276,5 @@ def _digests() -> dict[str, Any]:
 
 def _read_marker(folder: Path) -> dict[str, Any]:
     """The content of the marker; empty where it is missing or damaged."""
-    try:
-        content = json.loads((folder / MARKER).read_bytes())
-        return content if isinstance(content, dict) and isinstance(content.get(KNOWN_SOURCES, {}), dict) else {}
-    except (OSError, ValueError):
-        return {}
+    content = read_json(folder / MARKER)
+    return content if isinstance(content.get(KNOWN_SOURCES, {}), dict) else {}

@@ -76,7 +76,12 @@ class SweepCallback(Callback):
             sys.exit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if finish():
+        try:
+            failed = finish()
+        except Exception:  # Hydra would make a warning of it, and 0 of the exit code
+            log.exception("the sweep cannot be summarized")
+            sys.exit(1)
+        if failed:
             sys.exit(1)
 
     def _start(self, config: DictConfig) -> None:

@@ -6,6 +6,7 @@ In: DictConfigs, override strings and exceptions of Hydra. Out: `Config`s and `E
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -247,7 +248,14 @@ def explain(
         return error
     overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, OSError) and error.filename is not None:  # Hydra making the output folder
-        return unwritable(Path(error.filename), error)
+        path = Path(error.filename)
+        if os.path.isfile(path) and not os.access(path, os.R_OK):
+            return ExperimentError(f"cannot read {path}: {error.strerror}", "make it readable: chmod +r FILE")
+        return unwritable(path, error)
+    if str(error).startswith("Unable to configure handler") and isinstance(error.__cause__, OSError):  # of run.log
+        return unwritable(Path(str(error.__cause__.filename or "run.log")), error.__cause__)
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
+        return ExperimentError(" ".join(str(error).split()), f"leave out all but one; a sweep is {COMMAND} -m seed=0,1")
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark
         place = f"{mark.name} line {mark.line + 1}" if mark else "a file of conf/"

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,9 @@ from resnet8_quant.terminal import parsed, show, show_error, shown
 
 RESTARTS = 3  # of a sweep one of whose workers was killed
 LOST_WORKERS = (concurrent.futures.BrokenExecutor,)  # joblib's TerminatedWorkerError is one
+
+_HEEDED = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+_received: int | None = None  # the signal that asked this process to end
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +78,7 @@ def run_to_the_end(job: Callable[[], None]) -> int:
     """
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions over instead of printing them
-    signal.signal(signal.SIGTERM, _interrupt)
+    _heed_signals()
     for left in reversed(range(RESTARTS + 1)):
         try:
             job()
@@ -90,6 +94,8 @@ def run_to_the_end(job: Callable[[], None]) -> int:
             log.error("workers were killed again and again: %s", str(error).splitlines()[0])
             return 1
         except Exception as error:
+            if _received is not None:  # a module in native code makes an ImportError of the interruption
+                return _interrupted(KeyboardInterrupt(_received))
             callback.finish()
             known = explain(error)
             if known is None or asked_for_traceback:
@@ -100,7 +106,35 @@ def run_to_the_end(job: Callable[[], None]) -> int:
     raise AssertionError("the last round returns or raises")
 
 
+def _heed_signals() -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP interrupt this process, also inside native code; a second one ends it at once.
+
+    Python calls a handler between two of its own instructions, and there is none while ONNX Runtime computes. What a
+    signal writes into the pipe wakes a thread, which stops the computation.
+    """
+    for number in _HEEDED:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        from resnet8_quant.graphs.runtime import stop_all
+
+        while number := os.read(reading, 1):
+            if number[0] in _HEEDED:
+                stop_all()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt the command; where that has been done already, end without tidying up."""
+    global _received
+    if _received is not None:
+        os._exit(128 + number)
+    _received = number
     raise KeyboardInterrupt(number)
 
 

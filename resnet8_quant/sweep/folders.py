@@ -36,7 +36,7 @@ from typing import Any
 from resnet8_quant import results
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import replacing, unwritable
+from resnet8_quant.files import LARGEST_RECORD, read_json, read_regular, replacing, unwritable
 from resnet8_quant.sweep.plan import Plan
 
 JOBS = "jobs.csv"  # number,folder,overrides of each job that a start of the sweep has begun
@@ -107,8 +107,8 @@ def describe_choices(overrides: Sequence[str], varied: Collection[str], groups: 
 def read_jobs(sweep: Path) -> dict[int, str]:
     """{number: folder} of the jobs that this start of the sweep has begun."""
     try:
-        with (sweep / JOBS).open(newline="", encoding="utf-8") as file:
-            return {int(row[0]): row[1] for row in csv.reader(file) if len(row) == 3 and row[0].isdecimal()}
+        lines = read_regular(sweep / JOBS, LARGEST_RECORD).decode().splitlines(keepends=True)
+        return {int(row[0]): row[1] for row in csv.reader(lines) if len(row) == 3 and row[0].isdecimal()}
     except (OSError, ValueError, csv.Error):
         return {}
 
@@ -156,15 +156,6 @@ def begin(task: Task, digest: str | None) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """The contents of job.json; empty where it is missing or damaged."""
     return read_json(folder / RECORD)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_whole(folder: Path, result: Any) -> bool:

@@ -128,6 +128,10 @@ def check_grid(config: DictConfig, jobs: Sequence[Sequence[str]], serial: bool) 
     from resnet8_quant.experiment import prepare
     from resnet8_quant.tracking import connect
 
+    if not jobs:
+        raise ExperimentError(
+            "the grid has no jobs: a setting in it has no values", "give each one at least one: seed=0,1"
+        )
     loader: Any = GlobalHydra.instance().config_loader()
     # Hydra loads its plugins as modules of their own: the class to change is the one that it made its sweeper of.
     sweeper = Plugins.instance().class_name_to_class[str(config.hydra.sweeper._target_)]

@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import replacing, unwritable
+from resnet8_quant.files import read_json, replacing, unwritable
 
 FILE_NAME = "sweep.json"
 SEARCH_MEMORY = "search.db"
@@ -56,11 +57,14 @@ def write_plan(plan: Plan, folder: Path) -> None:
 def read_plan(folder: Path) -> Plan | None:
     """The plan of the sweep in ``folder``; None where there is none that can be read."""
     try:
-        values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        lists = {name: tuple(map(str, values[name])) for name in ("overrides", "varied") if name in values}
-        return Plan(**{**values, **lists})
-    except (OSError, ValueError, TypeError, KeyError):
+        values = read_json(folder / FILE_NAME)
+        lists: dict[str, Any] = {key: tuple(map(str, values[key])) for key in ("overrides", "varied") if key in values}
+        plan = Plan(**(values | lists))
+    except (ValueError, TypeError):
         return None
+    numbers = (plan.jobs or 0, plan.threads, plan.pid)
+    is_plan = all(type(number) is int and number >= 0 for number in numbers) and isinstance(plan.session, str)
+    return plan if is_plan else None
 
 
 def command_overrides(overrides: Sequence[str]) -> tuple[str, ...]:

@@ -288,3 +288,43 @@ def test_warm_start_imports_nothing_heavy(real_cache):
     result = subprocess.run([sys.executable, "-c", script, real_cache], capture_output=True, check=True, text=True)
     heavy = {"PIL", "tarfile", "pooch", "requests", "subprocess", "filelock", "rich", "h5py", "onnx", "hydra"}
     assert heavy.isdisjoint(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("name", ["test_labels", "train_images"])
+def test_altered_arrays_are_noticed_and_take_what_came_of_them_along(warm, tmp_path, name):
+    """The size stays, and of the labels even the time of change is forged."""
+    file = warm / "cifar10" / f"{name}.npy"
+    for folder in (*cifar10.DERIVED, "models"):
+        (warm / folder).mkdir()
+        (warm / folder / "0.npz").touch()
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not cifar10.is_cached(warm)
+    cifar10.load_cifar10(str(tmp_path), warm)
+    content[-1] ^= 1
+    assert file.read_bytes() == content
+    assert [path.parent.name for path in warm.glob("*/0.npz")] == ["models"]
+
+
+def test_images_are_hashed_once(warm, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(cifar10, "array_digest", lambda array: hashed.append(array.ndim) or array_digest(array))
+    assert cifar10.is_cached(warm)
+    assert hashed == [1, 1]
+    (warm / "cifar10" / "test_images.npy").touch()
+    assert cifar10.is_cached(warm)
+    assert hashed[2:] == [4, 1, 4, 1]
+    assert cifar10.is_cached(warm)
+    assert hashed[6:] == [1, 1]
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(warm, tmp_path):
+    file = warm / "cifar10" / "train_labels.npy"
+    file.unlink()
+    os.mkfifo(file)
+    assert not cifar10.is_cached(warm)
+    with pytest.raises(ExperimentError, match="not a regular file"):
+        cifar10.load_cifar10(str(tmp_path), warm)

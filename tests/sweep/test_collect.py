@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from resnet8_quant import results
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import Job, collect, collect_all, settings, varied
+from resnet8_quant.sweep.folders import is_whole
+from resnet8_quant.sweep.plan import read_plan
 
 
 def _run(folder: Path, **values: Any) -> Path:
@@ -162,3 +165,38 @@ def test_overrides_that_cannot_be_read_are_none() -> None:
 def test_varied_keys_in_the_order_of_appearance() -> None:
     jobs = [Job(0, "", RunResult(overrides="b=1 a=1 c=1")), Job(1, "", RunResult(overrides="b=2 a=1 c=2 d=1"))]
     assert varied(jobs) == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["results.csv", "run.json", "job.json", "jobs.csv", "sweep.json"])
+def test_a_record_that_was_replaced_is_not_read(tmp_path: Path, kind: str, name: str) -> None:
+    _run(tmp_path / "0_x")
+    path = tmp_path / name if name in ("jobs.csv", "sweep.json") else tmp_path / "0_x" / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    (job,) = collect(tmp_path, 1)
+    assert job.ok is (name != "results.csv")
+    assert read_plan(tmp_path) is None
+    assert not is_whole(tmp_path / "0_x", job.row)
+
+
+def test_deeply_nested_records_are_no_records(tmp_path: Path) -> None:
+    _run(tmp_path / "0_x")
+    for path in (tmp_path / "sweep.json", tmp_path / "0_x" / "run.json", tmp_path / "0_x" / "job.json"):
+        path.write_text("[" * 200_000)
+    assert [job.ok for job in collect(tmp_path, 1)] == [True]
+    assert read_plan(tmp_path) is None
+
+
+@pytest.mark.parametrize("wrong", [{"jobs": "many"}, {"jobs": -1}, {"threads": None}, {"pid": "x"}, {"session": 3}])
+def test_a_plan_of_wrong_types_is_none(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    plan = {"overrides": ["quant=int8"], "jobs": 2, "threads": 1, "pid": 7, "session": "abc"}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    assert read_plan(tmp_path) is not None
+    (tmp_path / "sweep.json").write_text(json.dumps(plan | wrong))
+    assert read_plan(tmp_path) is None

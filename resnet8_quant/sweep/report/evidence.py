@@ -7,6 +7,7 @@ holds is trusted before it agrees with the run's results.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import read_json, read_regular
+from resnet8_quant.inputs.arrays import UNREADABLE, read_npy
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.folders import read_json
 
 if TYPE_CHECKING:
     from resnet8_quant.inputs.dataset import Dataset
@@ -73,12 +75,11 @@ class Evidence:
         None where the file is missing, damaged or another array.
         """
         try:
-            if path.stat().st_size > 8 * count + MAX_HEADER_BYTES:
-                return None
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError):
+            content = read_regular(path, 8 * count + MAX_HEADER_BYTES)
+            array = read_npy(io.BytesIO(content), len(content))
+        except (OSError, *UNREADABLE):
             return None
-        if not isinstance(array, np.ndarray) or array.shape != (count,) or array.dtype.kind not in "iu":
+        if array.shape != (count,) or array.dtype.kind not in "iu":
             return None
         if count and not 0 <= int(array.min()) <= int(array.max()) < np.iinfo(np.int16).max:
             return None
@@ -156,10 +157,8 @@ def _load(job: Job, digest: str) -> Dataset:
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV that has ``columns`` and perhaps more; empty where it cannot be read or lacks one."""
     try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
-            return []
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        content = read_regular(path, MAX_TABLE_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
     return rows if all(isinstance(row.get(name), str) for row in rows for name in columns) else []

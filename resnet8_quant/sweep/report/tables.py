@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet8_quant import __version__, results, terminal
+from resnet8_quant.files import LARGEST_RECORD, read_json, read_regular
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job, settings, varied
-from resnet8_quant.sweep.folders import read_json
 from resnet8_quant.sweep.plan import read_plan
 from resnet8_quant.sweep.report.evidence import number
 from resnet8_quant.sweep.report.recommendation import Model, Recommendation, flash, ram
@@ -246,7 +246,7 @@ def launchers(jobs: Sequence[Job]) -> dict[Path, str]:
     names = {}
     for folder in {job.path.parent: job.path for job in reversed(jobs) if job.number is not None}.values():
         with suppress(OSError, UnicodeDecodeError):
-            for name in LAUNCHER.findall((folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))[:1]:
+            for name in LAUNCHER.findall(read_regular(folder / ".hydra" / "hydra.yaml", LARGEST_RECORD).decode())[:1]:
                 names[folder.parent] = name
     return names
 
