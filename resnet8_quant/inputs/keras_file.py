@@ -70,8 +70,8 @@ class Layer:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """The attribute ``key``, true or false."""
-        return bool(self.choice(key, (True, False), default))
+        """The attribute ``key``, true or false; some programs write 1 and 0."""
+        return bool(self.choice(key, (True, False, 1, 0), default))
 
     def choice(self, key: str, choices: Collection[Any], default: Any = None) -> Any:
         """The attribute ``key``, one of ``choices``, of the same type: 1 is not true."""

@@ -13,8 +13,12 @@ gives the same bytes.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +38,8 @@ INPUT, OUTPUT = "image", "probabilities"
 OPSET, IR_VERSION = 21, 10
 ACTIVATIONS = ("linear", "relu", "relu6", "softmax")
 RANKS = {1: "features", 3: "an image"}  # of a tensor without the batch -> what it is
+CONVERSION_SECONDS = 30
+REFUSED = 3  # exit code of the process that converts
 RESAVE = "save the whole model, architecture and weights, with Keras: model.save('model.h5')"
 
 
@@ -95,6 +101,28 @@ def convert_h5(path: Path) -> onnx.ModelProto:
     onnx.checker.check_model(model, full_check=True)
     log.info("%s: %d Keras layers became %d ONNX nodes", path, len(layers), len(graph.nodes))
     return model
+
+
+def convert_apart(path: Path) -> onnx.ModelProto:
+    """`convert_h5` in a process of its own, for files that nobody has vouched for.
+
+    A damaged file may keep the HDF5 library busy for ever or crash it, and neither can be stopped from within.
+    """
+    paths = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", __name__, str(path)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=CONVERSION_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        problem = f"{path} is damaged: the HDF5 library did not read it in {CONVERSION_SECONDS} seconds"
+        raise ExperimentError(problem, RESAVE) from error
+    if done.returncode == 0:
+        return onnx.load_from_string(done.stdout)
+    if done.returncode == REFUSED:
+        raise ExperimentError(*json.loads(done.stdout))
+    if done.returncode < 0:
+        raise ExperimentError(f"{path} is damaged: the HDF5 library crashed on it", RESAVE)
+    raise RuntimeError(f"cannot convert {path}: {done.stderr.decode(errors='replace')}")
 
 
 def _convert_layer(graph: Graph, layer: Layer, tensors: dict[str, Tensor]) -> Tensor:
@@ -306,3 +334,17 @@ LAYERS = {
     "Dense": Emitter(_dense, rank=1),
     "ZeroPadding2D": Emitter(_zero_padding, rank=3),
 }
+
+
+def main(path: Path) -> int:
+    """Write the model to stdout, or the problem and the remedy as JSON; for `convert_apart`."""
+    try:
+        content, code = bytes(convert_h5(path).SerializeToString()), 0
+    except ExperimentError as error:
+        content, code = json.dumps([error.problem, error.remedy]).encode(), REFUSED
+    sys.stdout.buffer.write(content)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -9,6 +9,7 @@ the outputs are the same.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 RESOURCES = Path(__file__).parents[1] / "resources"
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "ConvInteger", "MatMulInteger")
 LARGEST_FILE = 500 * 2**20  # bytes; this is a tool for small networks
+MOST_OPERATORS = 2000  # onnxruntime's quantizer takes minutes for more: its time grows with their square
+LARGEST_TENSOR = 256 * 2**20  # bytes of one activation of one image
+REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 TOLERANCE = 1e-3  # of an output in the order of 1; folding rounds differently in float32
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
@@ -120,9 +124,9 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
 def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tuple[int, int]) -> FloatModel:
     """Load one model once per process and ``state`` (size and time of its file): the jobs of a sweep share it."""
     if kind is ModelKind.mlperf_tiny:
-        from resnet8_quant.inputs.keras_import import convert_h5
+        from resnet8_quant.inputs.keras_import import convert_apart, convert_h5
 
-        model = convert_h5(path)
+        model = convert_h5(path) if name == REFERENCE else convert_apart(path)
     else:
         model = _parse(path)
     input_spec = _infer_input_spec(model, required)
@@ -149,7 +153,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        outputs = onnx.shape_inference.infer_shapes(model).graph.output
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        outputs = inferred.output
         del model.graph.output[:]
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
@@ -157,6 +162,14 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)
+    if len(model.graph.node) > MOST_OPERATORS:
+        problem = f"`model.path`: {path} has {len(model.graph.node):,} operators, more than {MOST_OPERATORS:,}"
+        raise ExperimentError(problem, f"simplify it, or give a smaller one: {USAGE}")
+    for value in inferred.value_info:
+        size = 4 * math.prod(size or 1 for size in _sizes(value))
+        if size > LARGEST_TENSOR * max(1, (_sizes(inferred.input[0]) or [None])[0] or 1):
+            problem = f"`model.path`: {path} computes {_describe(value)}: {size:,} bytes for one image"
+            raise ExperimentError(f"{problem}, more than {LARGEST_TENSOR:,}", remedy)
     return model
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
@@ -262,6 +263,10 @@ def explain(
         return ExperimentError(
             f"{place} is not YAML: {error.problem}", f"correct it; {CONF / 'quant' / 'w4a8.yaml'} is an example"
         )
+    if isinstance(error, ValueError | RecursionError | yaml.YAMLError) and _reads_options(error):
+        reason = str(error).splitlines()[0]
+        remedy = f"correct it; {CONF / 'quant' / 'w4a8.yaml'} is an example"
+        return ExperimentError(f"an option file of --config-dir or conf/ cannot be read: {reason}", remedy)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_setting(cause, str(error), overrides, config_dir)
@@ -292,6 +297,11 @@ def explain(
             return _wrong_choice(group, value, list(options(group)), overrides)
         return ExperimentError("a config group is null; it takes the name of a file in its folder of conf/", HELP)
     return unreachable(error)
+
+
+def _reads_options(error: BaseException) -> bool:
+    """Whether an exception came out of Hydra while it read an option file."""
+    return any(frame.name == "load_config" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _file_of(option: str, config_dir: Path | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs import keras_import
-from resnet8_quant.inputs.keras_import import LAYERS, convert_h5
+from resnet8_quant.inputs.keras_import import LAYERS, convert_apart, convert_h5
 
 # ---------------------------------------------------------------- the oracle: NumPy, NHWC, float64
 
@@ -543,3 +544,37 @@ def test_reference_equals_numpy():
             weights[name] = {key.removesuffix(":0"): value[()] for key, value in values.items()}
     images = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3)).astype(np.float32)
     np.testing.assert_allclose(run(reference, images), forward(layers, weights, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0, 1])
+def test_a_whole_number_may_stand_for_a_boolean(tmp_path, scale):
+    """As in MLPerf Tiny's streaming wake word."""
+    values = {name: np.full(2, 2.0, np.float32) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    models = [
+        convert_h5(
+            write(tmp_path / f"{flag}.h5", one_layer("BatchNormalization", scale=flag, center=1), {"odd_one": values})
+        )
+        for flag in (scale, bool(scale))
+    ]
+    assert models[0] == models[1]
+    assert "`scale` is 2" in refusal(write(tmp_path / "2.h5", one_layer("BatchNormalization", scale=2), {})).problem
+
+
+def test_conversion_in_a_process_of_its_own(tmp_path, monkeypatch):
+    path = write_conv(tmp_path / "model.h5")
+    assert convert_apart(path) == convert_h5(path)
+    (tmp_path / "other.h5").write_bytes(b"no HDF5")
+    with pytest.raises(ExperimentError, match=r"other\.h5 is not a readable HDF5 file") as caught:
+        convert_apart(tmp_path / "other.h5")
+    assert caught.value.remedy == refusal(tmp_path / "other.h5").remedy
+
+    def hang(*arguments, **options):
+        raise subprocess.TimeoutExpired("python", options["timeout"])
+
+    def crash(*arguments, **options):
+        return subprocess.CompletedProcess([], -11, b"", b"")
+
+    for run, problem in ((hang, "did not read it in 30 seconds"), (crash, "the HDF5 library crashed")):
+        monkeypatch.setattr(keras_import.subprocess, "run", run)
+        with pytest.raises(ExperimentError, match=f"model.h5 is damaged: .*{problem}"):
+            convert_apart(path)

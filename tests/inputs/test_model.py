@@ -1,6 +1,7 @@
 """Which ONNX models are taken, what is said about the others, and what folding leaves."""
 
 import os
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -229,3 +230,30 @@ def test_a_model_for_single_images_is_run_on_single_images(tmp_path, caplog):
     with pytest.raises(ExperimentError, match=r"cannot run the model on a batch of shape \[1, 4, 4, 3\]") as caught:
         load(reshaped(tmp_path / "two.onnx", 2), tmp_path)
     assert "batch_size=1" not in caught.value.remedy
+
+
+def test_too_many_operators_are_refused(tmp_path):
+    names = ["image", *(f"t{number}" for number in range(2000)), "last"]
+    nodes = [helper.make_node("Relu", [read], [written]) for read, written in pairwise(names)]
+    nodes += [helper.make_node("Flatten", ["last"], ["flat"]), helper.make_node("Gemm", ["flat", "w"], ["scores"])]
+    ends = [("image", TensorProto.FLOAT, ["N", 4, 4, 3])], [("scores", TensorProto.FLOAT, ["N", CLASSES])]
+    save(tmp_path / "net.onnx", nodes, *ends, {"w": np.ones((48, CLASSES), np.float32)})
+    with pytest.raises(ExperimentError, match=r"net\.onnx has 2,003 operators, more than 2,000"):
+        load(tmp_path / "net.onnx", tmp_path)
+
+
+def test_an_activation_of_gigabytes_is_refused(tmp_path):
+    """As the padding of a Conv may ask for, in a file of a kilobyte."""
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("MaxPool", ["nchw"], ["large"], kernel_shape=[30_001, 30_001], pads=[30_000] * 4),
+        helper.make_node("GlobalAveragePool", ["large"], ["small"]),
+        helper.make_node("Flatten", ["small"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["scores"]),
+    ]
+    ends = [("image", TensorProto.FLOAT, ["N", 4, 4, 3])], [("scores", TensorProto.FLOAT, ["N", CLASSES])]
+    save(tmp_path / "net.onnx", nodes, *ends, {"w": np.ones((3, CLASSES), np.float32)})
+    with pytest.raises(
+        ExperimentError, match=r"computes large float32 .*: 10,\d+,\d+,\d+ bytes for one image, more than"
+    ):
+        load(tmp_path / "net.onnx", tmp_path)
