@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -250,6 +251,7 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
         contextlib.redirect_stdout(printed),
         _own_scale_for_average_pools(),
         _shapes_written_by_python(),
+        _counted_lines(),
     ):
         cache, output = folder / "ranges.json", folder / "model.onnx"
         # a calibration cache is tagged with a method's name; MinMax means "these are the ranges"
@@ -339,3 +341,27 @@ def _shapes_written_by_python() -> Iterator[None]:
         yield
     finally:
         setattr(onnx.shape_inference, "infer_shapes_path", original)  # noqa: B010
+
+
+@contextlib.contextmanager
+def _counted_lines() -> Iterator[None]:
+    """Log what onnxruntime says about each of a thousand weights as one sentence for each thing said."""
+    said: dict[str, list[tuple[int, str]]] = {}
+
+    def collect(record: logging.LogRecord) -> bool:
+        if "onnxruntime" not in record.pathname:
+            return True
+        text = record.getMessage()
+        said.setdefault(re.split(r"[\s\[]+[`'\d]", text)[0], []).append((record.levelno, text))
+        return False
+
+    root = logging.getLogger()  # onnxruntime logs to it itself
+    root.addFilter(collect)
+    try:
+        yield
+    finally:
+        root.removeFilter(collect)
+        for lines in said.values():
+            more = f" (and {len(lines) - 1:,} more of the kind)" if len(lines) > 1 else ""
+            level, text = lines[0]
+            log.log(level, "onnxruntime: %s%s", " ".join(text.split()), more)

@@ -1,5 +1,6 @@
 """The quantized model: what was asked for, and reproducible."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from onnx import helper
 
 from resnet8_quant.config import Config, DType, EvaluationConfig, Format, QuantConfig
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.quantizer import quantize as module
 from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
 from resnet8_quant.validation import LEGAL
 
@@ -99,3 +101,21 @@ def test_a_full_disk_stops_onnxruntimes_shape_inference(model, images, monkeypat
             quantize(model, images, config)
     assert onnx.shape_inference.infer_shapes_path is before
     assert quantize(model, images, config).summary.quantized_ops == 16
+
+
+def test_repeated_lines_of_onnxruntime_are_one_sentence(caplog):
+    with module._counted_lines(), caplog.at_level(logging.WARNING):
+        for path in ("/lib/onnxruntime/quantization/q.py", "/home/me/mine.py"):
+            for number in range(3):
+                for text in (
+                    f"Increased scale[{number}] for weight `w` by ratio {number}.5",
+                    f"Axis 1 is of weight '{number}'",
+                ):
+                    logging.getLogger().handle(logging.LogRecord("root", logging.WARNING, path, 1, text, (), None))
+    ours = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert ours == [
+        "onnxruntime: Increased scale[0] for weight `w` by ratio 0.5 (and 2 more of the kind)",
+        "onnxruntime: Axis 1 is of weight '0' (and 2 more of the kind)",
+    ]
+    assert len(caplog.records) == 2 + 6
+    assert not logging.getLogger().filters
