@@ -162,7 +162,8 @@ class Student:
                 while quantize.op_type != "QuantizeLinear":
                     quantize = producers[quantize.input[0]]
                 self._keys[quantize.output[0]] = self._read_key(layer)
-        keys = {*self._keys.values()}
+        # In their order, which is the same in every process: a checkpoint holds the parameters in it.
+        keys = dict.fromkeys(self._keys.values())
         self._activations = {key: self.plan.tensors[key] if isinstance(key, str) else key[1] for key in keys}
 
     def _key(self, name: str) -> str:
