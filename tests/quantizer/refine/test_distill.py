@@ -321,9 +321,6 @@ def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     assert "the distillation starts anew" in caplog.text
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Student orders its parameters by a set: another process names its checkpoint otherwise"
-)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """SIGKILL after the first checkpoint; the same command again makes the bytes of an uninterrupted run."""
