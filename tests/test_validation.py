@@ -109,6 +109,16 @@ REFUSED: dict[str, str] = {
     "allocate=bytes allocate.count=tflite": "`allocate.count` is tflite, but deploy=none writes no .tflite file",
     "allocate=bytes allocate.choices=[]": "`allocate.choices` is []; valid are one or more of 2 to 8 with int8",
     "allocate=bytes allocate.choices=[4,16]": "`allocate.choices` is [4, 16]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,true]": "`allocate.choices` is [4, true]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,null]": "`allocate.choices` is [4, null]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,float32]": '`allocate.choices` is [4, "float32"]; valid are one or more of',
+    "allocate=bytes allocate.choices=[4,32]": "`allocate.choices` is [4, 32]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,4.5,nan]": "`allocate.choices` is [4, 4.5, NaN]; valid are one or more of",
+    "allocate=bytes 'allocate.choices=[[4],{a: 1}]'": '`allocate.choices` is [[4], {"a": 1}]; valid are one or more',
+    "allocate.choices=[float,wide]": '`allocate.choices` is ["float", "wide"]; valid are one or more of 2 to 8',
+    "quant=u8s8 quant.weight_type=int4 allocate=bytes allocate.choices=[8,float]": "2 to 4 with int4, and float",
+    "allocate=bytes allocate.choices=[4,float] deploy=tflite": '[4, "float"], which keeps layers in float',
+    "allocate=bytes allocate.choices=[float] deploy=tflite": "keeps layers in float, with deploy=tflite, whose kernels",
     # deployment
     "deploy.avoid_saturation=true": "`deploy.avoid_saturation` is true, but deploy=none rewrites nothing",
     "deploy.pixel_blocking=true": "`deploy.pixel_blocking` is true, but deploy=none rewrites nothing",
@@ -164,6 +174,9 @@ PASSES = [
     "deploy=x86 quant=u8s8 'quant.layers={stack*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
     "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
+    *(f"allocate=bytes quant=u8s8 deploy={to} allocate.choices=[2,4,8,float]" for to in ("none", "x86", "arm")),
+    "allocate=accuracy allocate.choices=[float]",
+    "allocate.choices=[4,float] deploy=tflite",  # which nothing reads
     f"{MLFLOW} tracking.uri=http://localhost:5000",
     f"{MLFLOW} tracking.uri=https://host/path",
 ]
