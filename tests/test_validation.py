@@ -11,7 +11,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, ModelConfig, QuantConfig
+from resnet8_quant.config import (
+    AllocateConfig,
+    CalibrationConfig,
+    Config,
+    DType,
+    Format,
+    Method,
+    ModelConfig,
+    QuantConfig,
+)
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.sweep.compose import compose_config
 from resnet8_quant.validation import HISTOGRAM_OPTIONAL, LEGAL, PARAMETERS, RULES, check_validation_images, validate
@@ -263,11 +272,24 @@ def test_parameters_of_calibration_are_those_of_the_method_within_their_limits(m
         (Config(quant=QuantConfig(weight_bits="4")), "`quant.weight_bits` is '4', of type str; valid is int or None"),
         (Config(quant=QuantConfig(per_channel=1)), "`quant.per_channel` is 1, of type int; valid is bool"),
         (Config(seed=1.5), "`seed` is 1.5, of type float; valid is int"),
+        (
+            Config(allocate=AllocateConfig(choices="float")),
+            "`allocate.choices` is 'float', of type str; valid is list[Any]",
+        ),
         (Config(model=ModelConfig(mean=125.0)), "`model.mean` is 125.0, of type float; valid is list[float] or None"),
     ],
 )
 def test_a_value_of_a_wrong_type_in_python(config, problem):
     assert refusal(config).problem == problem
+
+
+def test_choices_with_float_read_alike_from_yaml_and_from_the_command_line(tmp_path):
+    (tmp_path / "allocate").mkdir()
+    (tmp_path / "allocate" / "mine.yaml").write_text("budget_bytes: 48000\nchoices: [2, 4, 8, float]\n")
+    mine = compose_config(["allocate=mine"], tmp_path)
+    typed = compose_config(["allocate=bytes", "allocate.choices=[2,4,8,float]"])
+    assert mine.allocate.choices == typed.allocate.choices == [2, 4, 8, "float"]
+    validate(mine)
 
 
 def test_a_preset_name_in_place_of_its_settings():
