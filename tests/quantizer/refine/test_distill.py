@@ -1,6 +1,11 @@
 """Distillation: gradients against formulas, the student against what is emitted, images without labels, same bytes."""
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -349,3 +354,41 @@ def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     interrupt(15).write_bytes(b"damaged")
     assert distilled() == expected
     assert "the distillation starts anew" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL after the first checkpoint; the same command again makes the bytes of an uninterrupted run."""
+    command = (
+        *(sys.executable, Path(__file__).parents[3] / "run.py", "data=sample", "quant=w4a4", "refine=none"),
+        *("refine.distill=true", "refine.distill_steps=60", "refine.validation_images=50", "latency.runs=0"),
+        *("calibration.samples_per_class=3", "evaluation.threads=1"),
+    )
+
+    def start(name, cache):
+        words = [*command, f"cache_dir={tmp_path / cache}", f"hydra.run.dir={tmp_path / name}"]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finished(name, cache):
+        process = start(name, cache)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        return (tmp_path / name / "model.onnx").read_bytes(), output + (tmp_path / name / "run.log").read_text()
+
+    killed, deadline = start("killed", "cache"), time.monotonic() + 120
+    while not list((tmp_path / "cache" / "distillation").glob("*.pt")):
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=30)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.onnx").exists()
+    assert len(list((tmp_path / "cache" / "distillation").glob("*.pt"))) == 1
+
+    again, said = finished("killed", "cache")
+    whole, said_whole = finished("whole", "other")
+    assert again == whole
+    assert "distillation goes on after step" in said
+    assert "distillation goes on" not in said_whole
+    assert not list((tmp_path / "cache" / "distillation").iterdir())
