@@ -13,6 +13,7 @@ import numpy as np
 
 from resnet8_quant.config import Config, DType, SizeOf
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.plan import LayerBits
 from resnet8_quant.validation import FLOAT
 
@@ -147,7 +148,15 @@ def measured_bytes(allowed: dict[str, list[int]], file_size: Callable[[BitWidths
     """
     # All others have integers, since layers in float side by side change what is quantized around them.
     widest = {layer: _widest_integers(widths) for layer, widths in allowed.items()}
-    return {layer: {width: file_size(widest | {layer: width}) for width in widths} for layer, widths in allowed.items()}
+    size = file_size(widest)
+    measured = {layer: {width: size} for layer, width in widest.items()}
+    with progress("measuring files", len(allowed), "layers") as advance:
+        for layer, widths in allowed.items():
+            for width in widths:
+                if width != widest[layer]:
+                    measured[layer][width] = file_size(widest | {layer: width})
+            advance(1)
+    return measured
 
 
 def _widest_integers(widths: Iterable[int]) -> int:
