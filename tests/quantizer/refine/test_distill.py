@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from nets import NETS, OFF, PICTURES, branching, pictures, run
+from nets import NETS, OFF, PICTURES, arrays_of, branching, pictures, run
+from onnx import numpy_helper
 
 pytest.importorskip("torch", reason="needs the extra [distill]")
 import torch
 
 import resnet8_quant as rq
-from resnet8_quant.config import CalibrationConfig, Config, DType, EvaluationConfig, QuantConfig, RefineConfig, Rounding
+from resnet8_quant.config import (
+    AllocateConfig,
+    CalibrationConfig,
+    Config,
+    DType,
+    EvaluationConfig,
+    QuantConfig,
+    RefineConfig,
+    Rounding,
+)
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.inputs.dataset import Split
@@ -24,7 +34,7 @@ from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.calibrate import calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.plan import layer_bits
+from resnet8_quant.quantizer.plan import layer_bits, layer_nodes
 from resnet8_quant.quantizer.quantize import insert_ranges, quantize
 from resnet8_quant.quantizer.refine import distill as module
 from resnet8_quant.quantizer.refine.distill import Distiller, split
@@ -209,6 +219,31 @@ def test_nothing_gained_keeps_the_start(monkeypatch, caplog):
     assert done.distillation.steps == 3
     assert "the loss is nan in step 4; it stops" in caplog.text
     assert done.serialized == quantize(branching(), pictures(12), replace(config, refine=RefineConfig())).serialized
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(compact):
+    """The result starts from what refinement alone leaves: the same layers in float, the same file without training."""
+    allocated = AllocateConfig("bytes", 10_000, choices=[2, 4, "float"])
+    quant, refine = replace(W4A4, compact=compact), replace(DISTILL, bias=True, learning_rate=0.05)
+
+    def distilled(budget, refine=refine):
+        config = Config(quant, refine=refine, allocate=replace(allocated, budget_bytes=budget))
+        return quantize(branching(), pictures(12), config, training=POOL)
+
+    with pytest.raises(ExperimentError, match="the smallest possible file has") as caught:
+        distilled(1)
+    smallest = int(caught.value.problem.split()[-2])
+    for budget in (smallest + 50, smallest + 300):
+        done = distilled(budget)
+        assert len(done.serialized) <= budget
+        assert done.distillation.steps == 12
+    assert done.float_layers
+    assert done.float_layers == distilled(budget, replace(refine, distill=False)).float_layers
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(done.serialized).graph.initializer]
+    floats = {node.output[0]: node.input[1] for node in layer_nodes(branching().proto().graph)}
+    weights = arrays_of(branching().proto())
+    assert all(any(np.array_equal(weights[floats[name]], array) for array in stored) for name in done.float_layers)
 
 
 def test_a_time_limit_ends_it():
