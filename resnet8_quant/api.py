@@ -154,7 +154,7 @@ def quantize(model: FloatModel, images: Split, config: Config) -> QuantizedModel
         chosen,
         config,
         accuracy_drop=accuracy_drop(images, model, chosen, config),
-        target_size=target_size(config),
+        target_size=target_size(config, model.input_spec),
         training=training_images(images, chosen, config),
         cache=cache_folder(config.cache_dir),
     )

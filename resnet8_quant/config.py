@@ -278,15 +278,19 @@ class AllocateConfig(Group):
 
     name: str = setting("none", _PRESET)
     budget_bytes: Optional[int] = setting(None, "largest size of model.onnx, or of what count says, in bytes")
-    count: Member[SizeOf] = setting(SizeOf.file, "bytes of what: file (model.onnx) or tflite (with deploy=tflite)")
+    count: Member[SizeOf] = setting(
+        SizeOf.file, "bytes of what: file (model.onnx as it is written, deployed) or tflite (with deploy=tflite)"
+    )
     max_accuracy_drop: Optional[float] = setting(
         None, "largest loss of top-1 accuracy, a ratio, against the float model on the same validation images"
     )
     validation_images: int = setting(
         5000, "with max_accuracy_drop: training images that do not calibrate, drawn with the seed"
     )
-    choices: list[int] = setting(
-        [2, 4, 7], "bit widths that a layer may have; 8 could saturate, 3 takes as many bytes as 4"
+    choices: list[Any] = setting(  # numbers and a word: validation.py looks at them
+        [2, 4, 7],
+        "bit widths that a layer may have, 2 to 8; 8 could saturate, 3 takes as many bytes as 4; float, as in "
+        "[2,4,7,float]: it may also stay in float",
     )
 
 

@@ -181,7 +181,7 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         prepared.images,
         config,
         accuracy_drop=accuracy_drop(prepared.data.train, prepared.model, prepared.images, config),
-        target_size=target_size(config),
+        target_size=target_size(config, prepared.model.input_spec),
         training=training_images(prepared.data.train, prepared.images, config),
         cache=prepared.cache,
     )
@@ -235,7 +235,5 @@ def _deploy(config: Config, model: FloatModel, quantized: QuantizedModel | None)
         named = quantized.named if quantized else model.serialized
         serialized, input_spec = deploy(named, config.deploy, input_spec, small=config.quant.compact)
         summary = None  # of another graph now
-        if len(serialized) > (config.allocate.budget_bytes or len(serialized)):
-            log.warning("the deployed file has %d bytes, more than allocate.budget_bytes", len(serialized))
     summary = summary or summarize(onnx.load_from_string(serialized))
     return FinalModel(serialized, input_spec, summary, (quantized.summary if quantized else summary).layers)

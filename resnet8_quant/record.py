@@ -37,9 +37,7 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import cpu_description, peak_rss_mb, runtime_version
 from resnet8_quant.options import derive_name, quant_name
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
-from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.results import RunResult
-from resnet8_quant.validation import keeps_float_layers
 
 if TYPE_CHECKING:
     from resnet8_quant.deploy.tflite.target import Target
@@ -126,7 +124,7 @@ def result_of(run: FinishedRun) -> RunResult:
         float_model_sha256=model.digest,
         data_sha256=data.digest,
         **_calibration_columns(run),
-        **_model_columns(run.final),
+        **_model_columns(run),
         **{name: getattr(run.comparison, name) for name in _SHARED},
         portable=run.runtime.portable,
         default_session_accuracy=run.runtime.default_session_accuracy,
@@ -199,6 +197,7 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
         "operators": run.final.summary.operators,
         "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
+        "float_layers": list(_float_layers(run)),
         "saturating_layers": list(run.runtime.saturating_layers),
     }
     if run.prepared.images is not None:
@@ -245,13 +244,23 @@ def _calibration_columns(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _model_columns(model: FinalModel) -> dict[str, Any]:
+def _float_layers(run: FinishedRun) -> tuple[str, ...]:
+    """Layers that stayed in float among quantized ones."""
+    return run.quantized.float_layers if run.quantized else ()
+
+
+def _model_columns(run: FinishedRun) -> dict[str, Any]:
     """What the written file holds."""
+    model = run.final
     shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
     columns: dict[str, Any] = {name: getattr(model.summary, name) for name in shared}
+    kept = _float_layers(run)
     for name in ("weight_bits", "activation_bits"):  # mode over layers; ties go to the wider
         bits = sorted((getattr(layer, name) for layer in model.layers), reverse=True)
-        columns[name] = max(bits, key=bits.count) if bits else DType.float32.bits
+        bits = [FLOAT_BITS] * len(kept) + bits if name == "weight_bits" else bits
+        columns[name] = max(bits, key=bits.count) if bits else FLOAT_BITS
+    if kept:
+        columns["weight_type"] = "+".join(sorted({*columns["weight_type"].split("+"), DType.float32.name}))
     columns |= {"model_bytes": len(model.serialized), "model_sha256": sha256_bytes(model.serialized)}
     return columns
 
@@ -278,9 +287,7 @@ def _memory_columns(run: FinishedRun) -> dict[str, Any]:
     if run.memory is None:
         return {}
     layers, names = run.final.layers, [layer.name for layer in run.memory.layers if layer.weights]
-    kept = set()  # in float by quant.layers
-    if keeps_float_layers(run.config.quant):
-        kept = {*names} - layer_bits(run.prepared.model.proto().graph, run.config.quant).keys()
+    kept = _float_layers(run)
     columns = {"macs": run.memory.macs}
     if not kept:  # else they depend on where the runtime goes over to float
         columns["peak_activation_bytes"] = (1 if layers else 4) * run.memory.peak_activation_bytes

@@ -46,11 +46,11 @@ ABOVE_0 = ("model_bytes", "float_model_bytes", "latency_us_median", "default_ses
 class RunResult:
     """One run. The order of the fields is the order of the columns.
 
-    ``weight_bits`` and ``activation_bits`` are those of most layers; run.json has each. Units are in the names; sizes
-    are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are those of the
-    produced graph. ``distill_images`` training images were learned from, without labels, in ``distill_steps`` steps;
-    empty without ``refine.distill``. ``calibration_overlap`` counts test images that calibration used and the
-    evaluation left out.
+    ``weight_bits`` and ``activation_bits`` are those of most layers, 32 in float; run.json has each. Units are in the
+    names; sizes are bytes, accuracies ratios, ``accuracy_delta`` is quantized minus float. The types are those of the
+    produced graph; ``weight_type`` has float32 where a layer was kept in float. ``distill_images`` training images were
+    learned from, without labels, in ``distill_steps`` steps; empty without ``refine.distill``. ``calibration_overlap``
+    counts test images that calibration used and the evaluation left out.
     ``quant_ties`` counts images whose largest output is reached by more than one class. ``calibration_cached`` says
     whether ``calibration_seconds`` had no need to run the model. ``evaluation_seconds`` is the quantized model's;
     ``float_evaluation_seconds`` is near zero where the baseline came from the cache. ``peak_rss_mb`` is the process's

@@ -107,7 +107,7 @@ def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
             prepared.images,
             config,
             accuracy_drop=drop,
-            target_size=target_size(config),
+            target_size=target_size(config, prepared.model.input_spec),
             cache=prepared.cache,
         ).named
     else:

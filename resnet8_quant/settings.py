@@ -124,7 +124,7 @@ def _type_name(hint: Any) -> str:
     arguments = [argument for argument in get_args(hint) if argument is not NoneType]
     if NoneType in get_args(hint):
         return f"{_type_name(arguments[0])} or None"
-    return str(hint) if arguments else str(hint.__name__)
+    return str(hint).replace("typing.", "") if arguments else str(hint.__name__)
 
 
 def _has_type(value: object, hint: Any) -> bool:

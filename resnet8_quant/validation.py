@@ -82,6 +82,8 @@ _8_BITS = (DType.uint8, DType.int8)
 SQLITE = "sqlite:///"
 _LAYER_FIELDS = ("weight_bits", "activation_bits")
 _LAYER_FLOAT = "float"  # and the field that keeps a layer in float
+FLOAT = "float"  # the same as one of allocate.choices
+_FLOAT_TO_TFLITE = ", which keeps layers in float, with deploy={deploy}, whose kernels take integers only"
 # The fields of `refine` that change something, with the value that changes nothing.
 _UNREFINED: dict[str, object] = {
     "weight_scale": WeightScale.max,
@@ -131,6 +133,16 @@ def is_refined(refine: RefineConfig) -> bool:
 def allocates(config: Config) -> bool:
     """Whether bit widths are chosen within a budget."""
     return config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether one of allocate.choices is a number of bits, or float; OmegaConf takes any value there."""
+    return value == FLOAT or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def _numbers(config: Config) -> list[int]:
+    """The bit widths among allocate.choices."""
+    return [choice for choice in config.allocate.choices if choice != FLOAT]
 
 
 def _calibrates(config: Config) -> bool:
@@ -314,9 +326,12 @@ RULES: tuple[Rule, ...] = (
     Rule("allocate.count", lambda c: c.allocate.count is SizeOf.tflite and not _to_tflite(c),
          ", but deploy={deploy} writes no .tflite file", "allocate=bytes deploy=tflite allocate.count=tflite"),
     Rule("allocate.choices",
-         lambda c: allocates(c) and (not c.allocate.choices or any(
-             _outside(bits, 2, _widest(c.quant.weight_type)) for bits in c.allocate.choices)),
-         "; valid are one or more of 2 to {widest} with {c.quant.weight_type.name}", "allocate.choices=[2,{widest}]"),
+         lambda c: any(not _is_choice(choice) for choice in c.allocate.choices) or (allocates(c) and (
+             not c.allocate.choices or any(_outside(bits, 2, _widest(c.quant.weight_type)) for bits in _numbers(c)))),
+         "; valid are one or more of 2 to {widest} with {c.quant.weight_type.name}, and float",
+         "allocate.choices=[2,{widest}]"),
+    Rule("allocate.choices", lambda c: _to_tflite(c) and allocates(c) and FLOAT in c.allocate.choices,
+         _FLOAT_TO_TFLITE, "allocate.choices={numbers}"),
 
     *(_unread(f"deploy.{name}", lambda c: not _deploys(c), "deploy=none rewrites nothing",
               f"deploy=x86 deploy.{name}={{value}}", False)
@@ -353,8 +368,7 @@ RULES: tuple[Rule, ...] = (
          " with deploy={deploy}, whose kernels take 8-bit activations; weights may have fewer bits",
          "quant.activation_bits=null"),
     Rule("quant.layers", lambda c: _to_tflite(c) and keeps_float_layers(c.quant),
-         ", which keeps layers in float, with deploy={deploy}, whose kernels take integers only",
-         "quant.layers={{}}"),
+         _FLOAT_TO_TFLITE, "quant.layers={{}}"),
     Rule("analyze", lambda c: c.analyze is not Analysis.none and is_float(c),
          ", but quant=float has nothing quantized to analyze", "analyze=none"),
     Rule("quant.format", lambda c: c.analyze is not Analysis.none and c.quant.format is not Format.QDQ,
@@ -415,6 +429,7 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
         "refine": _preset(config.refine),
         "cause": f"refine={_preset(config.refine)}" if is_refined(config.refine) else low_bit,
         "levels": _levels(config),
+        "numbers": word(_numbers(config) or [2, _widest(config.quant.weight_type)]).replace(" ", ""),
         "enough_bins": max(2048, 2 * _levels(config)),
         "widest": _widest(config.quant.weight_type),
         "integers": "tflite_int8" if _to_tflite(config) else "int8",

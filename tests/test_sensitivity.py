@@ -187,3 +187,45 @@ def test_allocation_leaves_a_float_layer_alone(tmp_path):
     assert layers[-1]["weight_bits"] == 7  # the last layer, held to keep_first_last
     assert Config().quant.layers == {}
     assert Path(tmp_path / "model.onnx").stat().st_size <= 80000
+
+
+@pytest.mark.parametrize("deploy", ["none", "x86"])
+def test_allocation_may_choose_float(deploy, tmp_path, capsys, caplog):
+    """The file is the one that was measured; row, record, log, analysis and comparison say which layers are float."""
+    caplog.set_level("INFO")
+    budget = ("allocate=bytes", "allocate.budget_bytes=120000", f"deploy={deploy}", "quant.compact=true")
+    words = ("quant=w4a8", *budget, "allocate.choices=[2,4,float]", *SMALL)
+    config = rq.compose(*words, "analyze=layers")
+    result = rq.run(config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    kept, size = record["float_layers"], (tmp_path / "run" / "model.onnx").stat().st_size
+    assert {"conv", "dense"} < set(kept)
+    assert len(kept) + len(record["layers"]) == 10
+    assert 100_000 < size <= 120_000
+    assert result.model_bytes == size
+    assert record["config"]["allocate"]["choices"] == [2, 4, "float"]
+    line = next(text for text in caplog.messages if text.startswith("allocated bits: "))
+    assert {part.split()[0] for part in line[16:].split(", ") if part.endswith(" float")} == {*kept}
+
+    # float32 weights stand in the file, and the row counts them
+    assert "float32" in result.weight_type.split("+")
+    assert {"int2", "int4"} & {*result.weight_type.split("+")}
+    assert result.weight_bits == (32 if len(kept) >= 5 else 4)
+    assert result.conv_gemm_integer <= result.conv_gemm_total - len(kept)
+    proto = rq.load_model(config).proto()
+    shapes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    layers = {node.output[0]: node.input for node in proto.graph.node if len(node.input) == 3}
+    counts = {name: [math.prod(shapes[read]) for read in inputs[1:]] for name, inputs in layers.items()}
+    floats = sum(4 * weights + 4 * biases for name, (weights, biases) in counts.items() if name in kept)
+    integers = sum(weights // 2 + 8 * biases for name, (weights, biases) in counts.items() if name not in kept)
+    assert result.weights_bytes == floats + integers
+
+    # what is written about layers
+    assert {*pandas.read_csv(tmp_path / "run" / "layers.csv").layer} == {*counts} - {*kept} | {"(others)"}
+    rq.run(rq.compose("quant=w4a8", f"deploy={deploy}", *SMALL), tmp_path / "all")
+    from resnet8_quant import comparison
+
+    assert comparison.main([str(tmp_path / "run"), str(tmp_path / "all")]) == 0
+    shown = capsys.readouterr().out
+    assert "allocate.choices" in shown
+    assert sum("float" in row and "bits" in row for row in shown.splitlines()) == len(kept)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from resnet8_quant.config import CalibrationConfig, Config, DType, Format, Method, ModelConfig, QuantConfig
+from resnet8_quant.config import (
+    AllocateConfig,
+    CalibrationConfig,
+    Config,
+    DType,
+    Format,
+    Method,
+    ModelConfig,
+    QuantConfig,
+)
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.sweep.compose import compose_config
 from resnet8_quant.validation import HISTOGRAM_OPTIONAL, LEGAL, PARAMETERS, RULES, check_validation_images, validate
@@ -110,6 +119,16 @@ REFUSED: dict[str, str] = {
     "allocate=bytes allocate.count=tflite": "`allocate.count` is tflite, but deploy=none writes no .tflite file",
     "allocate=bytes allocate.choices=[]": "`allocate.choices` is []; valid are one or more of 2 to 8 with int8",
     "allocate=bytes allocate.choices=[4,16]": "`allocate.choices` is [4, 16]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,true]": "`allocate.choices` is [4, true]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,null]": "`allocate.choices` is [4, null]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,float32]": '`allocate.choices` is [4, "float32"]; valid are one or more of',
+    "allocate=bytes allocate.choices=[4,32]": "`allocate.choices` is [4, 32]; valid are one or more of 2 to 8",
+    "allocate=bytes allocate.choices=[4,4.5,nan]": "`allocate.choices` is [4, 4.5, NaN]; valid are one or more of",
+    "allocate=bytes 'allocate.choices=[[4],{a: 1}]'": '`allocate.choices` is [[4], {"a": 1}]; valid are one or more',
+    "allocate.choices=[float,wide]": '`allocate.choices` is ["float", "wide"]; valid are one or more of 2 to 8',
+    "quant=u8s8 quant.weight_type=int4 allocate=bytes allocate.choices=[8,float]": "2 to 4 with int4, and float",
+    "allocate=bytes allocate.choices=[4,float] deploy=tflite": '[4, "float"], which keeps layers in float',
+    "allocate=bytes allocate.choices=[float] deploy=tflite": "keeps layers in float, with deploy=tflite, whose kernels",
     # deployment
     "deploy.avoid_saturation=true": "`deploy.avoid_saturation` is true, but deploy=none rewrites nothing",
     "deploy.pixel_blocking=true": "`deploy.pixel_blocking` is true, but deploy=none rewrites nothing",
@@ -169,6 +188,9 @@ PASSES = [
     "deploy=x86 quant=u8s8 'quant.layers={stack*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
     "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
+    *(f"allocate=bytes quant=u8s8 deploy={to} allocate.choices=[2,4,8,float]" for to in ("none", "x86", "arm")),
+    "allocate=accuracy allocate.choices=[float]",
+    "allocate.choices=[4,float] deploy=tflite",  # which nothing reads
     f"{MLFLOW} tracking.uri=http://localhost:5000",
     f"{MLFLOW} tracking.uri=https://host/path",
 ]
@@ -255,11 +277,24 @@ def test_parameters_of_calibration_are_those_of_the_method_within_their_limits(m
         (Config(quant=QuantConfig(weight_bits="4")), "`quant.weight_bits` is '4', of type str; valid is int or None"),
         (Config(quant=QuantConfig(per_channel=1)), "`quant.per_channel` is 1, of type int; valid is bool"),
         (Config(seed=1.5), "`seed` is 1.5, of type float; valid is int"),
+        (
+            Config(allocate=AllocateConfig(choices="float")),
+            "`allocate.choices` is 'float', of type str; valid is list[Any]",
+        ),
         (Config(model=ModelConfig(mean=125.0)), "`model.mean` is 125.0, of type float; valid is list[float] or None"),
     ],
 )
 def test_a_value_of_a_wrong_type_in_python(config, problem):
     assert refusal(config).problem == problem
+
+
+def test_choices_with_float_read_alike_from_yaml_and_from_the_command_line(tmp_path):
+    (tmp_path / "allocate").mkdir()
+    (tmp_path / "allocate" / "mine.yaml").write_text("budget_bytes: 48000\nchoices: [2, 4, 8, float]\n")
+    mine = compose_config(["allocate=mine"], tmp_path)
+    typed = compose_config(["allocate=bytes", "allocate.choices=[2,4,8,float]"])
+    assert mine.allocate.choices == typed.allocate.choices == [2, 4, 8, "float"]
+    validate(mine)
 
 
 def test_a_preset_name_in_place_of_its_settings():

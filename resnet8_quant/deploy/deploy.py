@@ -29,13 +29,23 @@ from resnet8_quant.inputs.input_spec import InputSpec
 log = logging.getLogger(__name__)
 
 
-def target_size(config: Config) -> Callable[[bytes], int] | None:
-    """From a Q/DQ model to the bytes of its .tflite file; None where ``allocate.count`` is file."""
-    if config.allocate.count is SizeOf.file:
-        return None
-    from resnet8_quant.deploy.tflite.target import flash_bytes
+def target_size(config: Config, input_spec: InputSpec) -> Callable[[bytes], int] | None:
+    """From a Q/DQ model to the bytes that ``allocate.count`` counts: of its .tflite file, or of its deployed file.
 
-    return partial(flash_bytes, config=config.deploy)
+    None where the quantizer's own file is the one that is written.
+    """
+    if config.allocate.count is SizeOf.tflite:
+        from resnet8_quant.deploy.tflite.target import flash_bytes
+
+        return partial(flash_bytes, config=config.deploy)
+    if config.deploy.activation_type is None:
+        return None
+
+    def size(model: bytes) -> int:
+        deployed, _ = _rewrite(model, config.deploy, input_spec, logging.DEBUG)
+        return len(_serialize(deployed, config.quant.compact))
+
+    return size
 
 
 def deploy(
@@ -58,33 +68,45 @@ def deploy(
     """
     if config.activation_type is None:
         return model, input_spec
+    deployed, input_spec = _rewrite(model, config, input_spec, logging.INFO)
+    _check_saturation(deployed, config)
+    return _serialize(deployed, small), input_spec
+
+
+def _rewrite(
+    model: bytes, config: DeployConfig, input_spec: InputSpec, level: int
+) -> tuple[onnx.ModelProto, InputSpec]:
+    """``deploy`` before its checks; ``level`` is that of the messages about what is rewritten."""
+    assert config.activation_type is not None
     graph, low_bit = fuse(convert_activations(onnx.load_from_string(model), config.activation_type))
     shapes = _nhwc_shapes(graph, input_spec)
     drop_layout(graph, shapes)
     if config.avoid_saturation:
         unsigned = use_unsigned_weights(graph)
         if unsigned:
-            log.info(
+            log.log(
+                level,
                 "deploy: %d layers get uint8 weights, exact on every CPU; weights of 7 bits stay int8 and are faster",
                 len(unsigned),
             )
     for node in convolutions(graph):
         _, height, width, _ = shapes[node.input[0]]
         if config.pixel_blocking and block_input(graph, node, height, width):
-            log.info("deploy: %s computes several pixels at once", node.name)
+            log.log(level, "deploy: %s computes several pixels at once", node.name)
         elif config.gemm_convolutions and gemm_convolution(graph, node, height, width):
-            log.info("deploy: %s is computed as a product of matrices", node.name)
+            log.log(level, "deploy: %s is computed as a product of matrices", node.name)
     set_output(graph, config.output)
     if config.input is DeployInput.uint8:
         uint8_input(graph, input_spec)
         input_spec = dataclasses.replace(input_spec, raw=True)
     pack(graph, low_bit)
     deployed = graph.finish()
-    _check_saturation(deployed, config)
     onnx.checker.check_model(deployed)
-    if small:
-        deployed = compact(deployed)
-    return bytes(deployed.SerializeToString(deterministic=True)), input_spec
+    return deployed, input_spec
+
+
+def _serialize(deployed: onnx.ModelProto, small: bool) -> bytes:
+    return bytes((compact(deployed) if small else deployed).SerializeToString(deterministic=True))
 
 
 def _check_saturation(deployed: onnx.ModelProto, config: DeployConfig) -> None:

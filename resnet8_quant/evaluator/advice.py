@@ -64,10 +64,10 @@ def _portable_remedy(result: RunResult) -> str:
         return " weights of 7 bits, or quantize the float model with quant=u8s7"
     if result.format == "QOperator":
         return _command(result, "quant.reduce_range=true")
+    if (choices := result.settings.get("config.allocate.choices")) is not None:
+        return _command(result, f"allocate.choices=[2,4,7{',float' if 'float' in choices else ''}]")
     if (result.weight_bits or 8) > 7:
         return _command(result, "quant.weight_bits=7")
-    if "config.allocate.choices" in result.settings:
-        return _command(result, "allocate.choices=[2,4,7]")
     if "config.quant.layers" in result.settings:
         return " at most 7 bits for each layer of quant.layers"
     return _command(result, "quant.keep_first_last=7")

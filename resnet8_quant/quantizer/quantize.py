@@ -14,9 +14,11 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
@@ -38,14 +40,19 @@ from resnet8_quant.quantizer.mixed_precision import allocation
 from resnet8_quant.quantizer.mixed_precision.allocation import BitWidths
 from resnet8_quant.quantizer.mixed_precision.sensitivity import sensitivities
 from resnet8_quant.quantizer.plan import LayerBits, Plan, layer_bits, layer_nodes
+from resnet8_quant.quantizer.quant_params import QuantParams
+from resnet8_quant.quantizer.refine.activations import ActivationParams
 from resnet8_quant.quantizer.refine.equalize import equalize
+from resnet8_quant.quantizer.refine.layer import with_bias
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
-from resnet8_quant.validation import is_low_bit, is_refined
+from resnet8_quant.validation import FLOAT, allocates, is_low_bit, is_refined
 
 if TYPE_CHECKING:
-    from resnet8_quant.quantizer.refine.distill import Distillation
+    from resnet8_quant.quantizer.refine.distill import Distillation, Distiller
 
 log = logging.getLogger(__name__)
+
+GRAPHS = 4  # of quantize_static that are kept, for different layers in float
 
 QUANT_TYPES: dict[DType, QuantType] = {
     DType[name]: dtype for dtype in QuantType if (name := dtype.name.removeprefix("Q").lower()) in DType.__members__
@@ -63,6 +70,7 @@ class QuantizedModel:
         calibration: the ranges, and the statistics of each activation.
         seconds: wall time of what came after calibration.
         distillation: how it went; None without ``refine.distill``.
+        float_layers: names of the layers that stay in float, by ``quant.layers`` or as ``allocate`` chose.
     """
 
     serialized: bytes
@@ -71,6 +79,7 @@ class QuantizedModel:
     calibration: Calibration
     seconds: float
     distillation: Distillation | None = None
+    float_layers: tuple[str, ...] = ()
 
 
 @one_blas_thread()
@@ -105,27 +114,37 @@ def quantize(
     quant, distillation = config.quant, None
     if config.refine.equalize:
         model = equalize(model)
+    distiller = None
     if config.refine.distill:
         from resnet8_quant.quantizer.refine.distill import Distiller
 
         distiller = Distiller(model, training or images, images, config, cache)
     calibration = calibrate(model, images, config, cache=cache)
     calibrated = time.perf_counter()
-    named = serialized = insert_ranges(model, calibration, quant)
-    allocates = config.allocate.budget_bytes is not None or config.allocate.max_accuracy_drop is not None
-    if is_low_bit(quant) or is_refined(config.refine) or allocates:
-        builder = _Builder(model, images, config, calibration, onnx.load_from_string(serialized))
-        built = _allocated(builder, accuracy_drop, target_size) if allocates else builder.build()
-        if config.refine.distill:
-            plan, distillation = distiller.run(builder.quantized, built.plan, built.bits)
-            built = builder.emitted(plan, built.bits)
-        named, serialized = built.named, built.serialized
+    graph = model.proto().graph
+    bits = layer_bits(graph, quant)
+    if is_low_bit(quant) or is_refined(config.refine) or allocates(config):
+        builder = _Builder(model, images, config, calibration, distiller)
+        if allocates(config):
+            built = _allocated(builder, accuracy_drop, target_size)
+        else:
+            built = builder.distilled(builder.build())
+        named, serialized, bits, distillation = built.named, built.serialized, built.bits, built.distillation
         calibration = calibration.with_params(built.plan.tensors, refined=config.refine.activation_ranges)
-    elif quant.compact:
-        serialized = _serialize(compact(onnx.load_from_string(named)))
+    else:
+        named = serialized = insert_ranges(model, calibration, quant)
+        if quant.compact:
+            serialized = _serialize(compact(onnx.load_from_string(named)))
+    kept = tuple(node.output[0] for node in layer_nodes(graph) if node.output[0] not in bits)
     summary = summarize(onnx.load_from_string(serialized))
     if quant.compact:
         summary = dataclasses.replace(summary, layers=summarize(onnx.load_from_string(named)).layers)
+    if summary.quantized_ops == 0 and kept and allocates(config):
+        numbers = ",".join(str(choice) for choice in config.allocate.choices if choice != FLOAT)
+        raise ExperimentError(
+            "`allocate.choices` has float, and within the limit all layers may stay in it: nothing would be quantized",
+            f"allocate.choices=[{numbers}]" if numbers else "allocate.choices=[2,4,7]",
+        )
     if summary.quantized_ops == 0:
         raise ExperimentError(
             f"`model`: none of its {summary.float_ops} operators could be quantized",
@@ -143,47 +162,92 @@ def quantize(
         summary.float_ops,
     )
     seconds = time.perf_counter() - calibrated
-    return QuantizedModel(serialized, named, summary, calibration, seconds, distillation)
+    return QuantizedModel(serialized, named, summary, calibration, seconds, distillation, kept)
 
 
 @dataclass(frozen=True)
 class _Built:
-    """A model, before and after ``quant.compact``, the plan that it was made from, and the bit widths of its layers."""
+    """A model, before and after ``quant.compact``, the plan that it was made from, and the bit widths of its layers.
+
+    Layers that stay in float are not among ``bits``.
+    """
 
     named: bytes
     serialized: bytes
     plan: Plan
     bits: dict[str, LayerBits]
+    distillation: Distillation | None = None
 
 
-@dataclass(frozen=True)
 class _Builder:
-    """Builds models of one calibration; ``quantized`` is what quantize_static made of it, not changed here."""
+    """Builds models of one calibration."""
 
-    model: FloatModel
-    images: CalibrationImages
-    config: Config
-    calibration: Calibration
-    quantized: onnx.ModelProto
+    def __init__(
+        self,
+        model: FloatModel,
+        images: CalibrationImages,
+        config: Config,
+        calibration: Calibration,
+        distiller: Distiller | None,
+    ) -> None:
+        self.model, self.images, self.config, self.calibration = model, images, config, calibration
+        self.distiller = distiller
+        self.graph = model.proto().graph
+        self.bits = layer_bits(self.graph, config.quant)
+        self._quantized = lru_cache(GRAPHS)(self._insert_ranges)
+
+    def quantized(self, bits: Collection[str]) -> onnx.ModelProto:
+        """What quantize_static makes of the model where the layers ``bits`` have integers; not to be changed."""
+        return self._quantized(frozenset(self.bits.keys() - set(bits)))
+
+    def _insert_ranges(self, in_float: frozenset[str]) -> onnx.ModelProto:
+        return onnx.load_from_string(insert_ranges(self.model, self.calibration, self.config.quant, in_float))
 
     def build(self, widths: BitWidths | None = None, *, refine: bool = True) -> _Built:
         """The model with the bit widths of its weights, by default those of the config.
 
         Args:
-            refine: False: plain rounding, for a file of the same size in no time.
+            refine: False: plain rounding, for a file of about the same size in no time.
         """
         config = self.config if refine else dataclasses.replace(self.config, refine=RefineConfig())
-        bits = layer_bits(self.model.proto().graph, config.quant)
+        bits = self.bits
         if widths is not None:
-            bits = {layer: LayerBits(width, bits[layer].activation) for layer, width in widths.items()}
-        plan = reconstruct(self.model, self.images, config, self.calibration, bits, quantized_tensors(self.quantized))
+            chosen = {layer: width for layer, width in widths.items() if width != allocation.FLOAT_BITS}
+            bits = {layer: LayerBits(width, bits[layer].activation) for layer, width in chosen.items()}
+        stored = quantized_tensors(self.quantized(bits))
+        plan = reconstruct(self.model, self.images, config, self.calibration, bits, stored)
+        if not refine and self.config.refine.bias:  # which gives a bias to layers without one
+            nodes = {node.output[0]: node for node in layer_nodes(self.graph)}
+            biased = tuple(with_bias(nodes[layer.output], layer) for layer in plan.layers)
+            plan = dataclasses.replace(plan, layers=biased)
         return self.emitted(plan, bits)
 
     def emitted(self, plan: Plan, bits: dict[str, LayerBits]) -> _Built:
         """The model that a plan describes."""
-        emitted = emit(self.quantized, plan)
+        emitted = emit(self.quantized(bits), plan)
         named = _serialize(emitted)
         return _Built(named, _serialize(compact(emitted)) if self.config.quant.compact else named, plan, bits)
+
+    def distilled(self, built: _Built) -> _Built:
+        """The model after ``refine.distill``; as it is without."""
+        if self.distiller is None:
+            return built
+        plan, distillation = self.distiller.run(self.quantized(built.bits), built.plan, built.bits)
+        return dataclasses.replace(self.emitted(plan, built.bits), distillation=distillation)
+
+    def read_params(self, layer: str, in_float: bool, values: np.ndarray) -> QuantParams | None:
+        """How a layer reads its input, with all others quantized; None where that stays float.
+
+        Args:
+            in_float: whether the layer itself stays in float.
+            values: float32, what it reads.
+        """
+        bits = {name: of_layer for name, of_layer in self.bits.items() if not (in_float and name == layer)}
+        node = next(node for node in layer_nodes(self.graph) if node.output[0] == layer)
+        if node.input[0] not in quantized_tensors(self.quantized(bits)):
+            return None
+        params = ActivationParams(self.graph, bits, self.config, self.calibration)
+        return params.read(node, values) if layer in bits else params.stored(node.input[0], values)
 
 
 def _allocated(
@@ -195,38 +259,51 @@ def _allocated(
 
     Limits that cannot be kept are refused before the sensitivities are measured, which takes minutes.
     """
-    config = builder.config
-    graph = builder.model.proto().graph
-    bits = layer_bits(graph, config.quant)
+    config, bits = builder.config, builder.bits
     if not bits:
         raise ExperimentError(
             "`allocate`: the model has no Conv, Gemm or MatMul whose bits it could choose", "allocate=none"
         )
-    names = [node.output[0] for node in layer_nodes(graph)]
+    names = [node.output[0] for node in layer_nodes(builder.graph)]
     allowed = allocation.allowed_widths(config, bits, ends=(names[0], names[-1]))
 
-    def file_size(widths: BitWidths) -> int:
-        built = builder.build(widths, refine=False)
+    def size_of(built: _Built) -> int:
         return target_size(built.named) if target_size else len(built.serialized)
 
-    def measured() -> allocation.Choices:
-        choices = sensitivities(builder.model, builder.images, config, allowed)
-        return allocation.with_measured_bytes(choices, file_size) if target_size else choices
+    def file_size(widths: BitWidths) -> int:
+        return size_of(builder.build(widths, refine=False))
+
+    any_float = any(allocation.FLOAT_BITS in widths for widths in allowed.values())
+    measured = allocation.measured_bytes(allowed, file_size) if target_size or any_float else None
+
+    def choices() -> allocation.Choices:
+        packed = sensitivities(builder.model, builder.images, config, allowed, builder.read_params)
+        return packed if measured is None else allocation.with_measured_bytes(packed, measured)
 
     if config.allocate.budget_bytes is not None:
-        allocation.check_budget(file_size({layer: widths[0] for layer, widths in allowed.items()}), config)
-        return allocation.fit(builder.build, file_size, measured(), config.allocate.budget_bytes)
+        allocation.check_budget(file_size(allocation.smallest_widths(allowed, measured)), config)
+        built = allocation.fit(
+            lambda widths: builder.distilled(builder.build(widths)),
+            file_size,
+            size_of,
+            choices(),
+            config.allocate.budget_bytes,
+        )
+        allocation.check_budget(size_of(built), config)
+        return built
 
     assert accuracy_drop is not None
     assert config.allocate.max_accuracy_drop is not None
     widest = {layer: widths[-1] for layer, widths in allowed.items()}
     built = builder.build(widest)
     allocation.check_drop(accuracy_drop(built.serialized), config)
-    return allocation.shrink(
-        lambda widths: built if widths == widest else builder.build(widths),
-        lambda candidate: accuracy_drop(candidate.serialized),
-        measured(),
-        config.allocate.max_accuracy_drop,
+    return builder.distilled(
+        allocation.shrink(
+            lambda widths: built if widths == widest else builder.build(widths),
+            lambda candidate: accuracy_drop(candidate.serialized),
+            choices(),
+            config.allocate.max_accuracy_drop,
+        )
     )
 
 
@@ -234,10 +311,16 @@ def _serialize(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfig) -> bytes:
-    """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes."""
+def insert_ranges(
+    model: FloatModel, calibration: Calibration, quant: QuantConfig, in_float: Collection[str] = ()
+) -> bytes:
+    """Run quantize_static with the ranges of ``calibration``; return the checked model's bytes.
+
+    Args:
+        in_float: layers that stay in float, besides those of ``quant.layers``.
+    """
     proto = model.proto()
-    kept = _name_float_layers(proto, quant)
+    kept = _name_float_layers(proto, quant, in_float)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAIN)
     if quant.per_channel and opset < OLDEST_OPSET:  # a scale for each channel
         proto = at_least_opset(proto, OLDEST_OPSET)
@@ -280,11 +363,12 @@ def insert_ranges(model: FloatModel, calibration: Calibration, quant: QuantConfi
     return serialized
 
 
-def _name_float_layers(proto: onnx.ModelProto, quant: QuantConfig) -> list[str]:
-    """Names of the nodes that quant.layers keeps in float; each gets one of its own, by which onnxruntime goes."""
-    if not quant.layers:
+def _name_float_layers(proto: onnx.ModelProto, quant: QuantConfig, in_float: Collection[str]) -> list[str]:
+    """Names of the nodes that stay in float; each gets one of its own, by which onnxruntime goes."""
+    if not quant.layers and not in_float:
         return []
-    quantized, taken = layer_bits(proto.graph, quant), {node.name for node in proto.graph.node}
+    quantized = layer_bits(proto.graph, quant).keys() - set(in_float)
+    taken = {node.name for node in proto.graph.node}
     kept = [node for node in layer_nodes(proto.graph) if node.output[0] not in quantized]
     for node in kept:
         node.name = f"{node.output[0]}_in_float"

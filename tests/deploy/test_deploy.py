@@ -34,8 +34,8 @@ from deployed import (
 )
 from onnx import TensorProto, numpy_helper
 
-from resnet8_quant.config import DeployConfig, DeployInput, DeployOutput, DType, RefineConfig
-from resnet8_quant.deploy.deploy import deploy
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DeployOutput, DType, QuantConfig, RefineConfig
+from resnet8_quant.deploy.deploy import deploy, target_size
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.evaluator.kernels import kernel_report
 from resnet8_quant.graphs.compact import compact
@@ -124,6 +124,19 @@ def test_top_1_of_all_images(resnet8, model, sample, per_channel):
 
 def test_without_a_target_nothing_is_rewritten():
     assert deploy(MODEL.serialized, DeployConfig(), MODEL.input_spec) == (MODEL.serialized, MODEL.input_spec)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_bytes_that_a_budget_counts_are_those_of_the_deployed_file(target, compact, caplog):
+    config = Config(QuantConfig(compact=compact), deploy=TARGETS[target])
+    serialized = plain(RESIDUAL, "u8s8", True, weight_bits=4)
+    caplog.set_level("INFO")
+    counted = target_size(config, RESIDUAL.input_spec)(serialized)
+    assert not caplog.messages
+    deployed, _ = deploy(serialized, config.deploy, RESIDUAL.input_spec, small=compact)
+    assert counted == len(deployed) != len(serialized)
+    assert target_size(Config(), RESIDUAL.input_spec) is None  # the quantizer's own file
 
 
 def test_two_processes_give_the_same_bytes(tmp_path):

@@ -105,6 +105,12 @@ CHAIN = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("choices", "advised"), [("[2, 4, 8]", "[2,4,7]"), ('[2, 8, "float"]', "[2,4,7,float]")])
+def test_allocated_widths_that_could_saturate(choices: str, advised: str) -> None:
+    _, command = only(portable=False, weight_bits=8, settings={"config.allocate.choices": choices})
+    assert command == f"'allocate.choices={advised}'"
+
+
 @pytest.mark.parametrize(("changes", "overrides"), CHAIN, ids=[overrides for _, overrides in CHAIN])
 def test_what_to_try_against_a_loss(changes: dict[str, object], overrides: str) -> None:
     assert only(**LOSS, **changes)[1] == f"{RUN} {overrides}"

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from resnet8_quant.config import Config, SizeOf
+from resnet8_quant.config import Config, DType, SizeOf
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.plan import LayerBits
+from resnet8_quant.validation import FLOAT
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 BISECTION_END = 0.02  # of the bytes
 WIDEST_CHOICE = 8  # bits
+FLOAT_BITS = DType.float32.bits  # of a layer that stays in float
 BitWidths = dict[str, int]
 Choices = dict[str, list["Choice"]]
+Bytes = dict[str, dict[int, int]]
 Model = TypeVar("Model")
 
 
@@ -30,9 +34,9 @@ class Choice:
     """A bit width that a layer may have.
 
     Attributes:
-        bits: of its weight.
+        bits: of its weight; 32: it stays in float.
         error: what it adds to the error of the logits.
-        payload: bytes of the layer's codes.
+        payload: bytes of the layer's codes, or of its float32 weight.
     """
 
     bits: int
@@ -43,9 +47,10 @@ class Choice:
 def allowed_widths(
     config: Config, bits: dict[str, LayerBits], ends: tuple[str, str] | None = None
 ) -> dict[str, list[int]]:
-    """The bit widths of allocate.choices that each layer may have, ascending.
+    """The bit widths of allocate.choices that each layer may have, ascending; 32 is float.
 
-    A layer that quant.layers names keeps its width; the first and the last have at least quant.keep_first_last.
+    A layer that quant.layers names keeps its width, or stays quantized with ``float: false``; the first and the last
+    have at least quant.keep_first_last.
 
     Args:
         bits: of the layers that are quantized.
@@ -54,15 +59,20 @@ def allowed_widths(
     Raises:
         ExperimentError: some layers have none; the remedy has all that are missing.
     """
-    choices, quant = sorted(set(config.allocate.choices)), config.quant
+    choices, quant = _choices(config), config.quant
     first, last = ends or (next(iter(bits)), list(bits)[-1])
     allowed, missing = {}, {}
     for layer, layer_bits in bits.items():
         low, high = 0, choices[-1]
-        if any("weight_bits" in override and fnmatchcase(layer, name) for name, override in quant.layers.items()):
+        settings: dict[str, Any] = {}
+        for name, override in quant.layers.items():
+            settings |= override if fnmatchcase(layer, name) else {}
+        if "weight_bits" in settings:
             low = high = layer_bits.weight
         elif layer in (first, last):
             low = min(quant.keep_first_last or 0, quant.weight_type.bits)
+        if "float" in settings:  # false: layers that stay in float are not among ``bits``
+            low, high = max(2, low), min(high, WIDEST_CHOICE)
         allowed[layer] = [width for width in choices if low <= width <= high]
         if not allowed[layer]:
             missing[layer] = (low, max(low, high))
@@ -72,9 +82,18 @@ def allowed_widths(
         complete = sorted({*choices, *(low for low, _ in missing.values())})
         raise ExperimentError(
             f"`allocate.choices` has none of the widths from {low} to {high} that layer {layer} is held to{others}",
-            f"allocate.choices=[{','.join(map(str, complete))}]",
+            f"allocate.choices=[{','.join(map(_shown, complete))}]",
         )
     return allowed
+
+
+def _choices(config: Config) -> list[int]:
+    """allocate.choices as numbers, ascending, without repetition."""
+    return sorted({FLOAT_BITS if choice == FLOAT else int(choice) for choice in config.allocate.choices})
+
+
+def _shown(bits: int) -> str:
+    return FLOAT if bits == FLOAT_BITS else str(bits)
 
 
 def check_budget(smallest_file: int, config: Config) -> None:
@@ -87,7 +106,7 @@ def check_budget(smallest_file: int, config: Config) -> None:
     if budget is None or smallest_file <= budget:
         return
     remedies = [f"allocate.budget_bytes={smallest_file}"]
-    if min(config.allocate.choices) > 2:
+    if _choices(config)[0] > 2:
         remedies.append("narrower allocate.choices")
     if not config.quant.compact and config.allocate.count is SizeOf.file:
         remedies.append("quant.compact=true")
@@ -110,7 +129,7 @@ def check_drop(drop: float, config: Config) -> None:
     if limit is None or drop <= limit:
         return
     remedies = [f"allocate.max_accuracy_drop={drop + 0.001:.3f}"]
-    if max(config.allocate.choices) < min(WIDEST_CHOICE, config.quant.weight_type.bits):
+    if _choices(config)[-1] < min(WIDEST_CHOICE, config.quant.weight_type.bits):
         remedies.append("wider allocate.choices")
     if config.refine.name != "best":
         remedies.append("refine=best")
@@ -121,23 +140,47 @@ def check_drop(drop: float, config: Config) -> None:
     )
 
 
-def with_measured_bytes(choices: Choices, file_size: Callable[[BitWidths], int]) -> Choices:
-    """Payloads as a target stores the codes: what its file shrinks by when one layer alone gets fewer bits.
+def measured_bytes(allowed: dict[str, list[int]], file_size: Callable[[BitWidths], int]) -> Bytes:
+    """{layer: {bit width: bytes of the file, with this layer alone changed from its widest integers}}.
 
-    A target may have no type for a bit width, or none in some operator.
+    A target may have no type for a bit width, or none in some operator; a layer in float has float32 weights, but no
+    scales and no DequantizeLinear.
     """
-    widest = {layer: max(options, key=lambda choice: choice.bits) for layer, options in choices.items()}
-    widths = {layer: choice.bits for layer, choice in widest.items()}
-    largest = file_size(widths)
-    return {
-        layer: [
-            dataclasses.replace(
-                choice, payload=widest[layer].payload + file_size(widths | {layer: choice.bits}) - largest
-            )
+    # All others have integers, since layers in float side by side change what is quantized around them.
+    widest = {layer: _widest_integers(widths) for layer, widths in allowed.items()}
+    size = file_size(widest)
+    measured = {layer: {width: size} for layer, width in widest.items()}
+    with progress("measuring files", len(allowed), "layers") as advance:
+        for layer, widths in allowed.items():
+            for width in widths:
+                if width != widest[layer]:
+                    measured[layer][width] = file_size(widest | {layer: width})
+            advance(1)
+    return measured
+
+
+def _widest_integers(widths: Iterable[int]) -> int:
+    return max((width for width in widths if width != FLOAT_BITS), default=FLOAT_BITS)
+
+
+def smallest_widths(allowed: dict[str, list[int]], measured: Bytes | None) -> BitWidths:
+    """The bit widths of the smallest file; a tiny layer may be smallest in float, which needs no scales."""
+    if measured is None:
+        return {layer: min(widths) for layer, widths in allowed.items()}
+    return {layer: min(widths, key=measured[layer].__getitem__) for layer, widths in allowed.items()}
+
+
+def with_measured_bytes(choices: Choices, measured: Bytes) -> Choices:
+    """Choices whose payloads are what the file gains and loses by them, in place of the bytes of packed codes."""
+    counted = {}
+    for layer, options in choices.items():
+        widest = _widest_integers(choice.bits for choice in options)
+        payload = next(choice.payload for choice in options if choice.bits == widest)
+        counted[layer] = [
+            dataclasses.replace(choice, payload=payload + measured[layer][choice.bits] - measured[layer][widest])
             for choice in options
         ]
-        for layer, options in choices.items()
-    }
+    return counted
 
 
 def smallest_payload(choices: Choices) -> int:
@@ -178,14 +221,22 @@ def allocate(choices: Choices, payload: int) -> BitWidths:
 
 
 def fit(
-    make: Callable[[BitWidths], Model], file_size: Callable[[BitWidths], int], choices: Choices, budget: int
+    make: Callable[[BitWidths], Model],
+    file_size: Callable[[BitWidths], int],
+    size_of: Callable[[Model], int],
+    choices: Choices,
+    budget: int,
 ) -> Model:
     """The model with the smallest predicted error whose file has at most ``budget`` bytes.
 
     Args:
         make: from bit widths to a model; takes long.
-        file_size: bytes of the file with these bit widths, in no time.
+        file_size: bytes of the file with these bit widths, in no time; those of the model may be a few more.
+        size_of: bytes of a model's file.
         budget: of the whole file; at least that of the narrowest choices.
+
+    Returns:
+        The model; one of the narrowest choices where nothing is found to fit, which may be larger than the budget.
     """
     # The rest of the file, beside the codes, grows a little with the bit widths in use (types, Casts). So the budget
     # for the codes starts from the rest of the smallest file, and is lowered by what the file turns out too large.
@@ -196,12 +247,17 @@ def fit(
         widths = allocate(choices, max(payload, smallest))
         excess = file_size(widths) - budget
         if excess <= 0:
-            break
+            model = make(widths)
+            # The file that is written is the one that counts: its numbers decide what quant.compact can share.
+            excess = size_of(model) - budget
+            if excess <= 0 or widths == narrowest:
+                break
         payload -= excess
     else:
         widths = narrowest
+        model = make(narrowest)
     _log(widths)
-    return make(widths)
+    return model
 
 
 def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], choices: Choices, limit: float) -> Model:
@@ -236,4 +292,4 @@ def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], c
 
 
 def _log(widths: BitWidths) -> None:
-    log.info("allocated bits: %s", ", ".join(f"{layer} {bits}" for layer, bits in widths.items()))
+    log.info("allocated bits: %s", ", ".join(f"{layer} {_shown(bits)}" for layer, bits in widths.items()))

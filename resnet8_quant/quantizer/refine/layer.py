@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -65,6 +66,16 @@ def quantize_layer(
         bias = _corrected_bias(W, bias, rows, stats)
     quantized = _quantized_weight(name, rows, scheme, weight.shape, axis, quant.per_channel)
     return LayerPlan(node.output[0], node.input[0], input_params, quantized, bias)
+
+
+def with_bias(node: onnx.NodeProto, plan: LayerPlan) -> LayerPlan:
+    """A layer with a bias that ``refine.bias`` might give it: a stand-in of the same size, for the size of a file."""
+    if node.op_type == "MatMul":
+        return plan
+    axis = _channel_axis(node)
+    weight = np.moveaxis(plan.weight.dequantized(), axis, 0).astype(np.float64)
+    sums = weight.reshape(len(weight), -1).sum(axis=1)  # hardly those of another layer, which would be stored once
+    return replace(plan, bias=sums if plan.bias is None else plan.bias + sums)
 
 
 def _least_squares(W: np.ndarray, stats: Moments, damping: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from resnet8_quant.errors import missing_extra
 from resnet8_quant.files import replacing
 from resnet8_quant.sweep import portability
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.report import plots, tables
+from resnet8_quant.sweep.report import pair, plots, tables
 from resnet8_quant.sweep.report.answer import answer, points
 from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.figures import Plot, themes, vega_script, write_files
@@ -98,6 +98,7 @@ def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> list[Section]:
     cut = f"The first {tables.MAX_ROWS:,} of {len(jobs):,} runs; summary.csv has all."
     note = cut if len(jobs) > tables.MAX_ROWS else ""
     parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, models, recommendation), note=note))
+    parts.append(_pair(jobs[: tables.MAX_ROWS], evidence))
     return [*parts, Section("provenance", "Provenance", content=tables.provenance(jobs))]
 
 
@@ -115,6 +116,19 @@ def _comparisons(evidence: Evidence, models: Sequence[Model], recommendation: Re
         _drawn("flips", "Flipped images", plots.flipped(evidence, close) if close else none),
         _significance(evidence, recommendation),
     ]
+
+
+def _pair(jobs: Sequence[Job], evidence: Evidence) -> Section:
+    """Of two runs that the reader ticks in the table."""
+    title = "Side by side"
+    if sum(job.ok for job in jobs) < 2:
+        return Section("pair", title, missing="fewer than two runs have finished")
+    data, cut = pair.page_data(jobs, evidence)
+    note = (
+        "The two runs that are ticked in the table above: A, then B; a third takes the place of B. p is that of the "
+        "exact McNemar test of these two alone: it is not corrected for the number of pairs that are looked at."
+    )
+    return Section("pair", title, content=data, note=f"{note} {cut}".strip())
 
 
 def _drawn(key: str, title: str, content: Sequence[Plot] | Flips | str, places: int = 1) -> Section:
@@ -168,6 +182,7 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
             "plots": {plot.key: vars(plot) for section in parts for plot in section.plots},
             "themes": themes(),
             "choice": choice,
+            "pair": next((section.content for section in parts if section.key == "pair"), None),
         },
         texts=defaultdict(str, texts),
         choice=choice,
@@ -175,7 +190,7 @@ def render(jobs: Sequence[Job], parts: Sequence[Section], vega: str | None, data
         policy=POLICY,
         plots_need=missing_extra("vl-convert-python", "report").remedy,
         style=Markup((assets / "style.css").read_text(encoding="utf-8")),
-        script=Markup((assets / "page.js").read_text(encoding="utf-8")),
+        script=Markup("".join((assets / name).read_text(encoding="utf-8") for name in ("page.js", "pair.js"))),
         vega=None if vega is None else Markup(vega),
         datatables=base64.b64encode(module.encode()).decode(),
         datatables_style=Markup(module_style),

@@ -1,17 +1,32 @@
 """Distillation: gradients against formulas, the student against what is emitted, images without labels, same bytes."""
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from nets import NETS, OFF, PICTURES, branching, pictures, run
+from nets import NETS, OFF, PICTURES, arrays_of, branching, pictures, run
+from onnx import numpy_helper
 
 pytest.importorskip("torch", reason="needs the extra [distill]")
 import torch
 
 import resnet8_quant as rq
-from resnet8_quant.config import CalibrationConfig, Config, DType, EvaluationConfig, QuantConfig, RefineConfig, Rounding
+from resnet8_quant.config import (
+    AllocateConfig,
+    CalibrationConfig,
+    Config,
+    DType,
+    EvaluationConfig,
+    QuantConfig,
+    RefineConfig,
+    Rounding,
+)
 from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.graphs.saturation import saturating_layers
 from resnet8_quant.inputs.dataset import Split
@@ -19,7 +34,7 @@ from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.calibrate import calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
-from resnet8_quant.quantizer.plan import layer_bits
+from resnet8_quant.quantizer.plan import layer_bits, layer_nodes
 from resnet8_quant.quantizer.quantize import insert_ranges, quantize
 from resnet8_quant.quantizer.refine import distill as module
 from resnet8_quant.quantizer.refine.distill import Distiller, split
@@ -206,6 +221,31 @@ def test_nothing_gained_keeps_the_start(monkeypatch, caplog):
     assert done.serialized == quantize(branching(), pictures(12), replace(config, refine=RefineConfig())).serialized
 
 
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(compact):
+    """The result starts from what refinement alone leaves: the same layers in float, the same file without training."""
+    allocated = AllocateConfig("bytes", 10_000, choices=[2, 4, "float"])
+    quant, refine = replace(W4A4, compact=compact), replace(DISTILL, bias=True, learning_rate=0.05)
+
+    def distilled(budget, refine=refine):
+        config = Config(quant, refine=refine, allocate=replace(allocated, budget_bytes=budget))
+        return quantize(branching(), pictures(12), config, training=POOL)
+
+    with pytest.raises(ExperimentError, match="the smallest possible file has") as caught:
+        distilled(1)
+    smallest = int(caught.value.problem.split()[-2])
+    for budget in (smallest + 50, smallest + 300):
+        done = distilled(budget)
+        assert len(done.serialized) <= budget
+        assert done.distillation.steps == 12
+    assert done.float_layers
+    assert done.float_layers == distilled(budget, replace(refine, distill=False)).float_layers
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(done.serialized).graph.initializer]
+    floats = {node.output[0]: node.input[1] for node in layer_nodes(branching().proto().graph)}
+    weights = arrays_of(branching().proto())
+    assert all(any(np.array_equal(weights[floats[name]], array) for array in stored) for name in done.float_layers)
+
+
 def test_a_time_limit_ends_it():
     refine = replace(DISTILL, distill_steps=10_000_000, minutes=0.01)
     done = quantize(branching(), pictures(12), Config(W4A4, refine=refine), training=POOL)
@@ -314,3 +354,41 @@ def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     interrupt(15).write_bytes(b"damaged")
     assert distilled() == expected
     assert "the distillation starts anew" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL after the first checkpoint; the same command again makes the bytes of an uninterrupted run."""
+    command = (
+        *(sys.executable, Path(__file__).parents[3] / "run.py", "data=sample", "quant=w4a4", "refine=none"),
+        *("refine.distill=true", "refine.distill_steps=60", "refine.validation_images=50", "latency.runs=0"),
+        *("calibration.samples_per_class=3", "evaluation.threads=1"),
+    )
+
+    def start(name, cache):
+        words = [*command, f"cache_dir={tmp_path / cache}", f"hydra.run.dir={tmp_path / name}"]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finished(name, cache):
+        process = start(name, cache)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        return (tmp_path / name / "model.onnx").read_bytes(), output + (tmp_path / name / "run.log").read_text()
+
+    killed, deadline = start("killed", "cache"), time.monotonic() + 120
+    while not list((tmp_path / "cache" / "distillation").glob("*.pt")):
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=30)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.onnx").exists()
+    assert len(list((tmp_path / "cache" / "distillation").glob("*.pt"))) == 1
+
+    again, said = finished("killed", "cache")
+    whole, said_whole = finished("whole", "other")
+    assert again == whole
+    assert "distillation goes on after step" in said
+    assert "distillation goes on" not in said_whole
+    assert not list((tmp_path / "cache" / "distillation").iterdir())

@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.sweep.report import pair
 from resnet8_quant.sweep.report.answer import answer
 from resnet8_quant.sweep.report.evidence import gather
 from resnet8_quant.sweep.report.page import write_report
@@ -331,3 +335,141 @@ def test_hostile_runs_do_nothing(
     assert browser.title.startswith("Quantization report")
     assert browser.execute_script("return document.querySelectorAll('img[onerror], b b, .plot a, .plot b').length") == 0
     assert "<b>key</b>" in browser.execute_script("return document.getElementById('runs').textContent")
+
+
+# ---- two runs side by side
+
+
+@pytest.fixture
+def pairs(varied: list[Job], make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]) -> list[Job]:
+    """Also runs with bits by layer, on another processor, on other images, and one that failed."""
+    for number, job in enumerate(varied[:6]):
+        layers = [{"output": f"relu{i}", "weight_bits": 4 + number % 2, "activation_bits": 8} for i in range(number)]
+        record = {"config": {"data": {"kind": "sample"}}, "layers": layers[: 1 + number // 2]}
+        (job.path / "run.json").write_text(json.dumps(record))
+    interval = {"latency_us_ci_low": 1190.0, "latency_us_ci_high": 1300.4, "latency_us_median": 1234.5}
+    make_run(20, "quant=slow", 8, 20, cpu="Another processor", **interval)
+    make_run(21, "quant=other", 8, 21, data_sha256="a" * 64, eval_images=1000)
+    make_run(22, "quant=broken", 8, 22, status="failed", error="it broke", accuracy=None)
+    return jobs_of()
+
+
+def _compared(browser: Any, places: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    script = """
+        const done = arguments[1];
+        Promise.all(arguments[0].map(([a, b]) => compared(a, b))).then(done);
+    """
+    answers: list[dict[str, Any]] = browser.execute_async_script(script, places)
+    return answers
+
+
+def test_page_compares_any_two_as_the_command_does(browser: Any, pairs: list[Job], tmp_path: Path) -> None:
+    write_report(pairs, tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+    finished = [place for place, job in enumerate(pairs) if job.ok]
+    places = list(itertools.permutations(finished, 2))
+    seen = set()
+    for (first, second), on_page in zip(places, _compared(browser, places), strict=True):
+        two = [pairs[first], pairs[second]]
+        if two[0].row.data_sha256 != two[1].row.data_sha256:
+            assert on_page["tables"] == {}
+            assert "were evaluated on different images: `data_sha256` is " in on_page["sentences"][0]
+            continue
+        sentence, moved = pair.flips(gather(two))
+        tables = {"setting": pair.settings(two), "figure": pair.figures(two), "class": moved, "layer": pair.layers(two)}
+        expected = {name: [list(row) for row in table.rows] if table else [] for name, table in tables.items()}
+        assert on_page["tables"] == expected
+        if moved:
+            assert on_page["sentences"][0] == sentence
+        else:
+            assert on_page["sentences"][0].startswith(sentence.partition(":")[0])
+        unread = [name for name, job in zip("AB", two, strict=True) if pair.widths_of(job) is None]
+        assert [text[0] for text in on_page["sentences"][1:]] == unread
+        seen.add((bool(moved), bool(tables["layer"]), bool(unread)))
+    assert {(True, True, False), (True, False, True), (False, False, True)} <= seen
+
+
+def test_p_on_the_page_is_that_of_scipy(opened: Any) -> None:
+    flips = [(a, b) for a in (0, 1, 2, 7, 40, 333, 2000, 5000) for b in (0, 1, 3, 9, 41, 50, 400, 2100)]
+    script = "return arguments[0].map(([a, b]) => { const p = mcnemar(a, b); return [p, threeDigits(p)]; })"
+    for (a, b), (p, text) in zip(flips, opened.execute_script(script, flips), strict=True):
+        exact = binomtest(a, a + b).pvalue if a + b else 1.0
+        assert p == pytest.approx(exact, rel=1e-9, abs=1e-300)
+        assert text == f"{p:.3g}"
+
+
+def test_two_rows_are_ticked_by_keyboard(browser: Any, pairs: list[Job], tmp_path: Path) -> None:
+    """They stay ticked when a filter or a limit takes hold; p and flips are those of the files."""
+    from selenium.webdriver.common.keys import Keys
+
+    write_report(pairs, tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+
+    def shown() -> str:
+        text: str = _find(browser, "#pair-view").text
+        return text
+
+    def box(job: Job) -> Any:
+        return _find(browser, f'#run-table input[aria-label^="Compare {job.label} ("]')
+
+    def expect(a: Job, b: Job) -> None:
+        labels = load_sample().test.labels
+        right = [np.load(job.path / "predictions.npy") == labels for job in (a, b)]
+        lost, gained = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        p = binomtest(lost, lost + gained).pvalue
+        _until(browser, "return !!document.querySelector('#pair-tables table')")
+        assert shown().startswith(f"A: {a.label} ({a.choices})\nB: {b.label} ({b.choices})\n")
+        assert f"{lost} that A gets right, {gained} that A gets wrong. McNemar p = {p:.3g}, " in shown()
+        assert _find(browser, "#picked").text == f"A: {a.label} ({a.choices}), B: {b.label} ({b.choices}). Side by side"
+
+    by_type = {job.row.quant_type: job for job in pairs}
+    first, second, third = by_type["q2"], by_type["q10"], by_type["q8"]
+    assert "Tick two runs" in _find(browser, "#picked").text
+    assert shown() == "No run is ticked."
+    assert len(browser.find_elements("css selector", "#run-table .pick input")) == len(pairs) - 1
+    # Space ticks; Tab goes from box to box.
+    box(first).send_keys(Keys.SPACE)
+    assert _find(browser, "#picked").text == f"A: {first.label} ({first.choices}). Tick another run."
+    order = [element.get_attribute("aria-label") for element in browser.find_elements("css selector", ".pick input")]
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    following = browser.switch_to.active_element.get_attribute("aria-label")
+    assert following == order[order.index(box(first).get_attribute("aria-label")) + 1]
+    box(second).send_keys(Keys.SPACE)
+    expect(first, second)
+    marks = [row.text.split()[0] for row in browser.find_elements("css selector", "#run-table tr.picked")]
+    assert sorted(marks) == ["A", "B"]
+
+    _find(browser, "#runs input[type=search]").send_keys("nothing-like-this")
+    _until(browser, "return document.querySelector('#runs .dt-info').textContent.includes('filtered from')")
+    expect(first, second)
+    _find(browser, "#runs input[type=search]").send_keys(Keys.CONTROL + "a" + Keys.NULL + Keys.DELETE)
+    _find(browser, "#limit-flash").send_keys("60000", Keys.TAB)
+    _click(browser, "#run-table th[data-key=accuracy]")
+    assert (box(first).is_selected(), box(second).is_selected()) == (True, True)
+    assert "the choice that the page was written with" in _find(browser, "#first-choice").text
+    expect(first, second)
+
+    box(third).send_keys(Keys.SPACE)  # in B's place
+    assert box(second).is_selected() is False
+    expect(first, third)
+    _find(browser, "#swap").send_keys(Keys.ENTER)
+    expect(third, first)
+    box(third).send_keys(Keys.SPACE)
+    assert _find(browser, "#picked").text == f"A: {first.label} ({first.choices}). Tick another run."
+    box(by_type["q4"]).send_keys(Keys.SPACE)  # it has no predictions
+    _until(browser, "return !!document.querySelector('#pair-tables table')")
+    assert "No paired test: B has no predictions.npy that agrees with its results." in shown()
+    _find(browser, "#unpick").send_keys(Keys.ENTER)
+    assert shown() == "No run is ticked."
+    assert browser.find_elements("css selector", "#run-table .pick input:checked") == []
+
+
+def test_pair_beyond_the_size_of_the_page_has_no_test(
+    browser: Any, grid: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pair, "MAX_PREDICTION_BYTES", 1)
+    write_report(grid, tmp_path / "report.html")
+    _open(browser, tmp_path / "report.html")
+    (on_page,) = _compared(browser, [(0, 1)])
+    assert on_page["sentences"][0].startswith("No paired test: B comes so late in the table")
+    assert on_page["tables"]["figure"]

@@ -81,7 +81,7 @@ def _by_key(jobs: list[Job]) -> dict[str, Section]:
 def test_page_of_a_grid_says_the_answer_first(grid: list[Job]) -> None:
     page = _page(grid)
     shown = ["answer", "pareto", "grid", "calibration", "classes", "confusion", "layers", "flips", "significance"]
-    assert [*page.sections] == [*shown, "runs", "provenance"]
+    assert [*page.sections] == [*shown, "runs", "pair", "provenance"]
     words = page.text()
     assert "A model qualifies if it is not significantly less accurate" in words
     assert "python run.py quant=" in words
@@ -144,7 +144,7 @@ def test_hostile_failure_and_folder_stay_text() -> None:
 def test_long_text_of_failed_runs_is_shortened() -> None:
     jobs = [Job(0, "0_x", RunResult(status="failed", error="e" * 100_000, overrides="a=" + "b" * 100_000))]
     name_choices(jobs)
-    assert len(render(jobs, sections(jobs), None, None)) < 40_000
+    assert len(render(jobs, sections(jobs), None, None)) < 60_000
     assert "nothing to recommend" in _page(jobs).text()
 
 
@@ -154,7 +154,8 @@ def test_missing_pieces_are_left_out_with_a_reason(make_run: MakeRun, jobs_of: R
         if path.name != "results.csv":
             path.unlink()
     missing = {key: section.missing for key, section in _by_key(jobs_of()).items() if section.missing}
-    assert {*missing} == {"pareto", "grid", "calibration", "classes", "confusion", "layers", "flips", "significance"}
+    left_out = {"pareto", "grid", "calibration", "classes", "confusion", "layers", "flips", "significance", "pair"}
+    assert {*missing} == left_out
     text = _page(jobs_of()).text("left-out")
     assert "Not in this report" in text
     assert all(reason in text for reason in missing.values())

@@ -3,7 +3,7 @@
 // The page reads without this script; with it the plots are drawn and the table of runs sorts and filters.
 const root = document.documentElement;
 const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
-const { plots, themes, choice } = JSON.parse(document.getElementById("data").textContent);
+const { plots, themes, choice, pair } = JSON.parse(document.getElementById("data").textContent);
 const NARROW = 600;  // pixels; on narrower screens a finger on a plot scrolls the page
 
 const views = new Map();  // figure -> what Vega drew there, where it has a ring around the recommended model
@@ -263,12 +263,14 @@ function runTable(DataTable) {
     columnDefs: [
       { targets: places((head) => head.classList.contains("n")), type: "num" },
       { targets: places((head) => "hidden" in head.dataset), visible: false },
+      { targets: places((head) => head.classList.contains("pick")), orderable: false, searchable: false },
     ],
+    searchBuilder: { columns: places((head) => !head.classList.contains("pick")) },
     language: { searchBuilder: { button: { 0: "Conditions", _: "Conditions (%d)" }, data: "Column", title: "" } },
     layout: {
       topStart: { buttons: [
         "searchBuilder",
-        { extend: "colvis", text: "Columns" },
+        { extend: "colvis", text: "Columns", columns: ":not(.pick)" },
         { extend: "colvisGroup", text: "All columns", show: ":hidden" },
       ] },
       topEnd: { search: { placeholder: "e.g. int8 percentile" } },

@@ -1,0 +1,291 @@
+"""Two runs side by side: settings that differ, what each reaches and needs, the images and classes that flip, bits.
+
+In: runs that were evaluated on the same images. Out: tables of texts, as the command `compare` shows them; and what the
+page needs to make the same tables of any two of its runs, in templates/pair.js.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet8_quant import terminal
+from resnet8_quant.errors import COMMAND
+from resnet8_quant.evaluator.statistics import mcnemar_p
+from resnet8_quant.files import read_json
+from resnet8_quant.results import RunResult
+from resnet8_quant.sweep.collect import Job, varied
+from resnet8_quant.sweep.collect import settings as settings_of
+from resnet8_quant.sweep.report.evidence import Evidence, Predictions, gather
+from resnet8_quant.sweep.report.recommendation import LEVEL, flash, ram
+from resnet8_quant.sweep.report.tables import shortened
+
+SAME_IMAGES = ("data", "data_sha256", "eval_images", "calibration_overlap")
+COMPARE = f"{COMMAND} compare RUN_A RUN_B"
+MAX_PREDICTION_BYTES = 2_500_000  # of the page; a run on the test images of CIFAR-10 takes 1 to 2 kB of them
+# What command and page say alike.
+SENTENCES = {
+    "other_images": "{a} and {b} were evaluated on different images: `{name}` is {value_a} and {value_b}",
+    "test": "Of {images} images B predicts {changed} otherwise than A: {lost} that A gets right, {gained} that A gets "
+    "wrong. McNemar p = {p}, {verdict}.",
+    "real": "real at the 5 % level",
+    "noise": "within noise",
+    "no_test": "No paired test: {reason}",
+    "no_file": "{name} has no predictions.npy that agrees with its results",
+    "not_held": "{name} comes so late in the table that this page does not hold its predictions; `"
+    + COMPARE
+    + "` has it",
+    "no_layers": "{name}: its run.json cannot be read, so that the bits of its layers are not known.",
+}
+HEADINGS = {
+    "setting": ("Setting", "A", "B"),
+    "figure": ("", "A", "B", "B less A"),
+    "class": ("Class", "B lost", "B gained", "Net"),
+    "layer": ("Layer", "A: weights, activations", "B: weights, activations"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its key in HEADINGS, and rows of texts."""
+
+    name: str
+    rows: list[tuple[str, ...]]
+
+    @property
+    def heading(self) -> tuple[str, ...]:
+        return HEADINGS[self.name]
+
+
+class Figure(NamedTuple):
+    """What a run reaches or needs: its name, in words, and as a number that ``kind`` says how to compare."""
+
+    name: str
+    text: str
+    value: float | None
+    kind: str
+
+
+def images_of(row: RunResult) -> tuple[Any, ...]:
+    """The values of SAME_IMAGES, which two runs on the same images have in common."""
+    return tuple(getattr(row, name) or 0 for name in SAME_IMAGES)
+
+
+def images_in_words(images: tuple[Any, ...]) -> list[str]:
+    """Each of the values of SAME_IMAGES, a digest by its beginning."""
+    return [f"{value:,}" if isinstance(value, int) else shortened(str(value), 13) for value in images]
+
+
+def settings(jobs: Sequence[Job]) -> Table | None:
+    """The settings that differ; None: none does."""
+    values = [settings_of(job.row) for job in jobs]
+    rows = [(key, *(value.get(key, "default") for value in values)) for key in varied(jobs)]
+    return Table("setting", rows) if rows else None
+
+
+def figures(jobs: Sequence[Job]) -> Table:
+    """What the two reach and need, and B less A."""
+    a, b = (job.row for job in jobs)
+    pairs = zip(figures_of(a), figures_of(b), strict=True)
+    rows = [
+        (first.name, first.text, second.text, _difference(first, second, a.cpu == b.cpu)) for first, second in pairs
+    ]
+    return Table("figure", [row for row in rows if any(row[1:3])])
+
+
+def figures_of(row: RunResult) -> list[Figure]:
+    """The figures of a run, always the same ones; text and value are empty where it has none."""
+
+    def figure(name: str, value: Any, show: Any, kind: str = "") -> Figure:
+        return Figure(name, "" if value is None else show(value), value if kind else None, kind)
+
+    return [
+        figure("Quantization", row.quant_type, str),
+        figure("Top-1", row.accuracy, terminal.percent, "points"),
+        figure("Against float", row.accuracy_delta, terminal.points, "points"),
+        figure("File", row.model_bytes, terminal.size, "bytes"),
+        figure("Flash", flash(row), terminal.size, "bytes"),
+        figure("RAM", ram(row), terminal.size, "bytes"),
+        figure("Latency", row.latency_us_median, lambda _: _latency(row), "time"),
+        figure("Kernels", row.kernels, str),
+        figure("In LiteRT", row.tflite_accuracy, terminal.percent, "points"),
+        figure("In TFLite Micro", row.tflm_accuracy, terminal.percent, "points"),
+    ]
+
+
+def _latency(row: RunResult) -> str:
+    """The median, with its interval where that is known."""
+    median, low, high = row.latency_us_median, row.latency_us_ci_low, row.latency_us_ci_high
+    if median is None or low is None or high is None:
+        return terminal.microseconds(median)
+    shown = [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (median, low, high)]
+    return "{} ({}-{}) us".format(*shown)
+
+
+def _difference(first: Figure, second: Figure, same_cpu: bool) -> str:
+    """B less A, or how many times as fast B is; times of different CPUs are not compared."""
+    a, b = first.value, second.value
+    if a is None or b is None:
+        return ""
+    if first.kind == "time":
+        return f"{a / b:.2f}x as fast" if a and b and same_cpu else ""
+    return terminal.points(b - a) if first.kind == "points" else f"{b - a:+,.0f} B"
+
+
+def flips(evidence: Evidence) -> tuple[str, Table | None]:
+    """McNemar's test on the images that only one of the two gets right, in a sentence, and these images by class."""
+    a, b = evidence.predictions
+    if evidence.labels is None or a is None or b is None:
+        reasons = [evidence.no_labels, *evidence.notes] if evidence.labels is None else evidence.notes
+        return SENTENCES["no_test"].format(reason="; ".join(filter(None, reasons))), None
+    labels, right_a, right_b = evidence.labels, a == evidence.labels, b == evidence.labels
+    lost, gained = right_a & ~right_b, right_b & ~right_a
+    p = mcnemar_p(int(lost.sum()), int(gained.sum()))
+    sentence = SENTENCES["test"].format(
+        images=f"{len(labels):,}",
+        changed=f"{int((a != b).sum()):,}",
+        lost=f"{int(lost.sum()):,}",
+        gained=f"{int(gained.sum()):,}",
+        p=f"{p:.3g}",
+        verdict=SENTENCES["real" if p < LEVEL else "noise"],
+    )
+    rows = []
+    for number in np.unique(labels[lost | gained]):
+        of_class = labels == number
+        counts = int((lost & of_class).sum()), int((gained & of_class).sum())
+        name = evidence.classes[number] if number < len(evidence.classes) else str(number)
+        rows.append((name, *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}"))
+    rows.sort(key=lambda row: int(row[3].replace(",", "")))
+    return sentence, Table("class", rows) if rows else None
+
+
+def layers(jobs: Sequence[Job]) -> Table | None:
+    """Bits of weights and activations, layer by layer; None where both have the same, or a run.json is damaged."""
+    widths = [widths_of(job) for job in jobs]
+    if widths[0] == widths[1] or None in widths:
+        return None
+    names = dict.fromkeys(name for width in widths for name in width or {})
+    return Table("layer", [(name, *((width or {}).get(name, "float") for width in widths)) for name in names])
+
+
+def widths_of(job: Job) -> dict[str, str] | None:
+    """{output of a layer: its bits in words}; None where the run.json cannot be read."""
+    entries = read_json(job.path / "run.json").get("layers")
+    if not isinstance(entries, list):
+        return None
+    widths: dict[str, str] = {}
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get("output"), str):
+            widths[entry["output"]] = f"{entry.get('weight_bits')}, {entry.get('activation_bits')} bits"
+    return widths
+
+
+# ---- any two runs of a page
+
+
+def page_data(jobs: Sequence[Job], evidence: Evidence) -> tuple[dict[str, Any], str]:
+    """What the page makes the tables of any two of ``jobs`` from, and a sentence where it cannot test all of them.
+
+    What several runs share stands there once. Runs of a sweep predict much the same: of each the page holds where it
+    differs from the first one on the same images, the exclusive or of the two, which packs to a tenth.
+
+    Args:
+        jobs: the rows of the table of runs; one that failed becomes None.
+        evidence: of most of them; that of runs on other images is gathered here.
+    """
+    finished = [job for job in jobs if job.ok]
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for job in finished:
+        groups.setdefault(images_of(job.row), []).append(job)
+    known = {id(job) for job in evidence.jobs}
+    sets = [evidence if all(id(job) in known for job in group) else gather(group) for group in groups.values()]
+    images = _places(groups)
+    packed, note = _packed_predictions(finished, sets)
+    predictions, cpus = _places(packed.values()), _places(job.row.cpu for job in finished)
+    widths = {id(job): _short_widths(job) for job in finished}
+    layers = _places(widths.values())
+    every = [settings_of(job.row) for job in finished]
+    keys = {key for key in {key for setting in every for key in setting} if len({own.get(key) for own in every}) > 1}
+
+    def run(job: Job) -> dict[str, Any]:
+        text = packed.get(id(job))
+        return {
+            "name": shortened(f"{job.label} ({job.choices})"),
+            "settings": [(key, shortened(value)) for key, value in settings_of(job.row).items() if key in keys],
+            "figures": [(shortened(figure.text), figure.value) for figure in figures_of(job.row)],
+            "cpu": cpus[job.row.cpu],
+            "images": images[images_of(job.row)],
+            "layers": layers[widths[id(job)]],
+            "predictions": None if text is None else predictions[text] if text else -1,
+        }
+
+    data = {
+        "runs": [run(job) if job.ok else None for job in jobs],
+        "figures": [(figure.name, figure.kind) for figure in figures_of(RunResult())],
+        "images": [
+            {
+                "values": images_in_words(values),
+                "classes": [shortened(name) for name in own.classes],
+                "labels": None if own.labels is None else pack(own.labels),
+                "reference": None if (first := _reference(own)) is None else pack(first),
+                "no_labels": own.no_labels,
+            }
+            for values, own in zip(images, sets, strict=True)
+        ],
+        "predictions": [*predictions],
+        "layers": [*layers],
+        "same_images": SAME_IMAGES,
+        "sentences": SENTENCES,
+        "headings": HEADINGS,
+        "level": LEVEL,
+    }
+    return data, note
+
+
+def pack(classes: NDArray[np.integer]) -> str:
+    """Classes below 65,536, [N]: N low bytes, then N high bytes, compressed by zlib, in base64."""
+    planes = classes.astype("<u2").view(np.uint8).reshape(-1, 2).T
+    return base64.b64encode(zlib.compress(planes.tobytes())).decode()
+
+
+def _reference(evidence: Evidence) -> Predictions | None:
+    """What the others are packed as differences from."""
+    return next((predictions for predictions in evidence.predictions if predictions is not None), None)
+
+
+def _packed_predictions(jobs: Sequence[Job], sets: Sequence[Evidence]) -> tuple[dict[int, str], str]:
+    """{id of a job: its predictions, or "" where the page is full}, and a sentence that says so."""
+    differences = {
+        id(job): predicted ^ reference
+        for own in sets
+        if own.labels is not None and (reference := _reference(own)) is not None
+        for job, predicted in zip(own.jobs, own.predictions, strict=True)
+        if predicted is not None
+    }
+    packed = {id(job): "" for job in jobs if id(job) in differences}
+    size = 0
+    for count, job in enumerate(packed):
+        if size >= MAX_PREDICTION_BYTES:
+            return packed, (
+                f"This page holds the predictions of the first {count:,} of {len(packed):,} runs, so that it stays "
+                f"small; `{COMPARE}` has the paired test of any two."
+            )
+        packed[job] = pack(differences[job])
+        size += len(packed[job])
+    return packed, ""
+
+
+def _short_widths(job: Job) -> tuple[tuple[str, str], ...] | None:
+    widths = widths_of(job)
+    return None if widths is None else tuple((shortened(name), shortened(text)) for name, text in widths.items())
+
+
+def _places(values: Iterable[Hashable]) -> dict[Any, int]:
+    """{value: its place}, each value once."""
+    return {value: place for place, value in enumerate(dict.fromkeys(values))}
