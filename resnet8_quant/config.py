@@ -98,6 +98,15 @@ class DataKind(Enum):
     cifar10 = "cifar10"
     sample = "sample"
     arrays = "arrays"
+    folder = "folder"
+
+
+class Resize(Enum):
+    """How an image is brought to another size."""
+
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
 
 
 class Analysis(Enum):
@@ -355,9 +364,31 @@ class DataConfig(Group):
         "cache, else downloaded",
     )
     path: Optional[str] = setting(
-        None, "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); needed"
+        None,
+        "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); of "
+        "data=folder: folder or CSV file, docs/own_images.md; needed",
     )
-    max_bytes: int = setting(2 * 2**30, "of data=arrays: most bytes of all arrays together, unpacked")
+    max_bytes: int = setting(
+        2 * 2**30, "of data=arrays and data=folder: most bytes of all arrays together, unpacked or decoded"
+    )
+    test_fraction: Optional[float] = setting(
+        None,
+        "of data=folder: share of each class that tests, where there is no train and test, 0.01 to 0.9; null: none",
+    )
+    split_seed: int = setting(0, "of data.test_fraction: seed of the draw of test images, apart from that of the run")
+    size: Optional[list[int]] = setting(
+        None, "of data=folder: height and width that images are brought to, [96,96]; null: they have one size already"
+    )
+    resize: Member[Resize] = setting(
+        Resize.stretch,
+        "of data.size, bilinear. stretch: each axis for itself; crop: the middle, at the right aspect ratio; pad: all "
+        "of the image, with black bars",
+    )
+    gray: bool = setting(False, "of data=folder: one channel (ITU-R 601 luma), instead of RGB")
+    classes: Optional[list[str]] = setting(
+        None, "of data=folder: names of the classes in the order of the model's outputs, [cat,dog]; null: sorted"
+    )
+    max_broken: float = setting(0.01, "of data=folder: share of images that may be unreadable; they are left out")
 
 
 @dataclass

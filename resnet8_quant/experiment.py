@@ -137,10 +137,11 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
 
 
 def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
-    """CIFAR-10's names where the data has them, else the numbers of the classes."""
-    if data.name in ("cifar10", "sample") and model.input_spec.classes == len(CIFAR10_CLASSES):
-        return CIFAR10_CLASSES
-    return tuple(str(label) for label in range(model.input_spec.classes))
+    """The names that the data has, CIFAR-10's among them, and for outputs without one their numbers."""
+    classes, names = model.input_spec.classes, data.class_names
+    if data.name in ("cifar10", "sample") and classes == len(CIFAR10_CLASSES):
+        names = CIFAR10_CLASSES
+    return (*names, *(str(label) for label in range(len(names), classes)))
 
 
 def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages | None) -> tuple[Split, int | None]:

@@ -27,6 +27,7 @@ from resnet8_quant.config import (
     ModelKind,
     QuantConfig,
     RefineConfig,
+    Resize,
     Rounding,
     Runtime,
     Sampling,
@@ -210,13 +211,13 @@ def _parameter(name: str, method: Method, default: float) -> tuple[Rule, Rule]:
     return by_another, _limits(field, *PARAMETERS[method][name], default, _calibrates, f"{choose} ")
 
 
-def _input(group: str, name: str, reader: str, unset: object = None) -> Rule:
-    """A setting that one kind of model or data reads."""
+def _input(group: str, name: str, *readers: str, unset: object = None) -> Rule:
+    """A setting that some kinds of model or data read."""
     return _unread(
         f"{group}.{name}",
-        lambda c: getattr(c, group).kind.name != reader,
+        lambda c: getattr(c, group).kind.name not in readers,
         f"{group}={{c.{group}.kind.name}} does not read it",
-        f"{group}={reader} {group}.{name}={{value}}",
+        f"{group}={readers[0]} {group}.{name}={{value}}",
         unset,
     )
 
@@ -383,9 +384,23 @@ RULES: tuple[Rule, ...] = (
 
     _input("model", "path", "onnx"),
     _input("model", "source", "mlperf_tiny"),
-    _input("data", "path", "arrays"),
+    _input("data", "path", "arrays", "folder"),
     _input("data", "root", "cifar10"),
-    _input("data", "max_bytes", "arrays", DataConfig().max_bytes),
+    _input("data", "max_bytes", "arrays", "folder", unset=DataConfig().max_bytes),
+    *(_input("data", name, "folder", unset=getattr(DataConfig(), name))
+      for name in ("test_fraction", "size", "gray", "classes", "max_broken")),
+    _limits("data.test_fraction", 0.01, 0.9, 0.2, typed="data=folder "),
+    _unread("data.split_seed", lambda c: c.data.test_fraction is None, "without data.test_fraction nothing reads it",
+            "data=folder data.test_fraction=0.2 data.split_seed={value}", 0),
+    _limits("data.split_seed", 0, 2**32 - 1, 0, typed="data=folder data.test_fraction=0.2 "),
+    Rule("data.size", lambda c: c.data.size is not None and (
+             len(c.data.size) != 2 or any(_outside(side, 1, 4096) for side in c.data.size)),
+         "; valid are height and width, 1 to 4096", "data=folder data.size=[96,96]"),
+    _unread("data.resize", lambda c: c.data.size is None, "without data.size nothing reads it",
+            "data=folder data.size=[96,96] data.resize={value}", Resize.stretch),
+    Rule("data.classes", lambda c: c.data.classes is not None and not c.data.classes,
+         "; valid are one or more names", "data=folder data.classes=null"),
+    _limits("data.max_broken", 0, 1, 0.01, typed="data=folder "),
     _limits("data.max_bytes", 1, None, DataConfig().max_bytes, typed="data=arrays "),
     Rule("model.mean", lambda c: not all(map(math.isfinite, c.model.mean or [])),
          "; every value must be a finite number", "model.mean=[125.3,123.0,113.9]"),

@@ -13,7 +13,7 @@ from resnet8_quant.options import CONF, GROUPS, derive_name, options, presets, q
 from resnet8_quant.sweep.compose import compose_config
 from resnet8_quant.validation import validate
 
-EXTRA = {"model=onnx": ["model.path=x"], "data=arrays": ["data.path=x"]}
+EXTRA = {"model=onnx": ["model.path=x"], "data=folder": ["data.path=x"], "data=arrays": ["data.path=x"]}
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 

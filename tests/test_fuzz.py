@@ -24,13 +24,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import resnet8_quant as rq
 from resnet8_quant import results
-from resnet8_quant.config import ModelConfig, ModelKind
+from resnet8_quant.config import DataConfig, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.arrays import load_arrays
 from resnet8_quant.inputs.cifar10_files import decode_batch
+from resnet8_quant.inputs.folder import decode, list_files
 from resnet8_quant.inputs.keras_import import convert_h5
 from resnet8_quant.inputs.model import load_model
 from resnet8_quant.results import RunResult
@@ -165,11 +167,24 @@ def load_onnx(path: Path) -> None:
     load_model(ModelConfig(kind=ModelKind.onnx, path=str(path)), (4, 4, 3), 3, path.parent)
 
 
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def list_and_decode(path: Path) -> None:
+    for file in list_files(DataConfig(path=str(path), test_fraction=0.5))["train"]:
+        decode(file.path, DataConfig())
+
+
 READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = {
     "npz": ("a.npz", npz, lambda path: load_arrays(str(path))),
     "pickle": ("data_batch_1", batch, lambda path: decode_batch(path.read_bytes(), 4, str(path))),
     "h5": ("a.h5", h5, convert_forked),
     "onnx": ("a.onnx", net, load_onnx),
+    "png": ("a.png", png, lambda path: decode(path, DataConfig(size=[3, 3]))),
+    "list": ("a.csv", lambda: b"path,label\na.png,0\nb.png,1\nc.png,1\nd.png,0\n", list_and_decode),
     "csv": ("0_x/results.csv", row, lambda path: results.sound_row(path)),
 }
 

@@ -15,7 +15,7 @@ __all__ = ["Dataset", "Split", "load_dataset"]
 
 
 def load_dataset(config: DataConfig, cache: Path) -> Dataset:
-    """Load the dataset that ``config.kind`` names; only cifar10 writes to the folder ``cache``.
+    """Load the dataset that ``config.kind`` names; cifar10 and folder write to the folder ``cache``.
 
     Raises:
         ExperimentError: the data cannot be found, fetched, decoded or verified.
@@ -28,6 +28,10 @@ def load_dataset(config: DataConfig, cache: Path) -> Dataset:
         from resnet8_quant.inputs.arrays import load_arrays
 
         return load_arrays(config.path, config.max_bytes)
+    if config.kind is DataKind.folder:
+        from resnet8_quant.inputs.folder import load_folder
+
+        return load_folder(config, cache)
     from resnet8_quant.inputs.sample import load_sample
 
     return load_sample()

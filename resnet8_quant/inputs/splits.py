@@ -32,20 +32,22 @@ class Dataset:
     """A training split (calibration draws from it) and a test split (accuracy is measured on it).
 
     Attributes:
-        name: as on the command line: ``cifar10``, ``sample`` or ``arrays``.
+        name: as on the command line: ``cifar10``, ``sample``, ``arrays`` or ``folder``.
         digest: SHA-256, hexadecimal, of the contents of all four arrays; equal data has an equal digest, whatever
             file it came from (see ``combined_digest``).
+        class_names: one for each class, in the order of the labels; empty where the data has no names.
     """
 
     name: str
     train: Split
     test: Split
     digest: str
+    class_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
-        """Number of classes: the largest label of both splits, plus one."""
-        return int(max(self.train.labels.max(), self.test.labels.max())) + 1
+        """Number of classes: of the names; without names the largest label of both splits, plus one."""
+        return len(self.class_names) or int(max(self.train.labels.max(), self.test.labels.max())) + 1
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, train={self.train}, test={self.test}, {self.classes} classes)"

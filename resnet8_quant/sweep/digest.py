@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet8_quant import __version__
-from resnet8_quant.config import Analysis, Config, DType, Sampling
+from resnet8_quant.config import Analysis, Config, DataConfig, DataKind, DType, Sampling
+from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import sha256_bytes, sha256_file
 from resnet8_quant.machine import runtime_version
 from resnet8_quant.validation import is_low_bit, is_refined
@@ -45,7 +46,7 @@ FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
 # Settings that cannot change a result in any run: where things are kept, what is done with finished results, limits.
 # CIFAR-10 below data.root has one content, which is checked. A name that the schema does not have is passed over.
-LIMITS = ("data.max_bytes", "evaluation.timeout")
+LIMITS = ("data.max_bytes", "data.max_broken", "evaluation.timeout")
 NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *LIMITS, *FILES)
 
 # When nothing reads a setting: (what is then not read, the condition). Only what is sure to have no effect is listed;
@@ -80,7 +81,8 @@ def digest_of(config: Config) -> str:
     """SHA-256, hexadecimal, of what a job computes: effective settings, contents of the files it reads, versions."""
     facts = {
         "settings": effective(config),
-        "files": {field: _content(path) for field in FILES if (path := attrgetter(field)(config)) is not None},
+        "files": {field: _content(path) for field in FILES if (path := attrgetter(field)(config)) is not None}
+        | _images(config),
         "versions": {"resnet8_quant": __version__, "onnxruntime": runtime_version()},
     }
     return sha256_bytes(json.dumps(facts, sort_keys=True).encode())
@@ -94,6 +96,23 @@ def _content(path: str) -> str:
         return _file_digest(file, state.st_size, state.st_mtime_ns)
     except OSError:
         return path
+
+
+def _images(config: Config) -> dict[str, str]:
+    """What names the images of data=folder: names, sizes and times of change, looked at once in a process."""
+    if config.data.kind is not DataKind.folder:
+        return {}
+    try:
+        return {"data.path": _listing(json.dumps(dataclasses.asdict(config.data, dict_factory=_plain)))}
+    except ExperimentError:  # the job itself will say so
+        return {"data.path": str(config.data.path)}
+
+
+@lru_cache
+def _listing(data: str) -> str:
+    from resnet8_quant.inputs.folder import listing_digest
+
+    return listing_digest(DataConfig(**json.loads(data)))
 
 
 @lru_cache
