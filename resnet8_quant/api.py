@@ -249,5 +249,5 @@ def _calibration_images(images: Split, config: Config) -> CalibrationImages:
         raise ExperimentError("`quant` is float, which quantizes nothing", f"{COMMAND} quant=int8")
     total = len(images.labels)
     chosen = choose_images(config.calibration, images.labels, total, config.seed)
-    check_validation_images(config, total - len(chosen), len(chosen), total)
+    check_validation_images(config, total - len(chosen), len(chosen), total, len(np.unique(images.labels)))
     return CalibrationImages.of(images.images, chosen)

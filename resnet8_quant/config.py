@@ -56,6 +56,7 @@ class Sampling(Enum):
     """Which images calibrate."""
 
     stratified = "stratified"
+    random = "random"
     first = "first"
     mlperf_tiny = "mlperf_tiny"
 
@@ -209,10 +210,13 @@ class CalibrationConfig(Group):
     """How activation ranges are estimated, and from which images."""
 
     method: Member[Method] = setting(Method.minmax, "how ranges are estimated from activations")
-    samples_per_class: int = setting(100, "training images of each class; 1 to 5000 for CIFAR-10")
+    samples_per_class: int = setting(
+        100, "training images of each class, or all that a smaller class has; 1 to 5000 for CIFAR-10"
+    )
     sampling: Member[Sampling] = setting(
         Sampling.stratified,
-        "stratified: drawn with the seed; first: the first of each class; mlperf_tiny: a list of TEST images",
+        "stratified: drawn with the seed; random: as many in all, drawn without regard to classes; first: the first of "
+        "each class; mlperf_tiny: a list of TEST images",
     )
     index_file: Optional[str] = setting(None, "with sampling=mlperf_tiny: file with the list, .npy or text")
     indices: Optional[list[int]] = setting(None, "with sampling=mlperf_tiny: the list itself, [18,27,...]")
@@ -365,12 +369,13 @@ class DataConfig(Group):
     )
     path: Optional[str] = setting(
         None,
-        "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels from 0); of "
+        "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels [N]); of "
         "data=folder: folder or CSV file, docs/own_images.md; needed",
     )
     max_bytes: int = setting(
         2 * 2**30, "of data=arrays and data=folder: most bytes of all arrays together, unpacked or decoded"
     )
+    first_label: int = setting(0, "of data=arrays: 0 or 1, the number that the labels begin with")
     test_fraction: Optional[float] = setting(
         None,
         "of data=folder: share of each class that tests, where there is no train and test, 0.01 to 0.9; null: none",

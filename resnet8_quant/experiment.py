@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 
 from resnet8_quant.config import Analysis, Config, DType, ModelKind, Runtime, Sampling
@@ -74,7 +75,7 @@ def prepare(config: Config) -> Prepared:
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
         calibrating, total = len(chosen) if split == "train" else 0, len(data.train.labels)
-        check_validation_images(config, total - calibrating, calibrating, total)
+        check_validation_images(config, total - calibrating, calibrating, total, len(np.unique(data.train.labels)))
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
     return Prepared(data, model, images, cache)
 

@@ -401,6 +401,8 @@ RULES: tuple[Rule, ...] = (
     Rule("data.classes", lambda c: c.data.classes is not None and not c.data.classes,
          "; valid are one or more names", "data=folder data.classes=null"),
     _limits("data.max_broken", 0, 1, 0.01, typed="data=folder "),
+    _input("data", "first_label", "arrays", unset=0),
+    _limits("data.first_label", 0, 1, 1, typed="data=arrays "),
     _limits("data.max_bytes", 1, None, DataConfig().max_bytes, typed="data=arrays "),
     Rule("model.mean", lambda c: not all(map(math.isfinite, c.model.mean or [])),
          "; every value must be a finite number", "model.mean=[125.3,123.0,113.9]"),
@@ -452,6 +454,8 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
     }
     shown = repr(value) if isinstance(value, str) and value != value.strip() else facts["value"]
     problem = f"`{rule.field}` is {shown}{rule.sentence.format(**facts)}"
+    if isinstance(value, list):
+        facts["value"] = word(value).replace(", ", ",")  # one word of a shell
     return ExperimentError(problem, f"{COMMAND} {rule.remedy.format(**facts)}")
 
 
@@ -548,7 +552,7 @@ def _check_credentials(config: Config) -> None:
         )
 
 
-def check_validation_images(config: Config, free: int, calibrating: int, total: int) -> None:
+def check_validation_images(config: Config, free: int, calibrating: int, total: int, classes: int) -> None:
     """Refuse a validation split for which too few training images are left; the remedy holds for both settings.
 
     Args:
@@ -556,13 +560,14 @@ def check_validation_images(config: Config, free: int, calibrating: int, total: 
         free: training images that do not calibrate.
         calibrating: training images that do.
         total: training images.
+        classes: of them.
     """
     needed = config.allocate.validation_images
     if config.allocate.max_accuracy_drop is None or free >= needed:
         return
     remedy = f"allocate.validation_images={free}"
     if free < total // 4:  # hardly any are left: calibrate on at most half of them, and validate on a quarter
-        smaller = max(1, config.calibration.samples_per_class * (total // 2) // calibrating)
+        smaller = max(1, total // 2 // classes)
         remedy = f"calibration.samples_per_class={smaller} allocate.validation_images={max(1, total // 4)}"
     raise ExperimentError(
         f"`allocate.validation_images` is {needed}, but {calibrating} of {total} training images calibrate "

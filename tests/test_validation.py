@@ -159,6 +159,8 @@ REFUSED: dict[str, str] = {
     "data.path=x.npz": "`data.path` is x.npz, but data=cifar10 does not read it",
     "data=sample data.max_bytes=9": "`data.max_bytes` is 9, but data=sample does not read it",
     "data=arrays data.path=x data.max_bytes=0": "`data.max_bytes` is 0; valid are 1 or more",
+    "data=sample data.first_label=1": "`data.first_label` is 1, but data=sample does not read it",
+    "data=arrays data.path=x data.first_label=2": "`data.first_label` is 2; valid are 0 to 1",
     "data=sample data.test_fraction=0.2": "`data.test_fraction` is 0.2, but data=sample does not read it",
     "data=sample data.size=[8,8]": "`data.size` is [8, 8], but data=sample does not read it",
     "data=sample data.gray=true": "`data.gray` is true, but data=sample does not read it",
@@ -335,7 +337,7 @@ def test_a_user_name_in_an_address_is_not_repeated():
 def test_the_remedy_for_a_validation_split_leaves_enough_images(per_class, validation, images_of_a_class):
     def check(config):
         calibrating, total = 10 * config.calibration.samples_per_class, 10 * images_of_a_class
-        check_validation_images(config, total - calibrating, calibrating, total)
+        check_validation_images(config, total - calibrating, calibrating, total, 10)
 
     config = Config(calibration=CalibrationConfig(samples_per_class=per_class))
     config.allocate.max_accuracy_drop, config.allocate.validation_images = 0.01, validation

@@ -28,16 +28,17 @@ UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, MemoryError,
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 REMEDY = (
     "write it with np.savez_compressed('data.npz', x_train=..., y_train=..., x_test=..., y_test=...): images uint8 "
-    "[N, H, W, C], labels integers [N]; then data=arrays data.path=data.npz"
+    "[N, H, W, C], labels whole numbers [N]; then data=arrays data.path=data.npz"
 )
 
 
-def load_arrays(path: str | None, max_bytes: int | None = None) -> Dataset:
+def load_arrays(path: str | None, max_bytes: int | None = None, first_label: int = 0) -> Dataset:
     """Load the dataset in the .npz file ``path``; no other file, name, type or shape of an array is admitted.
 
     Args:
         path: of the file.
         max_bytes: most bytes of all four arrays together; None: the default of ``data.max_bytes``.
+        first_label: number of the first class, which becomes 0.
     """
     if not path:
         raise ExperimentError("`data.path` is not set, and data=arrays reads its images from there", REMEDY)
@@ -46,12 +47,12 @@ def load_arrays(path: str | None, max_bytes: int | None = None) -> Dataset:
         raise ExperimentError(f"`data.path`: {path} is not a file", REMEDY)
     try:
         with open_regular(file) as stream:
-            return read_npz(stream, "arrays", f"`data.path`: {path}", max_bytes)
+            return read_npz(stream, "arrays", f"`data.path`: {path}", max_bytes, first_label)
     except OSError as error:
         raise ExperimentError(f"`data.path`: {path} cannot be read ({error.strerror or error})", REMEDY) from error
 
 
-def read_npz(stream: IO[bytes], name: str, where: str, max_bytes: int | None = None) -> Dataset:
+def read_npz(stream: IO[bytes], name: str, where: str, max_bytes: int | None = None, first_label: int = 0) -> Dataset:
     """Read and check the four arrays of an open .npz file, which messages call ``where``."""
     most = DataConfig().max_bytes if max_bytes is None else max_bytes
     possible = LARGEST_RATIO * stream.seek(0, os.SEEK_END)
@@ -74,7 +75,7 @@ def read_npz(stream: IO[bytes], name: str, where: str, max_bytes: int | None = N
             arrays = {key: _read_array(archive, members[key], possible, f"{where}: {key}") for key in NAMES}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ExperimentError(f"{where} is damaged ({str(error) or 'it ends too early'})", REMEDY) from error
-    train, test = (_split(arrays, split, where) for split in ("train", "test"))
+    train, test = (_split(arrays, split, where, first_label) for split in ("train", "test"))
     shapes = [_shape(split.images.shape[1:]) for split in (train, test)]
     if shapes[0] != shapes[1]:
         problem = f"{where}: images of x_train are {shapes[0]}, of x_test {shapes[1]}"
@@ -114,23 +115,49 @@ def read_npy(file: IO[bytes], largest: int) -> NDArray[Any]:
     return array
 
 
-def _split(arrays: dict[str, NDArray[Any]], split: str, where: str) -> Split:
-    images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+def _split(arrays: dict[str, NDArray[Any]], split: str, where: str, first_label: int) -> Split:
+    images, labels = _with_channels_last(arrays[f"x_{split}"]), _numbered(arrays[f"y_{split}"])
     if images.dtype != np.uint8 or images.ndim != 4:
         problem = f"x_{split} is {images.dtype} {_shape(images.shape)}, expected uint8 [N, H, W, C]"
     elif images.size == 0:
         problem = f"x_{split} is empty {_shape(images.shape)}, expected at least one image"
     elif labels.dtype.kind not in "iu" or labels.ndim != 1:
         problem = (
-            f"y_{split} is {labels.dtype} {_shape(labels.shape)}, expected integers [N] (one-hot labels: y.argmax(1))"
+            f"y_{split} is {labels.dtype} {_shape(labels.shape)}, expected whole numbers [N] or [N, 1], or a "
+            "single 1 in each row [N, C] of zeros"
         )
     elif len(labels) != len(images):
         problem = f"y_{split} has {len(labels)} labels, expected {len(images)}, one per image of x_{split}"
-    elif (labels := labels.astype(np.int64)).min() < 0:  # as int64, in which a huge uint64 is negative
-        problem = f"y_{split} holds {labels.min()}, expected labels of at least 0"
+    elif (labels := labels.astype(np.int64) - first_label).min() < 0:  # as int64, in which a huge uint64 is negative
+        problem = f"y_{split} holds {labels.min() + first_label}, expected labels of at least {first_label}"
     else:
         return Split(images, labels)
     raise ExperimentError(f"{where}: {problem}", REMEDY)
+
+
+def _with_channels_last(images: NDArray[Any]) -> NDArray[Any]:
+    """Gray images [N,H,W] and images [N,C,H,W] of 1 or 3 channels as [N,H,W,C]; any others as they are."""
+    if images.ndim == 3:
+        return images[..., None]
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
+        return images.transpose(0, 2, 3, 1)
+    return images
+
+
+def _numbered(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels [N,1], one-hot rows, true and false, and whole numbers of a float type as integers [N].
+
+    What can be read in another way, or not at all, is returned as it is.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
+    if labels.ndim == 2 and labels.dtype.kind in "iuf" and ((labels == 0) | (labels == 1)).all():
+        return labels.argmax(axis=1) if ((labels == 1).sum(axis=1) == 1).all() else labels
+    if labels.dtype.kind == "f" and (np.abs(labels) < 2**31).all() and (labels == np.floor(labels)).all():
+        return labels.astype(np.int64)
+    return labels
 
 
 def _shape(shape: tuple[int, ...]) -> str:

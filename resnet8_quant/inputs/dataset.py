@@ -27,7 +27,7 @@ def load_dataset(config: DataConfig, cache: Path) -> Dataset:
     if config.kind is DataKind.arrays:
         from resnet8_quant.inputs.arrays import load_arrays
 
-        return load_arrays(config.path, config.max_bytes)
+        return load_arrays(config.path, config.max_bytes, config.first_label)
     if config.kind is DataKind.folder:
         from resnet8_quant.inputs.folder import load_folder
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
@@ -170,7 +171,7 @@ def _warn_of_seeds(varied: Sequence[str], config: Config, prepared: Prepared) ->
             "`seed` changes nothing in this sweep: calibration takes all %d training images; with "
             "calibration.samples_per_class=%d it would draw some",
             images,
-            max(1, config.calibration.samples_per_class // 2),
+            max(1, min(config.calibration.samples_per_class, np.bincount(prepared.data.train.labels).max()) // 2),
         )
 
 

@@ -38,7 +38,7 @@ def _rewrites_weights(config: Config) -> bool:
 def _draws(config: Config) -> bool:
     """Whether images are drawn by chance: for calibration, for a validation split or to learn from."""
     splits = config.allocate.max_accuracy_drop is not None or config.analyze is Analysis.layers
-    return config.calibration.sampling is Sampling.stratified or splits or config.refine.distill
+    return config.calibration.sampling in (Sampling.stratified, Sampling.random) or splits or config.refine.distill
 
 
 # Files that a config names: their contents count instead of their paths.

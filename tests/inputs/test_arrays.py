@@ -42,17 +42,56 @@ def test_grey_images_are_admitted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([[0], [1], [2], [1]], np.uint8),  # as Keras' CIFAR-10
+        np.eye(3)[[0, 1, 2, 1]],
+        np.eye(3, dtype=bool)[[0, 1, 2, 1]],
+        np.array([0.0, 1.0, 2.0, 1.0], np.float32),
+        np.array([[0.0], [1.0], [2.0], [1.0]]),
+    ],
+)
+def test_labels_in_every_form(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", **arrays(y_train=labels))
+    train = load_arrays(str(tmp_path / "a.npz")).train
+    assert (train.labels.tolist(), train.labels.dtype) == ([0, 1, 2, 1], np.int64)
+
+
+def test_labels_from_1(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(y_train=np.array([1, 2, 3, 2]), y_test=np.array([3, 1])))
+    assert load_arrays(str(tmp_path / "a.npz")).classes == 4  # class 0 may have no image
+    data = load_arrays(str(tmp_path / "a.npz"), first_label=1)
+    assert (data.train.labels.tolist(), data.test.labels.tolist(), data.classes) == ([0, 1, 2, 1], [2, 0], 3)
+    np.savez(tmp_path / "a.npz", **arrays())
+    with pytest.raises(ExperimentError, match="y_train holds 0, expected labels of at least 1"):
+        load_arrays(str(tmp_path / "a.npz"), first_label=1)
+
+
+@pytest.mark.parametrize("axes", [(0, 3, 1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_channels_first_or_without(tmp_path, axes, channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 6, channels), np.uint8)
+    np.savez(tmp_path / "a.npz", **arrays(x_train=images.transpose(axes), x_test=images[:2]))
+    np.testing.assert_array_equal(load_arrays(str(tmp_path / "a.npz")).train.images, images)
+    if channels == 1:
+        np.savez(tmp_path / "a.npz", **arrays(x_train=images[..., 0], x_test=images[:2, ..., 0]))
+        np.testing.assert_array_equal(load_arrays(str(tmp_path / "a.npz")).train.images, images)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"y_test": None}, r"lacks y_test; it holds x_train, y_train, x_test$"),
         ({"x_train": np.zeros((4, 8, 6, 3))}, r"x_train is float64 \[4, 8, 6, 3\], expected uint8 \[N, H, W, C\]"),
-        ({"x_test": np.zeros((2, 8, 6), np.uint8)}, r"x_test is uint8 \[2, 8, 6\], expected uint8 \[N, H, W, C\]"),
+        ({"x_test": np.zeros((2, 8), np.uint8)}, r"x_test is uint8 \[2, 8\], expected uint8 \[N, H, W, C\]"),
         ({"x_test": np.zeros((0, 8, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test is empty"),
         ({"x_test": np.zeros((2, 8, 6, 0), np.uint8)}, "x_test is empty"),
         ({"x_test": np.zeros((2, 6, 8, 3), np.uint8)}, r"x_train are \[8, 6, 3\], of x_test \[6, 8, 3\]"),
-        ({"y_train": np.zeros((4, 3), int)}, r"y_train is int64 \[4, 3\], expected integers \[N\]"),
-        ({"y_train": np.zeros(4)}, r"y_train is float64 \[4\], expected integers"),
-        ({"y_train": np.zeros(4, bool)}, r"y_train is bool \[4\], expected integers"),
+        ({"y_train": np.zeros((4, 3), int)}, r"y_train is int64 \[4, 3\], expected whole numbers \[N\]"),
+        ({"y_train": np.full(4, 0.5)}, r"y_train is float64 \[4\], expected whole numbers"),
+        ({"y_train": np.array([0, 1, np.nan, np.inf])}, r"y_train is float64 \[4\], expected whole numbers"),
+        ({"y_train": np.full((4, 3), 1 / 3)}, r"y_train is float64 \[4, 3\], expected whole numbers"),
+        ({"y_train": np.ones((4, 2), bool)}, r"y_train is int64 \[4, 2\], expected whole numbers"),
         ({"y_train": np.zeros(5, int)}, "y_train has 5 labels, expected 4"),
         ({"y_test": np.array([1, -1])}, "y_test holds -1, expected labels of at least 0"),
         ({"y_test": np.array([1, 2**64 - 1], np.uint64)}, "y_test holds -1"),

@@ -7,6 +7,7 @@ method sees the same images.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from resnet8_quant.config import CalibrationConfig, Sampling
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import expanded, forget_pages, read_regular, sha256_bytes
 from resnet8_quant.inputs.arrays import UNREADABLE, read_npy
+
+log = logging.getLogger(__name__)
 
 LARGEST_LIST = 10 << 20  # bytes of an index file
 
@@ -69,22 +72,35 @@ def choose_images(config: CalibrationConfig, train_labels: np.ndarray, test_coun
         int64, ascending: indices of training images, or with ``sampling=mlperf_tiny`` of TEST images.
 
     Raises:
-        ExperimentError: a class has fewer images; the list cannot be read or names images that do not exist.
+        ExperimentError: no class has so many images; the list cannot be read or names images that do not exist.
     """
     if config.sampling is Sampling.mlperf_tiny:
         return _listed(config, test_count)
-    rng = np.random.default_rng(seed)
-    count, chosen = config.samples_per_class, []
-    for label in np.unique(train_labels):
+    rng, count = np.random.default_rng(seed), config.samples_per_class
+    labels, sizes = np.unique(train_labels, return_counts=True)
+    if count > sizes.max() and count != CalibrationConfig().samples_per_class:  # the default is for any data
+        raise ExperimentError(
+            f"`calibration.samples_per_class` is {count}, but class {labels[sizes.argmax()]}, the largest, has only "
+            f"{sizes.max()} training images",
+            f"choose 1 to {sizes.max()}: calibration.samples_per_class={sizes.max()}",
+        )
+    if config.sampling is Sampling.random:
+        everything = len(train_labels)
+        return np.sort(rng.choice(everything, min(count * len(labels), everything), replace=False))
+    if (few := sizes < count).any():
+        least = sizes.argmin()
+        log.info(
+            "calibration takes all images of %d classes, which have fewer than %d; the smallest, class %d, has %d",
+            few.sum(),
+            count,
+            labels[least],
+            sizes[least],
+        )
+    first, chosen = config.sampling is Sampling.first, []
+    for label, size in zip(labels, sizes, strict=True):
         members = np.flatnonzero(train_labels == label)
-        if len(members) < count:
-            raise ExperimentError(
-                f"`calibration.samples_per_class` is {count}, but class {label} has only "
-                f"{len(members)} training images",
-                f"choose 1 to {len(members)}: calibration.samples_per_class={len(members)}",
-            )
-        first = config.sampling is Sampling.first
-        chosen.append(members[:count] if first else rng.choice(members, count, replace=False))
+        each = min(count, size)
+        chosen.append(members[:each] if first else rng.choice(members, each, replace=False))
     return np.sort(np.concatenate(chosen))
 
 

@@ -41,10 +41,27 @@ def test_a_draw_is_balanced_sorted_and_decided_by_the_seed(count, seed, sampling
         assert chosen.tolist() == expected
 
 
-def test_too_many_says_how_many_there_are():
-    with pytest.raises(ExperimentError, match=r"samples_per_class` is 21, but class 2 has only 20 ") as caught:
-        draw(21, 0, Sampling.first)
-    assert "samples_per_class=20" in caught.value.remedy
+def test_a_smaller_class_gives_what_it_has():
+    chosen = draw(35, 0, Sampling.stratified)
+    np.testing.assert_array_equal(np.bincount(LABELS[chosen]), [35, 30, 20, 35, 35])
+    assert len(draw(100, 0, Sampling.stratified)) == len(LABELS)  # the default, which is for any data
+
+
+def test_more_than_any_class_has_is_refused():
+    with pytest.raises(ExperimentError, match=r"samples_per_class` is 61, but class 3, the largest, has only 60 ") as e:
+        draw(61, 0, Sampling.first)
+    assert "samples_per_class=60" in e.value.remedy
+    draw(60, 0, Sampling.first)
+
+
+def test_a_random_draw_follows_the_shares_of_the_classes():
+    labels = np.repeat([0, 1], [9900, 100])
+    config = CalibrationConfig(samples_per_class=500, sampling=Sampling.random)
+    chosen, other = (choose_images(config, labels, 100, seed) for seed in (0, 1))
+    assert len(set(chosen.tolist())) == 1000
+    assert 2 <= (labels[chosen] == 1).sum() <= 25  # 10 expected
+    assert not np.array_equal(chosen, other)
+    np.testing.assert_array_equal(chosen, choose_images(config, labels, 100, 0))
 
 
 def test_a_list_in_every_form(tmp_path):
