@@ -276,8 +276,8 @@ class RefineConfig(Group):
     distill_steps: int = setting(2400, "of distill: steps of 64 images each")
     learning_rate: float = setting(
         0.004,
-        "of distill: step size relative to a tensor's mean magnitude, for weights of 4 bits and twice that for two bits "
-        "fewer, 1e-6 to 0.1; falls to zero as a cosine",
+        "of distill: step size relative to a tensor's mean magnitude, for 4-bit weights; for 2 bits twice that; "
+        "1e-6 to 0.1; falls to zero as a cosine",
     )
     mirror: bool = setting(
         False,
