@@ -6,7 +6,7 @@ In: a `Config`. Out: nothing, or an `ExperimentError` that names the field, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -210,11 +210,11 @@ def _parameter(name: str, method: Method, default: float) -> tuple[Rule, Rule]:
     return by_another, _limits(field, *PARAMETERS[method][name], default, _calibrates, f"{choose} ")
 
 
-def _input(group: str, name: str, reader: str, unset: object = None) -> Rule:
-    """A setting that one kind of model or data reads."""
+def _input(group: str, name: str, reader: str, unset: object = None, others: Collection[str] = ()) -> Rule:
+    """A setting that one kind of model or data reads, or one of a few."""
     return _unread(
         f"{group}.{name}",
-        lambda c: getattr(c, group).kind.name != reader,
+        lambda c: getattr(c, group).kind.name not in (reader, *others),
         f"{group}={{c.{group}.kind.name}} does not read it",
         f"{group}={reader} {group}.{name}={{value}}",
         unset,
@@ -381,7 +381,7 @@ RULES: tuple[Rule, ...] = (
          " with deploy={deploy}: ONNX Runtime's integer kernels take weights of 8 bits or fewer",
          "quant.weight_type=int8"),
 
-    _input("model", "path", "onnx"),
+    _input("model", "path", "onnx", others=["keras"]),
     _input("model", "source", "mlperf_tiny"),
     _input("data", "path", "arrays"),
     _input("data", "root", "cifar10"),
