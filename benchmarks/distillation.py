@@ -96,8 +96,9 @@ def variations(options: argparse.Namespace) -> list[tuple[str, str, dict[str, An
     rows: list[tuple[str, str, dict[str, Any], Any, Any]] = []
     if "start" in options.parts:
         rows += [(f"from refine={start}", start, {}, None, None) for start in STARTS if start != "best"]
-    rows += [("default: from refine=best, KL, everything, all images", "best", {}, None, None)]
+    rows += [("default: from refine=best, KL, mirror, everything, all images", "best", {}, None, None)]
     if "loss" in options.parts:
+        rows += [("mirror=false", "best", {"mirror": False}, None, None)]
         rows += [("KL and features", "best", {}, Watched, with_features)]
     if "parameters" in options.parts:
         students = {name: type("Part", (Partial,), {"chosen": staticmethod(part)}) for name, part in PARTS.items()}
@@ -117,7 +118,7 @@ def measure(options: argparse.Namespace, prepared: Prepared, width: str, variati
         start, width, [options.seed], options.calibration, options.model, options.source, False, options.threads
     )
     config = config_of(case, options.seed)
-    settings = {"distill": True, "distill_steps": options.steps} | changes
+    settings = {"distill": True, "mirror": True, "distill_steps": options.steps} | changes
     config.refine = replace(config.refine, **settings)
     data, model = prepared.data, prepared.model
     chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), options.seed)

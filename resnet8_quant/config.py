@@ -265,6 +265,11 @@ class RefineConfig(Group):
     learning_rate: float = setting(
         0.004, "of distill: step size relative to a tensor's mean magnitude, 1e-6 to 0.1; falls to zero as a cosine"
     )
+    mirror: bool = setting(
+        False,
+        "of distill: the float model's class probabilities are averaged over each image and its mirror image, and both "
+        "are learned from; for images in which left and right mean the same",
+    )
     minutes: Optional[float] = setting(
         None, "of distill: time limit; the result then depends on the machine's speed; null: none"
     )

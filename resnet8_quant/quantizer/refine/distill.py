@@ -1,7 +1,9 @@
 """Label-free distillation: weights, biases, scales and zero points tuned together, by gradient.
 
 The quantized model (the student) learns to give the class probabilities of the float model (the teacher) on training
-images; no label is read. Every weight and activation is quantized in the forward pass as it will be in the file, with
+images; no label is read. With ``refine.mirror`` the teacher's probabilities are averaged over each image and its mirror
+image, which makes it a better classifier, and the student learns from both (test-time augmentation: Krizhevsky et al.,
+NeurIPS 2012, section 4.1). Every weight and activation is quantized in the forward pass as it will be in the file, with
 straight-through gradients (LSQ: Esser et al., arXiv 1902.08153; zero points: LSQ+, Bhalgat et al., arXiv 2004.09576).
 The student is the emitted Q/DQ graph itself, so that both compute the same.
 """
@@ -46,6 +48,7 @@ VALIDATIONS = 12  # in a whole run
 CHUNK = 500  # images in a call without gradients
 CHECKED = 32  # images on which PyTorch is compared with ONNX Runtime
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, not another model
+MIRRORED = 0.7  # share of images whose class a mirror must leave as it is, for refine.mirror
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Distillation:
     Attributes:
         images: training images that it learned from.
         steps: done, of ``BATCH`` images each.
-        loss: mean KL divergence on the held-out images: before, after.
+        loss: mean KL divergence from the teacher on the held-out images: before, after.
         agreement: share of the held-out images on which student and teacher name the same class: before, after.
     """
 
@@ -119,6 +122,8 @@ class Distiller:
         self.rows, self.validation = split(training, calibrating, config)
         self._teacher = TorchGraph(model.proto())
         self._check_translation()
+        if config.refine.mirror:
+            self._check_mirror()
 
     def run(self, quantized: onnx.ModelProto, plan: Plan, bits: dict[str, LayerBits]) -> tuple[Plan, Distillation]:
         """Tune ``plan``.
@@ -155,15 +160,36 @@ class Distiller:
                 "refine=best",
             )
 
-    def _inputs(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.model.input_spec.prepare(self.images[rows]))
+    def _inputs(self, rows: np.ndarray, mirrored: np.ndarray | bool = False) -> torch.Tensor:
+        """What the model reads; left and right exchanged where ``mirrored``, one bool or one for each image."""
+        images = self.images[rows]
+        if np.any(mirrored):
+            images[np.broadcast_to(mirrored, len(rows))] = images[np.broadcast_to(mirrored, len(rows)), :, ::-1]
+        return torch.from_numpy(self.model.input_spec.prepare(images))
 
-    def _teach(self, rows: np.ndarray) -> torch.Tensor:
-        """The float model's log-probabilities, float32 [n, classes]."""
+    def _log_probabilities(self, rows: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+        """The float model's, float32 [n, classes]."""
         name = self._teacher.logits()
         with torch.no_grad():
-            parts = [self._teacher.run(self._inputs(part), name) for part in _parts(rows)]
+            parts = [self._teacher.run(self._inputs(part, mirrored), name) for part in _parts(rows)]
             return F.log_softmax(torch.cat([part.reshape(len(part), -1) for part in parts]), 1)
+
+    def _teach(self, rows: np.ndarray) -> torch.Tensor:
+        """The teacher's log-probabilities, float32 [n, classes]."""
+        if not self.config.refine.mirror:
+            return self._log_probabilities(rows)
+        return torch.logaddexp(self._log_probabilities(rows), self._log_probabilities(rows, True)) - math.log(2)
+
+    def _check_mirror(self) -> None:
+        """Refuse to mirror images of things that a mirror turns into others: digits, signs."""
+        classes = [self._log_probabilities(self.validation, mirrored).argmax(1) for mirrored in (False, True)]
+        same = (classes[0] == classes[1]).float().mean().item()
+        if same < MIRRORED:
+            raise ExperimentError(
+                f"`refine.mirror` averages over mirrored images, but mirrored the float model gives only "
+                f"{100 * same:.0f} % of {len(self.validation)} training images the class that it gives them unmirrored",
+                "refine=distill refine.mirror=false",
+            )
 
     def _validate(self, student: Student, targets: torch.Tensor) -> tuple[float, float]:
         """Minus the loss on the held-out images, and the agreement: larger is better.
@@ -183,7 +209,7 @@ class Distiller:
             for name, parameter in student.parameters.items()
         ]
         optimizer = torch.optim.Adam(groups)
-        batch, order = min(BATCH, len(rows)), np.empty(0, np.int64)
+        batch, order, mirrored = min(BATCH, len(rows)), np.empty(0, np.int64), np.empty(0, bool)
         before = best = self._validate(student, validation_targets)
         step, share, elapsed, best_parameters = 0, 0.0, 0.0, _copy(student.parameters)
         every = max(1, refine.distill_steps // VALIDATIONS)
@@ -205,9 +231,10 @@ class Distiller:
                     group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * share))
                 epoch, place = divmod(step, len(rows) // batch)
                 if place == 0 or not len(order):
-                    order = np.random.default_rng([self.config.seed, 3, epoch]).permutation(len(rows))
+                    rng = np.random.default_rng([self.config.seed, 3, epoch])
+                    order, mirrored = rng.permutation(len(rows)), rng.random(len(rows)) < 0.5 * refine.mirror
                 chosen = order[place * batch : (place + 1) * batch]
-                loss = _loss(student.forward(self._inputs(rows[chosen])), targets[chosen])
+                loss = _loss(student.forward(self._inputs(rows[chosen], mirrored[chosen])), targets[chosen])
                 if not torch.isfinite(loss):
                     log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), step + 1)
                     break
@@ -232,8 +259,10 @@ class Distiller:
                 advance(1, shown)
         log.info(
             "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
-            "the agreement with the float model %.2f %%, before %.2f %%",
-            *(len(rows), step, batch, len(self.validation), -best[0], -before[0], 100 * best[1], 100 * before[1]),
+            "the agreement with the float model%s %.2f %%, before %.2f %%",
+            *(len(rows), step, batch, len(self.validation), -best[0], -before[0]),
+            " on images and mirrored ones" if refine.mirror else "",
+            *(100 * best[1], 100 * before[1]),
         )
         if best != before:
             student.parameters = best_parameters

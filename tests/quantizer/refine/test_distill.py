@@ -291,6 +291,35 @@ def test_too_few_images_and_the_remedy(count, calibrating):
     assert len(validation) == config.refine.validation_images
 
 
+def test_a_mirrored_teacher_is_the_mean_of_two_runs_of_the_float_model(model):
+    """By ONNX Runtime; an image and its mirror image have the same teacher."""
+    images = CalibrationImages.of(load_sample().train.images[:200])
+    distiller = Distiller(
+        model, images, replace(images, chosen=np.arange(20)), Config(W4A4, refine=replace(DISTILL, mirror=True))
+    )
+    pixels, name = images.images[:50], model.proto().graph.input[0].name
+    feeds = [model.input_spec.prepare(each) for each in (pixels, pixels[:, :, ::-1])]
+    mean = sum(run(model.serialized, {name: feed}, OFF)[0] for feed in feeds) / 2
+    np.testing.assert_allclose(np.exp(distiller._teach(np.arange(50)).numpy()), mean, atol=1e-5)
+    swapped = replace(images, images=np.ascontiguousarray(images.images[:, :, ::-1]))
+    other = Distiller(model, swapped, replace(swapped, chosen=np.arange(20)), distiller.config)
+    np.testing.assert_allclose(other._teach(np.arange(50)), distiller._teach(np.arange(50)), atol=1e-4)
+    some = np.arange(5) % 2 == 0
+    mixed = distiller._inputs(np.arange(5), some).numpy()
+    expected = [feeds[int(flipped)][i] for i, flipped in enumerate(some)]
+    np.testing.assert_array_equal(mixed, expected)
+
+
+def test_a_mirror_that_changes_what_is_seen_is_refused():
+    """The scores of `branching` depend on where a value lies."""
+    config = Config(W4A4, refine=replace(DISTILL, mirror=True))
+    with pytest.raises(ExperimentError, match=r"mirrored the float model gives only \d+ % of 8 training") as caught:
+        Distiller(branching(), POOL, pictures(12), config)
+    assert caught.value.remedy == "refine=distill refine.mirror=false"
+    assert not rq.compose(*caught.value.remedy.split()).refine.mirror
+    Distiller(branching(), POOL, pictures(12), replace(config, refine=DISTILL))
+
+
 def test_a_translation_that_differs_is_refused(monkeypatch):
     monkeypatch.setitem(module.TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
     with pytest.raises(ExperimentError, match="PyTorch computes another output of the float model"):
