@@ -263,7 +263,9 @@ class RefineConfig(Group):
     )
     distill_steps: int = setting(2400, "of distill: steps of 64 images each")
     learning_rate: float = setting(
-        0.004, "of distill: step size relative to a tensor's mean magnitude, 1e-6 to 0.1; falls to zero as a cosine"
+        0.004,
+        "of distill: step size relative to a tensor's mean magnitude, for 4-bit weights; for 2 bits twice that; "
+        "1e-6 to 0.1; falls to zero as a cosine",
     )
     mirror: bool = setting(
         False,

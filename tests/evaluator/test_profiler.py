@@ -120,7 +120,7 @@ def with_durations(monkeypatch: pytest.MonkeyPatch, durations: list[list[int]]) 
             path.write_bytes(model)
         if trace is not None:
             trace.write_text("[\n" + ",\n".join(lines) + "\n]\n")
-        return SimpleNamespace(get_inputs=list, run=lambda outputs, feed: None, end_profiling=lambda: trace)
+        return SimpleNamespace(get_inputs=list, run=lambda outputs, feed, *_: [], end_profiling=lambda: trace)
 
     monkeypatch.setattr(profiler, "open_session", opened)
 
