@@ -91,6 +91,7 @@ class ModelKind(Enum):
     resnet8 = "resnet8"
     mlperf_tiny = "mlperf_tiny"
     onnx = "onnx"
+    keras = "keras"
 
 
 class DataKind(Enum):
@@ -354,13 +355,13 @@ class ModelConfig(Group):
     source: Optional[str] = setting(
         None, "of model=mlperf_tiny: path of pretrainedResnet.h5; null: downloaded and verified"
     )
-    path: Optional[str] = setting(None, "of model=onnx: the ONNX file; needed")
+    path: Optional[str] = setting(None, "of model=onnx: the ONNX file; of model=keras: the .h5 or .keras file; needed")
     layout: Member[Layout] = setting(Layout.auto, "of model=onnx: order of the input's axes; auto: read from its shape")
     mean: Optional[list[float]] = setting(
-        None, "of model=onnx: subtracted per channel, in pixel units: [125.3,123.0,113.9]; null: nothing"
+        None, "of model=onnx and keras: subtracted per channel, in pixel units: [125.3,123.0,113.9]; null: nothing"
     )
     std: Optional[list[float]] = setting(
-        None, "of model=onnx: divided by, per channel, in pixel units: [63.0,62.1,66.7]; null: nothing"
+        None, "of model=onnx and keras: divided by, per channel, in pixel units: [63.0,62.1,66.7]; null: nothing"
     )
 
 

@@ -129,6 +129,8 @@ def result_of(run: FinishedRun) -> RunResult:
         portable=run.runtime.portable,
         default_session_accuracy=run.runtime.default_session_accuracy,
         default_session_changed=run.runtime.default_session_changed,
+        quantized_ops=kernels.quantized_ops,
+        float_ops=kernels.float_ops,
         kernels=kernels.kernels,
         conv_gemm_integer=kernels.integer,
         conv_gemm_total=kernels.total,
@@ -252,7 +254,7 @@ def _float_layers(run: FinishedRun) -> tuple[str, ...]:
 def _model_columns(run: FinishedRun) -> dict[str, Any]:
     """What the written file holds."""
     model = run.final
-    shared = ("activation_type", "weight_type", "quantized_ops", "float_ops", "weight_payload_bytes")
+    shared = ("activation_type", "weight_type", "weight_payload_bytes")
     columns: dict[str, Any] = {name: getattr(model.summary, name) for name in shared}
     kept = _float_layers(run)
     for name in ("weight_bits", "activation_bits"):  # mode over layers; ties go to the wider

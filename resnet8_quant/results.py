@@ -23,7 +23,7 @@ from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import read_regular, replacing
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
@@ -38,7 +38,7 @@ LARGEST_FILE = 2**20  # bytes, of a file from elsewhere
 MOST_SETTINGS = 200  # columns of settings, in a file from elsewhere
 _SETTING = re.compile(r"config(\.[a-z][a-z0-9_]{0,63}){2}", re.ASCII)
 # Columns of which a value outside of 0 to 1, or not above 0, cannot be true.
-RATIOS = ("accuracy", "float_accuracy", "default_session_accuracy")
+RATIOS = ("accuracy", "float_accuracy", "default_session_accuracy", "non_integer_time_share")
 ABOVE_0 = ("model_bytes", "float_model_bytes", "latency_us_median", "default_session_latency_us_median", "eval_images")
 
 
@@ -61,6 +61,11 @@ class RunResult:
     this CPU's kernels saturate, ``default_session_accuracy`` and ``default_session_changed`` (predictions that differ)
     are those of a session with ONNX Runtime's default options, and ``default_session_latency_us_median`` is its time;
     empty elsewhere.
+
+    ``quantized_ops``, ``float_ops`` and ``kernels`` are those of the graph that ONNX Runtime runs, where conversions
+    between types and operators that only move numbers are neither; ``non_integer_time_share`` is the share of the
+    operators' time that is not spent in integer kernels: float ones, conversions and moves. It is empty where no
+    latency is measured.
 
     Latencies are medians of calls that alternate with the float model's, with 95 % bootstrap intervals; ``speedup`` is
     float over quantized. ``latency_iqr_ratio`` is interquartile range over median, ``machine_load`` the processes that
@@ -139,6 +144,7 @@ class RunResult:
     kernels: str | None = None
     conv_gemm_integer: int | None = None
     conv_gemm_total: int | None = None
+    non_integer_time_share: float | None = None
     provider: str | None = None
     latency_us_median: float | None = None
     latency_us_ci_low: float | None = None

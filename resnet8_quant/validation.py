@@ -382,7 +382,7 @@ RULES: tuple[Rule, ...] = (
          " with deploy={deploy}: ONNX Runtime's integer kernels take weights of 8 bits or fewer",
          "quant.weight_type=int8"),
 
-    _input("model", "path", "onnx"),
+    _input("model", "path", "onnx", "keras"),
     _input("model", "source", "mlperf_tiny"),
     _input("data", "path", "arrays", "folder"),
     _input("data", "root", "cifar10"),

@@ -156,6 +156,7 @@ REFUSED: dict[str, str] = {
     "deploy=x86 quant.format=QOperator": "`quant.format` is QOperator with deploy=x86, which starts from Q/DQ pairs",
     # inputs
     "model.path=x.onnx": "`model.path` is x.onnx, but model=resnet8 does not read it",
+    "model=mlperf_tiny model.path=x.keras": "`model.path` is x.keras, but model=mlperf_tiny does not read it",
     "model.source=x.h5": "`model.source` is x.h5, but model=resnet8 does not read it",
     "data.path=x.npz": "`data.path` is x.npz, but data=cifar10 does not read it",
     "data=sample data.max_bytes=9": "`data.max_bytes` is 9, but data=sample does not read it",
@@ -203,6 +204,7 @@ PASSES = [
     "quant.format=QOperator",
     "deploy=x86 quant=u8s8 'quant.layers={stack*: {float: true}, stack1.conv1: {float: false}}' analyze=layers",
     "deploy=x86 deploy.input=uint8 deploy.output=label deploy.gemm_convolutions=true",
+    "model=keras model.path=x.keras",
     "quant=float deploy=x86 model=onnx model.path=q.onnx",  # it may hold Q/DQ pairs already
     *(f"allocate=bytes quant=u8s8 deploy={to} allocate.choices=[2,4,8,float]" for to in ("none", "x86", "arm")),
     "allocate=accuracy allocate.choices=[float]",

@@ -144,6 +144,14 @@ def _stays_float(result: RunResult) -> str | None:
         or result.kernels not in ("mixed", "simulated", "float")
     ):
         return None
+    if result.conv_gemm_integer == result.conv_gemm_total:
+        time = result.non_integer_time_share
+        share = "" if time is None else f"; {100 * time:.0f} % of the time is not integer"
+        return (
+            f"WARNING: all {result.conv_gemm_total} Conv/Gemm run as integer kernels after deploy={result.deploy}, but "
+            f"{result.float_ops} operators between them compute in float{share}. To see them:\n    "
+            "python -m resnet8_quant.profile model.onnx"
+        )
     return (
         f"WARNING: {result.conv_gemm_integer} of {result.conv_gemm_total} Conv/Gemm run as integer kernels after "
         f"deploy={result.deploy}, the others in float."
@@ -174,7 +182,7 @@ def _slow(result: RunResult) -> str | None:
             f"{result.weight_type} weights {how}: only the file shrinks, all kernels compute in float. For integer "
             f"kernels, which store 8-bit weights:{_command(result, target)}"
         )
-    if result.kernels == "mixed":
+    if result.kernels == "mixed" and result.conv_gemm_integer != result.conv_gemm_total:
         how += f" ({result.conv_gemm_total} Conv/Gemm, {result.conv_gemm_integer} of them integer)"
     overrides = [target]
     if result.format != "QDQ":

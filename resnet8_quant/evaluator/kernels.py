@@ -1,6 +1,6 @@
 """What ONNX Runtime makes of a model on this CPU: its kernels, and whether an application's session predicts the same.
 
-In: a serialized model. Out: how many of its matrix products run as integer kernels, and all operators that run; for a
+In: a serialized model. Out: how many of its matrix products and of all its operators run as integer kernels; for a
 single operator of the graph that runs, what kind of kernel it is; for an evaluation, a `RuntimeCheck`.
 
 A Q/DQ graph only promises integers: ONNX Runtime fuses a DequantizeLinear-Conv-QuantizeLinear chain into an integer
@@ -26,7 +26,7 @@ from resnet8_quant.graphs.session import differs_by_default, open_session
 from resnet8_quant.inputs.dataset import Split
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 KernelKind = Literal["integer", "float", "quantize", "layout", "control"]
 
@@ -47,10 +47,17 @@ OPERATORS: dict[KernelKind, set[str]] = {
         *("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Tile", "Pad"),
         *("Concat", "Split", "Slice", "Gather", "Shape", "DepthToSpace", "SpaceToDepth", "Constant"),
         *("ReorderInput", "ReorderOutput"),  # to and from the blocked layout of the float convolutions
+        *("ConstantOfShape", "Range", "Size"),
     },
     "control": {"If", "Loop", "Scan"},
 }
 KERNELS: dict[str, KernelKind] = {operator: kernel for kernel, operators in OPERATORS.items() for operator in operators}
+# Operators that always return floats, or never, whatever they read.
+RETURNS_FLOATS = {"DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+RETURNS_INTEGERS = {
+    *("QuantizeLinear", "QLinearConv", "Shape", "Size", "ArgMax", "ArgMin", "NonZero", "ConvInteger", "MatMulInteger"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "IsNaN", "IsInf"),
+}
 FLOAT_TYPES = {"float", "float16", "bfloat16", "double"}  # as ONNX Runtime's profiler names them
 INT8_COMPUTE = 4  # accuracy_level of MatMulNBits: activations become 8 bit blocks; below it products are float
 
@@ -60,18 +67,24 @@ class KernelReport:
     """What runs.
 
     Attributes:
-        kernels: "integer": all products; "mixed": some; "simulated": none although the model is quantized;
-            "float": the model is not quantized. With another execution provider than the CPU's first: that one's name,
-            since it compiles its part of the graph and does not say what it runs.
+        kernels: "integer": all products, and whatever they depend on (a softmax of the scores may be float); "mixed":
+            some of it; "simulated": no product although the model is quantized; "float": the model is not quantized.
+            With another execution provider than the CPU's first: that one's name, since it compiles its part of the
+            graph and does not say what it runs.
         integer: number of convolutions and matrix products that run as integer kernels; None: unknown.
         total: number of convolutions and matrix products; None: unknown.
         ops: operator, with its domain if not ai.onnx's -> count, most frequent first.
+        quantized_ops: operators, products or not, that compute with integers; None: unknown.
+        float_ops: that compute in float; None: unknown. Conversions from one type to the other and operators that only
+            move numbers (Reshape, Transpose, Concat) are neither.
     """
 
     kernels: str
     integer: int | None
     total: int | None
     ops: dict[str, int]
+    quantized_ops: int | None = None
+    float_ops: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,15 +128,59 @@ def kernel_report(model: bytes, threads: int, providers: Sequence[str] = CPU) ->
     with temporary_folder() as folder:
         path = folder / "optimized.onnx"
         open_session(model, threads, optimized_model=path)
-        nodes = list(onnx.load(path).graph.node)
+        graph = onnx.load(path).graph
+    nodes = list(graph.node)
     integer = sum(_is_integer(node) for node in nodes)
     total = sum(node.op_type in PRODUCTS for node in nodes)
+    kinds = kernel_kinds(graph)
     if integer:
-        kernels = "integer" if integer == total else "mixed"
+        kernels = "mixed" if "float" in _kinds_before_products(nodes, kinds) else "integer"
     else:
         kernels = "simulated" if _has_quantizers(onnx.load_from_string(model)) else "float"
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
-    return KernelReport(kernels, integer, total, dict(ops.most_common()))
+    counts = Counter(kinds)
+    return KernelReport(kernels, integer, total, dict(ops.most_common()), counts["integer"], counts["float"])
+
+
+def kernel_kinds(graph: GraphProto) -> list[KernelKind]:
+    """What kind of kernel runs each operator of the graph that ONNX Runtime runs, in its order.
+
+    Types of tensors are followed from the inputs, since ONNX Runtime writes none into its graph. An If, Loop or Scan is
+    one operator.
+    """
+    from onnx import TensorProto
+
+    floats = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+    are_floats = {value.name for value in graph.input if value.type.tensor_type.elem_type in floats}
+    are_floats |= {tensor.name for tensor in graph.initializer if tensor.data_type in floats}
+    kinds = []
+    for node in graph.node:
+        reads = [name for name in node.input if name]
+        first = reads[1:2] if node.op_type == "Where" else reads[:1]  # its first input is the condition
+        returns = bool(are_floats.intersection(first))
+        if node.op_type == "Cast":
+            returns = any(attribute.name == "to" and attribute.i in floats for attribute in node.attribute)
+        elif node.op_type == "QGemm":
+            returns = len(node.input) <= INTEGER_OPERATORS["QGemm"].output_scale
+        elif node.op_type in RETURNS_FLOATS or node.op_type in OPERATORS["float"]:
+            returns = True
+        elif node.op_type in RETURNS_INTEGERS or node.op_type.startswith("QLinear"):
+            returns = False
+        kinds.append(kernel_kind(node, {"float"} if returns or are_floats.intersection(first) else {"integer"}))
+        if returns:
+            are_floats.update(node.output)
+    return kinds
+
+
+def _kinds_before_products(nodes: Sequence[NodeProto], kinds: Sequence[KernelKind]) -> set[KernelKind]:
+    """Kinds of the products, and of all operators whose results they depend on."""
+    needed: set[str] = set()
+    found = set()
+    for node, kind in zip(reversed(nodes), reversed(kinds), strict=True):
+        if node.op_type in PRODUCTS or needed.intersection(node.output):
+            found.add(kind)
+            needed.update(filter(None, node.input))
+    return found
 
 
 def kernel_kind(node: NodeProto, element_types: Collection[str]) -> KernelKind:

@@ -91,6 +91,10 @@ class Profile:
         """Sum of the operators' medians, microseconds."""
         return sum(node.median_us for node in self.nodes)
 
+    def share_of(self, *kernels: KernelKind) -> float:
+        """Share of the operators' time that these kinds of kernels take, a ratio."""
+        return sum(node.median_us for node in self.nodes if node.kernel in kernels) / self.total_us
+
 
 Event = dict[str, Any]  # of the trace: name, "ts" and "dur" in microseconds, "args"
 

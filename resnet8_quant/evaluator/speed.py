@@ -17,6 +17,8 @@ import numpy as np
 from resnet8_quant.config import Config
 from resnet8_quant.evaluator.accuracy import Classifier
 from resnet8_quant.evaluator.latency import BenchmarkModel, Latency, measure, speedup
+from resnet8_quant.evaluator.profiler import profile_model
+from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.session import differs_by_default
 from resnet8_quant.machine import load_per_core, usable_cores, watch_other_processes
 
@@ -24,6 +26,7 @@ from resnet8_quant.machine import load_per_core, usable_cores, watch_other_proce
 # range of single calls as a ratio of their median.
 MOST_OTHERS = 0.1
 MOST_SPREAD = 0.2
+PROFILED = 50  # calls, at most: the share of time is told to a percent or so
 FEWER_RUNS = 50  # throughput: that many times fewer calls, each of many images
 
 
@@ -75,6 +78,10 @@ def measure_speed(
     }
     if "default" in single:
         columns["default_session_latency_us_median"] = single["default"].median_us
+    if config.evaluation.providers[0] == CPU[0]:  # another one does not say what it runs
+        runs, warmup = min(settings.runs, PROFILED), min(settings.warmup, PROFILED)
+        profile = profile_model(models[judged].serialized, runs=runs, warmup=warmup, threads=settings.threads)
+        columns["non_integer_time_share"] = profile.share_of("float", "quantize", "layout", "control")
 
     all_threads = measure_all(runs=settings.runs, warmup=settings.warmup, threads=0)
     columns |= {

@@ -1,6 +1,6 @@
-"""A Keras h5 file as data: its layers, their attributes, inputs and weights, each checked before it is used.
+"""A Keras file as data: its layers, their attributes, inputs and weights, each checked before it is used.
 
-In: an h5 file that Keras 2 or Keras 3 saved with ``model.save``.
+In: an h5 file that Keras 2 or Keras 3 saved with ``model.save``, or a .keras archive of Keras 3.
 Out: its layers in order, and which of them are input and output; numbers, choices and float32 arrays of each layer.
 
 The file is hostile until checked. No code in it is run. A weight is read only if its shape, type and storage are as
@@ -13,16 +13,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import reprlib
-from collections.abc import Collection
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+# A .keras file is a zip of these; its weights are numbered, in an order that the class of the layer decides.
+ARCHIVED_CONFIG, ARCHIVED_WEIGHTS = "config.json", "model.weights.h5"
+LARGEST_CONFIG = 16 * 2**20  # bytes
+NORM_WEIGHTS = ("gamma", "beta", "moving_mean", "moving_variance")
 LARGEST_INTEGER = 2**20  # of any size in a config: pixels, channels, strides; products of three still fit an int64
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
 MOST_TEXTS = 64  # names of weights in one layer
@@ -40,7 +49,9 @@ class Layer:
     Attributes:
         inbound: the calls of the layer, as Keras 2 writes them: for each a list of [layer, node, tensor, arguments],
             where the arguments may be missing.
-        weights: the file's group ``model_weights``.
+        weights: the file's group ``model_weights``; of a .keras archive, all of its weights.
+        numbered: the group in ``weights`` whose "0", "1", ... are the layer's weights, in a .keras archive; "": they
+            have names.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Layer:
     config: dict[str, Any]
     inbound: Any
     weights: h5py.Group
+    numbered: str = ""
 
     def integers(self, key: str, count: int, default: Any = None, lowest: int = 1) -> tuple[int, ...]:
         """The attribute ``key``, a list of ``count`` whole numbers; one number stands for ``count`` equal ones."""
@@ -103,6 +115,8 @@ class Layer:
     def weight(self, shape: tuple[int, ...], *names: str) -> NDArray[np.float32]:
         """The weight that Keras calls by one of ``names`` (versions differ), float32 of ``shape``, all finite."""
         try:
+            if self.numbered:
+                return _read_dataset(_follow(self.weights, f"{self.numbered}/{self._position(names)}"), shape)
             group = _follow(self.weights, self.name)
             stored = [text for text in _texts(group, "weight_names") if text.split("/")[-1].split(":")[0] in names]
             if len(stored) != 1:
@@ -111,15 +125,61 @@ class Layer:
         except UNREADABLE as error:
             raise Refused(f"weight `{names[0]}` {error}") from error
 
+    def _position(self, names: tuple[str, ...]) -> int:
+        """The number of a weight among those of its layer, in the order in which Keras 3 creates them."""
+        if self.class_name != "BatchNormalization":
+            return int("bias" in names)  # the kernel comes first
+        absent = {name for name, key in (("gamma", "scale"), ("beta", "center")) if not self.flag(key, True)}
+        return [name for name in NORM_WEIGHTS if name not in absent].index(names[0])
 
-def read_layers(file: h5py.File) -> tuple[list[Layer], str, str]:
-    """The layers of a model in the order of its config, and the names of its only input and its only output layer."""
+
+@contextmanager
+def opened(path: Path, folder: Path) -> Iterator[tuple[h5py.File, str | None]]:
+    """The h5 file of a model; of a .keras archive the one with its weights, and the text of its config.
+
+    Args:
+        path: of an h5 file or a .keras archive.
+        folder: where the weights of an archive are written.
+
+    Raises:
+        OSError: it is no HDF5 file.
+        Refused: it is an archive, but not as Keras writes it.
+    """
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path, "r") as file:
+            yield file, None
+        return
+    members = {}
     try:
-        stored = _texts(file, "model_config")
+        with zipfile.ZipFile(path) as archive:
+            for name, most in ((ARCHIVED_CONFIG, LARGEST_CONFIG), (ARCHIVED_WEIGHTS, os.path.getsize(path))):
+                entry = archive.getinfo(name)
+                # Keras stores its files as they are: nothing in it is larger than the archive.
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size > most:
+                    raise Refused(f"`{name}` in the archive is compressed, encrypted or too large")
+                members[name] = archive.read(entry)
+        text = members[ARCHIVED_CONFIG].decode()
+    except (KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise Refused(f"it is an archive that cannot be read as a .keras file: {printable(str(error))}") from error
+    weights = folder / ARCHIVED_WEIGHTS
+    weights.write_bytes(members[ARCHIVED_WEIGHTS])
+    with h5py.File(weights, "r") as file:
+        yield file, text
+
+
+def read_layers(file: h5py.File, archived: str | None = None) -> tuple[list[Layer], str, str]:
+    """The layers of a model in the order of its config, and the names of its only input and its only output layer.
+
+    Args:
+        file: as ``opened`` gives it.
+        archived: the text of the config, of a .keras archive.
+    """
+    try:
+        stored = _texts(file, "model_config") if archived is None else [archived]
         if len(stored) != 1:
             raise Refused("it holds no text `model_config`: perhaps only weights were saved")
         config = json.loads(stored[0], object_hook=_as_keras_2)
-        weights = _follow(file, "model_weights")
+        weights = _follow(file, "model_weights") if archived is None else file
     except UNREADABLE as error:
         raise Refused(f"`model_config` or `model_weights` cannot be read: {error}") from error
     match config:
@@ -134,6 +194,8 @@ def read_layers(file: h5py.File) -> tuple[list[Layer], str, str]:
             first, last = _only_tensor(inputs, "input"), _only_tensor(outputs, "output")
         case _:
             raise Refused("`model_config` is no sequential or functional model with layers")
+    if archived is not None:
+        layers = _numbered(layers)
     names = {layer.name for layer in layers}
     input_layers = [layer.name for layer in layers if layer.class_name == "InputLayer"]
     if input_layers != [first] or last not in names or len(names) != len(layers):
@@ -163,6 +225,18 @@ def _read_layer(entry: Any, weights: h5py.Group) -> Layer:
             class_name = printable(str(entry.get("registered_name") or class_name))
             return Layer(name, class_name, config, entry.get("inbound_nodes"), weights)
     raise Refused(f"`model_config` holds {shown(entry)} where a layer should be")
+
+
+def _numbered(layers: list[Layer]) -> list[Layer]:
+    """The layers of a .keras archive with the groups of their weights, which are named after classes: conv2d_1."""
+    count: Counter[str] = Counter()
+    numbered = []
+    for layer in layers:
+        snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", layer.class_name)).lower()
+        suffix = f"_{count[snake]}" if count[snake] else ""
+        count[snake] += 1
+        numbered.append(replace(layer, numbered=f"layers/{snake}{suffix}/vars"))
+    return numbered
 
 
 def _chained(layers: list[Layer]) -> list[Layer]:

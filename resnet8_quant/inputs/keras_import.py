@@ -1,11 +1,11 @@
-"""Keras h5 -> ONNX, without TensorFlow.
+"""Keras -> ONNX, without TensorFlow.
 
-In: the path of an h5 file of a Keras 2 or Keras 3 image classifier (keras_file.py reads it).
+In: the path of an h5 file of a Keras 2 or Keras 3 image classifier, or of a .keras file (keras_file.py reads them).
 Out: an ONNX model (opset 21) with one input "image", float32 NHWC raw pixels, and one output "probabilities".
 
 Layers that it knows, in functional and sequential models: InputLayer, Conv2D, DepthwiseConv2D, BatchNormalization,
 Activation (linear, relu, relu6, softmax), ReLU, Softmax, Add, AveragePooling2D, MaxPooling2D, GlobalAveragePooling2D,
-Flatten, Dropout, Dense and ZeroPadding2D, all in the layout channels_last. Any other is refused.
+Flatten, Reshape, Dropout, Dense and ZeroPadding2D, all in the layout channels_last. Any other is refused.
 
 Inside the graph tensors are NCHW; nodes and initializers carry the names of the Keras layers. The same file always
 gives the same bytes.
@@ -20,17 +20,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import temporary_folder
 from resnet8_quant.graphs.graph import PRODUCER, Graph
-from resnet8_quant.inputs.keras_file import Layer, Refused, read_layers, shown, whole
+from resnet8_quant.inputs.keras_file import LARGEST_INTEGER, Layer, Refused, opened, read_layers, shown, whole
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,11 @@ class Tensor(NamedTuple):
 
 
 def convert_h5(path: Path) -> onnx.ModelProto:
-    """Convert a Keras h5 file.
+    """Convert a Keras file.
 
     Args:
-        path: file written by ``model.save('model.h5')``: functional or sequential, one input [H,W,C], one output of one
-            row of scores per image.
+        path: file written by ``model.save('model.h5')`` or ``model.save('model.keras')``: functional or sequential, one
+            input [H,W,C], one output of one row of scores per image.
 
     Returns:
         A checked model: input "image" float32 ["batch",H,W,C], pixels as the Keras model takes them; output
@@ -63,23 +64,22 @@ def convert_h5(path: Path) -> onnx.ModelProto:
         BatchNormalization stays a node.
 
     Raises:
-        ExperimentError: the file is not a Keras h5 model, is damaged or hostile, or holds something that is not
+        ExperimentError: the file is not a Keras model, is damaged or hostile, or holds something that is not
             supported; the message names the file and the layer.
     """
     if not path.is_file():
-        raise ExperimentError(f"{path}: no such file", "give the path of a Keras h5 file: model.source=FILE")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ExperimentError(f"{path} is not a readable HDF5 file: {error}", RESAVE) from error
+        raise ExperimentError(f"{path}: no such file", "give the path of a Keras file: model=keras model.path=FILE.h5")
     ends = [onnx.ValueInfoProto(name=name) for name in (INPUT, OUTPUT)]  # their shapes are known at the end
     empty = helper.make_graph([], "classifier", ends[:1], ends[1:])
     opsets = [helper.make_opsetid("", OPSET)]
     graph = Graph(helper.make_model(empty, producer_name=PRODUCER, opset_imports=opsets, ir_version=IR_VERSION))
     tensors: dict[str, Tensor] = {}
-    with file:
+    with ExitStack() as stack:
         try:
-            layers, first, last = read_layers(file)
+            file, archived = stack.enter_context(opened(path, stack.enter_context(temporary_folder())))
+            layers, first, last = read_layers(file, archived)
+        except OSError as error:
+            raise ExperimentError(f"{path} is not a readable HDF5 file: {error}", RESAVE) from error
         except Refused as error:
             raise ExperimentError(f"{path}: {error}", RESAVE) from error
         for layer in layers:
@@ -290,6 +290,28 @@ def _flatten(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     return Tensor(graph.add_node("Flatten", [name], layer.name, axis=1), (math.prod(x.shape),))
 
 
+def _reshape(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
+    """Keras reshapes [H,W,C]; the graph's images are [C,H,W], so that they are turned before and after."""
+    target = layer.config.get("target_shape")
+    if not isinstance(target, list) or len(target) not in RANKS:
+        raise Refused(f"`target_shape` is {shown(target)}; expected [features] or [height, width, channels]")
+    sizes = [size if size == -1 else whole("target_shape", size) for size in target]
+    count = math.prod(x.shape)
+    if sizes.count(-1) == 1 and count % math.prod(sizes) == 0:
+        sizes[sizes.index(-1)] = count // -math.prod(sizes)
+    if math.prod(sizes) != count or min(sizes) < 1 or max(sizes) > LARGEST_INTEGER:
+        raise Refused(f"`target_shape` is {shown(target)}, but its input has {count} values")
+    name = x.name
+    if len(x.shape) > 1:
+        name = graph.add_node("Transpose", [name], f"{layer.name}.nhwc", perm=[0, 2, 3, 1])
+    shape = graph.add_initializer(f"{layer.name}.shape", np.array([0, *sizes], np.int64))  # 0: the batch, as it is
+    if len(sizes) == 1:
+        return Tensor(graph.add_node("Reshape", [name, shape], layer.name), (count,))
+    name = graph.add_node("Reshape", [name, shape], f"{layer.name}.reshape")
+    height, width, channels = sizes
+    return Tensor(graph.add_node("Transpose", [name], layer.name, perm=[0, 3, 1, 2]), (channels, height, width))
+
+
 def _dense(graph: Graph, layer: Layer, x: Tensor) -> Tensor:
     units = layer.integer("units")
     weight = graph.add_initializer(f"{layer.name}.weight", layer.weight((x.shape[0], units), "kernel"))
@@ -330,6 +352,7 @@ LAYERS = {
     "MaxPooling2D": Emitter(_pool, rank=3),
     "GlobalAveragePooling2D": Emitter(_global_average_pool, rank=3),
     "Flatten": Emitter(_flatten),
+    "Reshape": Emitter(_reshape),
     "Dropout": Emitter(lambda graph, layer, x: x),  # inference drops nothing
     "Dense": Emitter(_dense, rank=1),
     "ZeroPadding2D": Emitter(_zero_padding, rank=3),

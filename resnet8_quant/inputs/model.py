@@ -1,9 +1,9 @@
-"""Float models: the bundled ResNet8, the MLPerf Tiny reference, or any ONNX classifier that fits the data.
+"""Float models: the bundled ResNet8, the MLPerf Tiny reference, or any ONNX or Keras classifier that fits the data.
 
 In: the `model` part of the config, the dataset's image shape and number of classes. Out: a `FloatModel`, checked, with
-its input spec known, and with BatchNorm, constant Mul/Add after Conv and constants folded into the weights. ONNX
-Runtime's own semantics-preserving ("basic") optimizations fold; what they leave is named, and random images prove that
-the outputs are the same.
+its input spec known, and with BatchNorm, constant Mul/Add after Conv and constants folded into the weights; a BatchNorm
+behind something else becomes a Conv. ONNX Runtime's own semantics-preserving ("basic") optimizations fold; what they
+leave is named, and random images prove that the outputs are the same.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import expanded, open_regular, sha256_bytes, temporary_folder
 from resnet8_quant.graphs import runtime
+from resnet8_quant.graphs.graph import attributes, has_inner_graphs
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
@@ -35,8 +37,10 @@ MOST_OPERATORS = 2000  # onnxruntime's quantizer takes minutes for more: its tim
 LARGEST_TENSOR = 256 * 2**20  # bytes of one activation of one image
 REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
+IMAGE_RANK = 4  # [N, C, H, W]
 TOLERANCE = 1e-3  # of an output in the order of 1; folding rounds differently in float32
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
+KERAS_USAGE = "python run.py model=keras model.path=FILE.h5"
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +91,9 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
     except OSError as error:
         raise ExperimentError(
             f"`model.path`: {path} cannot be read ({error.strerror})",
-            USAGE if config.kind is ModelKind.onnx else f"python run.py model={config.kind.name}",
+            {ModelKind.onnx: USAGE, ModelKind.keras: KERAS_USAGE}.get(
+                config.kind, f"python run.py model={config.kind.name}"
+            ),
         ) from error
     return _load(name, path, config.kind, required, (state.st_size, state.st_mtime_ns))
 
@@ -115,7 +121,8 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
 
         return reference_weights(config.source, cache)
     if config.path is None:
-        raise ExperimentError("`model.path` is not set, and model=onnx needs it", USAGE)
+        usage = USAGE if config.kind is ModelKind.onnx else KERAS_USAGE
+        raise ExperimentError(f"`model.path` is not set, and model={config.kind.name} needs it", usage)
     path = expanded(config.path)
     return path.stem, path
 
@@ -123,10 +130,13 @@ def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
 @lru_cache(maxsize=4)
 def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tuple[int, int]) -> FloatModel:
     """Load one model once per process and ``state`` (size and time of its file): the jobs of a sweep share it."""
-    if kind is ModelKind.mlperf_tiny:
+    if kind in (ModelKind.mlperf_tiny, ModelKind.keras):
         from resnet8_quant.inputs.keras_import import convert_apart, convert_h5
 
-        model = convert_h5(path) if name == REFERENCE else convert_apart(path)
+        if kind is ModelKind.keras:
+            _check_file(path, "a Keras file", KERAS_USAGE)
+
+        model = convert_h5(path) if kind is ModelKind.mlperf_tiny and name == REFERENCE else convert_apart(path)
     else:
         model = _parse(path)
     input_spec = _infer_input_spec(model, required)
@@ -141,15 +151,18 @@ def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tu
     return FloatModel(name, serialized, input_spec, sha256_bytes(serialized), str(path))
 
 
-def _parse(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file that may be anything."""
-    remedy = f"give an ONNX classifier: {USAGE}"
+def _check_file(path: Path, what: str, remedy: str) -> None:
+    """Refuse what is no regular file, or is too large."""
     try:
         open_regular(path, LARGEST_FILE).close()
     except OSError as error:
-        raise ExperimentError(
-            f"`model.path`: {path} cannot be read as an ONNX file: {error.strerror}", remedy
-        ) from error
+        raise ExperimentError(f"`model.path`: {path} cannot be read as {what}: {error.strerror}", remedy) from error
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file that may be anything."""
+    remedy = f"give an ONNX classifier: {USAGE}"
+    _check_file(path, "an ONNX file", remedy)
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -292,12 +305,58 @@ def fold(model: onnx.ModelProto, input_spec: InputSpec) -> onnx.ModelProto:
     kept = [opset for opset in folded.opset_import if opset.domain in used | {""}]
     del folded.opset_import[:]
     folded.opset_import.extend(kept)
+    norms = _norms_as_convolutions(folded)
     _require_same_outputs(original, folded.SerializeToString(), input_spec)
     for node in folded.graph.node:
         if node.op_type == "BatchNormalization":
             log.warning("BatchNormalization %r could not be folded into a Conv: it stays float", node.name)
+    if norms:
+        log.info("%d BatchNormalizations behind something else than a Conv became depthwise 1x1 Convs", norms)
     log.info("folded %d operators into %d", len(model.graph.node), len(folded.graph.node))
     return folded
+
+
+def _norms_as_convolutions(model: onnx.ModelProto) -> int:
+    """Write each BatchNormalization of images with constant parameters as a depthwise Conv of 1x1; return how many.
+
+    What is not behind a Conv, as in DenseNet, cannot be folded into one, and onnxruntime has no integer
+    BatchNormalization. The Conv computes the same line for each channel, and has integer kernels.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(_sizes(value)) for value in (*inferred.input, *inferred.value_info)}
+    made = 0
+    for i, node in enumerate(model.graph.node):
+        options = attributes(node)
+        if (
+            node.op_type != "BatchNormalization"
+            or not tensors.keys() >= set(node.input[1:])
+            or ranks.get(node.input[0]) != IMAGE_RANK
+            or options.get("training_mode", 0)
+        ):
+            continue
+        scale, bias, mean, variance = (numpy_helper.to_array(tensors[name]).astype(float) for name in node.input[1:])
+        weight = scale / np.sqrt(variance + options.get("epsilon", 1e-5))
+        names = []
+        for end, values in (("weight", weight.reshape(-1, 1, 1, 1)), ("bias", bias - mean * weight)):
+            name = f"{node.output[0]}.{end}"
+            while name in tensors:
+                name += "_"
+            tensors[name] = numpy_helper.from_array(values.astype(np.float32), name)
+            model.graph.initializer.append(tensors[name])
+            names.append(name)
+        convolution = helper.make_node(
+            "Conv", [node.input[0], *names], node.output[:1], node.name, kernel_shape=[1, 1], group=len(weight)
+        )
+        model.graph.node[i].CopyFrom(convolution)
+        made += 1
+    if made:
+        read = {name for node in model.graph.node for name in node.input}
+        read.update(value.name for value in (*model.graph.input, *model.graph.output))
+        live = [tensor for tensor in model.graph.initializer if tensor.name in read or has_inner_graphs(model)]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(live)
+    return made
 
 
 def _require_same_outputs(original: bytes, folded: bytes, input_spec: InputSpec) -> None:

@@ -37,7 +37,11 @@ def reference_weights(source: str | None, cache: Path) -> tuple[str, Path]:
     if digest == FILE_SHA256:
         return "mlperf_tiny", path
     name = f"keras:{path.stem}"
-    log.warning("%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s", path, digest, name)
+    log.warning(
+        "%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s; model=keras model.path=%s loads it "
+        "under its own name",
+        *(path, digest, name, path),
+    )
     return name, path
 
 

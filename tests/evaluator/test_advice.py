@@ -195,6 +195,10 @@ def test_what_stays_float_after_a_deployment_is_a_warning() -> None:
     first, second = advise(quantized(**SLOW, deploy="x86"))
     assert first == "WARNING: 4 of 10 Conv/Gemm run as integer kernels after deploy=x86, the others in float."
     assert "profile" in second
+    changes = {"conv_gemm_integer": 10, "float_ops": 7, "non_integer_time_share": 0.4, "latency_us_median": 100.0}
+    (sentence,) = advise(quantized(**SLOW | changes, deploy="x86"))
+    assert "all 10 Conv/Gemm" in sentence
+    assert "7 operators between them compute in float; 40 % of the time is not integer" in sentence
 
 
 def test_ties_are_mentioned() -> None:

@@ -6,12 +6,16 @@ import pytest
 
 from resnet8_quant.config import Config, LatencyConfig
 from resnet8_quant.evaluator import speed
+from resnet8_quant.evaluator.profiler import NodeTime, Profile
 from resnet8_quant.evaluator.speed import measure_speed
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.results import COLUMNS
 
-SPEED = {name for name in COLUMNS if re.search("latency|speedup|machine|processes|threads|throughput|per_second", name)}
+SPEED = {"non_integer_time_share"} | {
+    name for name in COLUMNS if re.search("latency|speedup|machine|processes|threads|throughput|per_second", name)
+}
 SPEED -= {"default_session_latency_us_median"}  # where a default session saturates
+TIMES = {"integer": 5.0, "float": 2.0, "quantize": 1.0, "layout": 2.0}  # of a profile, microseconds
 
 
 @pytest.fixture
@@ -23,6 +27,8 @@ def quiet(monkeypatch):
 
     monkeypatch.setattr(speed, "load_per_core", lambda: 0.123456)
     monkeypatch.setattr(speed, "usable_cores", lambda: 6)
+    profile = Profile(tuple(NodeTime("", "", kind, us, (), ()) for kind, us in TIMES.items()), 10.0, 1, ())
+    monkeypatch.setattr(speed, "profile_model", lambda model, **_: profile)
     monkeypatch.setattr(speed, "differs_by_default", lambda model: model == b"s")
     others(0.0)
     return others
@@ -57,6 +63,7 @@ def test_what_the_columns_hold(simulate, quiet, images):
     assert (columns["latency_runs"], columns["latency_batch"], columns["latency_threads"]) == (100, 1, 3)
     assert (columns["threads_available"], columns["all_threads_latency_us_median"]) == (6, 80)
     assert columns["throughput_batch"] == 4
+    assert columns["non_integer_time_share"] == 0.5
     assert (columns["images_per_second"], columns["float_images_per_second"]) == (50_000, 20_000)
     assert (columns["machine_load"], columns["machine_busy"]) == (0.1235, False)
     # single images on the threads that were asked for, then on all; many images on all

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import tempfile
+import zipfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs import keras_import
 from resnet8_quant.inputs.keras_import import LAYERS, convert_apart, convert_h5
+from resnet8_quant.inputs.model import load_model
 
 # ---------------------------------------------------------------- the oracle: NumPy, NHWC, float64
 
@@ -82,6 +87,7 @@ FORWARD = {
     "MaxPooling2D": pool(np.nanmax),
     "GlobalAveragePooling2D": lambda c, w, x: x.mean((1, 2), keepdims=c.get("keepdims", False)),
     "Flatten": lambda c, w, x: x.reshape(len(x), -1),
+    "Reshape": lambda c, w, x: x.reshape(len(x), *c["target_shape"]),
     "Dropout": lambda c, w, x: x,
     "Dense": lambda c, w, x: activate_with_bias(c, w, x @ w["kernel"]),
     "ZeroPadding2D": lambda c, w, x: np.pad(x, [(0, 0), *c["padding"], (0, 0)]),
@@ -171,6 +177,28 @@ def write(path, model, weights, stored="{layer}/{weight}:0"):
     return path
 
 
+# How Keras 3 calls the group of a class's weights in a .keras archive, and the order in which it numbers them.
+GROUPS = {"Conv2D": "conv2d", "DepthwiseConv2D": "depthwise_conv2d", "BatchNormalization": "batch_normalization"}
+NUMBERED = ("kernel", "depthwise_kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
+
+
+def write_archive(path, layers, weights, compression=zipfile.ZIP_STORED):
+    buffer, counts = io.BytesIO(), Counter()
+    with h5py.File(buffer, "w") as file:
+        for entry in layers:
+            class_name, values = entry["class_name"], weights.get(entry["config"]["name"], {})
+            group = GROUPS.get(class_name, class_name.lower())
+            suffix = f"_{counts[class_name]}" if counts[class_name] else ""
+            counts[class_name] += 1
+            for i, name in enumerate(sorted(values, key=NUMBERED.index)):
+                file[f"layers/{group}{suffix}/vars/{i}"] = values[name]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(keras3(layers)))
+        archive.writestr("model.weights.h5", buffer.getvalue())
+    return path
+
+
 def random_weights(name, shapes):
     rng = np.random.default_rng(7)
     values = {weight: rng.normal(0, 0.5, shape).astype(np.float32) for weight, shape in shapes.items()}
@@ -214,6 +242,9 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
         ("Softmax", {"axis": -1}, ()),
         ("GlobalAveragePooling2D", {"keepdims": True}, ()),
         ("Dropout", {"rate": 0.5}, ()),
+        ("Reshape", {"target_shape": [6, 14, 2]}, ()),
+        ("Reshape", {"target_shape": [2, -1, 4]}, ()),
+        ("Reshape", {"target_shape": [168]}, ()),
         ("ZeroPadding2D", {"padding": [[0, 1], [2, 3]]}, ()),
     ],
 )
@@ -307,6 +338,101 @@ def test_sequential_equals_numpy(tmp_path, dialect):
     check(tmp_path / "m.h5", layers, random_weights("dense", {"kernel": (2, 3), "bias": (3,)}), dialect)
 
 
+def separable(name, source, channels, filters, strides=(1, 1)):
+    """A depthwise convolution and one of 1x1, each with BatchNormalization and ReLU, and their weights."""
+    steps = {"strides": list(strides), "padding": "same"}
+    norm = {"axis": [3], "epsilon": 0.001}
+    layers = [
+        layer("DepthwiseConv2D", f"{name}_d", source, kernel_size=[3, 3], depth_multiplier=1, use_bias=False, **steps),
+        layer("BatchNormalization", f"{name}_dn", f"{name}_d", **norm),
+        layer("ReLU", f"{name}_dr", f"{name}_dn", max_value=6.0),
+        layer("Conv2D", f"{name}_p", f"{name}_dr", filters=filters, kernel_size=[1, 1], strides=[1, 1]),
+        layer("BatchNormalization", f"{name}_pn", f"{name}_p", **norm | {"scale": 1}),
+        layer("Activation", name, f"{name}_pn", activation="relu"),
+    ]
+    weights = {
+        **random_weights(f"{name}_d", {"depthwise_kernel": (3, 3, channels, 1)}),
+        **random_weights(f"{name}_dn", dict.fromkeys(NORM, (channels,))),
+        **random_weights(f"{name}_p", {"kernel": (1, 1, channels, filters), "bias": (filters,)}),
+        **random_weights(f"{name}_pn", dict.fromkeys(NORM, (filters,))),
+    }
+    return layers, weights
+
+
+def wake_words():
+    """The topology of MLPerf Tiny's visual wake words: a MobileNet."""
+    first, first_weights = separable("one", "input", 3, 8, (2, 2))
+    second, second_weights = separable("two", "one", 8, 8)
+    tail = [
+        layer("AveragePooling2D", "pool", "two", pool_size=[6, 6], strides=[6, 6], padding="valid"),
+        layer("Flatten", "flatten", "pool"),
+        layer("Dense", "dense", "flatten", units=2, activation="softmax"),
+    ]
+    weights = random_weights("dense", {"kernel": (8, 2), "bias": (2,)})
+    return [image(12, 12, 3), *first, *second, *tail], first_weights | second_weights | weights
+
+
+def keywords():
+    """That of its keyword spotting, a DS-CNN of spectrograms; with the ends of Keras' own MobileNets."""
+    block, block_weights = separable("one", "dropout", 6, 6)
+    layers = [
+        image(49, 10, 1),
+        layer("ZeroPadding2D", "pad", "input", padding=[[4, 5], [1, 1]]),
+        layer("Conv2D", "conv", "pad", filters=6, kernel_size=[10, 4], strides=[2, 2], activation="relu"),
+        layer("Dropout", "dropout", "conv", rate=0.2),
+        *block,
+        layer("GlobalAveragePooling2D", "gap", "one"),
+        layer("Reshape", "to_image", "gap", target_shape=[1, 1, 6]),
+        layer("Conv2D", "scores", "to_image", filters=12, kernel_size=[1, 1], strides=[1, 1], padding="same"),
+        layer("Reshape", "from_image", "scores", target_shape=[12]),
+        layer("Softmax", "softmax", "from_image"),
+    ]
+    weights = {
+        **random_weights("conv", {"kernel": (10, 4, 1, 6), "bias": (6,)}),
+        **random_weights("scores", {"kernel": (1, 1, 6, 12), "bias": (12,)}),
+    }
+    return layers, block_weights | weights
+
+
+@pytest.mark.parametrize("net", [wake_words, keywords])
+def test_depthwise_nets_equal_numpy_from_h5_and_keras_files(tmp_path, net):
+    layers, weights = net()
+    check(tmp_path / "model.h5", layers, weights)
+    archive = write_archive(tmp_path / "model.keras", layers, weights)
+    assert convert_h5(archive) == convert_h5(tmp_path / "model.h5")
+    assert convert_apart(archive) == convert_h5(archive)
+
+
+def test_a_keras_file_has_a_name_of_its_own(tmp_path, caplog):
+    write(tmp_path / "wake.h5", *wake_words())
+    write_archive(tmp_path / "wake.keras", *wake_words())
+    models = [
+        load_model(ModelConfig(kind=ModelKind.keras, path=str(tmp_path / name)), (12, 12, 3), 2, tmp_path)
+        for name in ("wake.h5", "wake.keras")
+    ]
+    assert models[0].serialized == models[1].serialized
+    assert {(model.name, model.input_spec.layout) for model in models} == {("wake", Layout.NHWC)}
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for path, problem in ((None, "`model.path` is not set, and model=keras needs it"), ("none.h5", "cannot be read")):
+        with pytest.raises(ExperimentError, match=problem) as caught:
+            load_model(ModelConfig(kind=ModelKind.keras, path=path), (12, 12, 3), 2, tmp_path)
+        assert caught.value.remedy == "python run.py model=keras model.path=FILE.h5"
+
+
+def test_archives_that_are_no_keras_model(tmp_path):
+    layers, weights = wake_words()
+    path = write_archive(tmp_path / "packed.keras", layers, weights, zipfile.ZIP_DEFLATED)
+    assert "`config.json` in the archive is compressed" in refusal(path).problem
+    path = write_archive(tmp_path / "damaged.keras", layers, weights)
+    path.write_bytes(path.read_bytes().replace(b"DepthwiseConv2D", b"DepthwiseConv3D"))
+    assert "Bad CRC-32" in refusal(path).problem
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("other", "")
+    assert "no item named 'config.json'" in refusal(tmp_path / "other.keras").problem
+    path = write_archive(tmp_path / "less.keras", layers, weights | {"dense": {}})
+    assert "`0` in the group" in refusal(path).problem or "layers/dense" in refusal(path).problem
+
+
 def test_names_and_bytes_are_always_the_same(tmp_path):
     layers = [image(1, 1, 3), layer("Flatten", "flat", "input"), layer("Dense", "dense", "flat", units=2)]
     weights = random_weights("dense", {"kernel": (3, 2), "bias": (2,)})
@@ -362,6 +488,9 @@ def refusal(path):
         ("MaxPooling2D", {"pool_size": [9, 9], "padding": "valid"}, "larger than the input"),
         ("ZeroPadding2D", {"padding": [[0, -1], [0, 0]]}, "`padding` is -1"),
         ("Dense", {"units": 3}, "its input is an image"),
+        ("Reshape", {"target_shape": [16, 8]}, "expected [features] or [height, width, channels]"),
+        ("Reshape", {"target_shape": [5, -1, 2]}, "its input has 128 values"),
+        ("Reshape", {"target_shape": [-1, -1, 2]}, "`target_shape` is [-1, -1, 2]"),
     ],
 )
 def test_refused_by_name(tmp_path, class_name, config, problem):

@@ -174,6 +174,41 @@ def test_affine_operators_are_folded_into_conv(tmp_path, nodes, names, shape):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_norm_behind_something_else_than_a_conv_becomes_one_with_integer_kernels(tmp_path):
+    """As in DenseNet; ONNX Runtime's own outputs of the file are the oracle."""
+    norm = helper.make_node("BatchNormalization", ["p", "scale", "bias", "mean", "var"], ["n"], "norm", epsilon=0.01)
+    nodes = [helper.make_node("MaxPool", ["image"], ["p"], kernel_shape=[1, 1]), norm]
+    nodes += [helper.make_node("Relu", ["n"], ["r"]), helper.make_node("Conv", ["r", "w", "b"], ["scores"])]
+    weights = {"w": array(4, 3, 3, 3) - 1, "b": array(4)} | {
+        name: array(3) for name in ("scale", "bias", "mean", "var")
+    }
+    image, scores = ("image", TensorProto.FLOAT, ["batch", 3, 4, 4]), ("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])
+    model = save(tmp_path / "dense.onnx", nodes, [image], [scores], weights)
+    folded = fold(model, SPEC)
+    onnx.checker.check_model(folded, full_check=True)
+    assert [node.op_type for node in folded.graph.node] == ["MaxPool", "Conv", "Relu", "Conv"]
+    assert folded.graph.node[1].name == "norm"
+    assert {tensor.name for tensor in folded.graph.initializer} == {"w", "b", "n.weight", "n.bias"}
+    pixels = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
+    expected, actual = (
+        onnxruntime.InferenceSession(data.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"image": pixels}
+        )[0]
+        for data in (model, folded)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_of_features_stays(tmp_path, caplog):
+    nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("Relu", ["f"], ["r"])]
+    nodes += [helper.make_node("BatchNormalization", ["r", "scale", "bias", "mean", "var"], ["scores"], "norm")]
+    weights = {name: array(48) for name in ("scale", "bias", "mean", "var")}
+    image, scores = ("image", TensorProto.FLOAT, ["batch", 3, 4, 4]), ("scores", TensorProto.FLOAT, ["batch", 48])
+    folded = fold(save(tmp_path / "features.onnx", nodes, [image], [scores], weights), SPEC)
+    assert folded.graph.node[-1].op_type == "BatchNormalization"
+    assert "'norm' could not be folded into a Conv: it stays float" in caplog.text
+
+
 def test_nothing_to_fold_is_left_alone(tmp_path):
     model = save_conv(tmp_path, [helper.make_node("Relu", ["c"], ["scores"])])
     assert fold(model, SPEC) is model
