@@ -100,7 +100,7 @@ REFUSED: dict[str, str] = {
     "refine.distill_steps=100": "`refine.distill_steps` is 100, but refine=none does not read it",
     "refine.learning_rate=0.01": "`refine.learning_rate` is 0.01, but refine=none does not read it",
     "refine.minutes=1": "`refine.minutes` is 1.0, but refine=none does not read it",
-    "refine.mirror=true": "`refine.mirror` is True, but refine=none does not read it",
+    "refine.mirror=true": "`refine.mirror` is true, but refine=none does not read it",
     "refine.validation_images=100": "`refine.validation_images` is 100, but refine=none does not read it",
     "refine=distill refine.distill_images=1": "`refine.distill_images` is 1; valid are 2 or more",
     "refine=distill refine.distill_steps=0": "`refine.distill_steps` is 0; valid are 1 to 10000000",
