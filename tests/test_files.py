@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import irregular
 import numpy as np
 import pytest
 
@@ -105,12 +106,8 @@ def test_second_holder_of_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large", "absent"])
 def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "input"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
+    if kind in ("pipe", "device", "folder"):
+        irregular.put(path, kind)
     elif kind == "large":
         path.write_bytes(bytes(11))
     with pytest.raises(OSError, match=r"it is|it has 11 bytes, more than 10|No such file"):

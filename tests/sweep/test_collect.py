@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+import irregular
 import pytest
 
 from resnet8_quant import results
@@ -173,12 +173,7 @@ def test_a_record_that_was_replaced_is_not_read(tmp_path: Path, kind: str, name:
     _run(tmp_path / "0_x")
     path = tmp_path / name if name in ("jobs.csv", "sweep.json") else tmp_path / "0_x" / name
     path.unlink(missing_ok=True)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.mkdir()
+    irregular.put(path, kind)
     (job,) = collect(tmp_path, 1)
     assert job.ok is (name != "results.csv")
     assert read_plan(tmp_path) is None

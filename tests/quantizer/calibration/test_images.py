@@ -1,7 +1,6 @@
 """The calibration images: decided by the seed alone, the first ones, or a list of test images that is checked."""
 
-import os
-
+import irregular
 import numpy as np
 import pytest
 from hypothesis import given
@@ -166,10 +165,8 @@ def test_the_last_batch_is_padded_with_its_last_image():
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge header", "zip"])
 def test_a_list_that_lies_about_itself_is_refused(tmp_path, kind):
     path = tmp_path / "list.npy"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
+    if kind in ("pipe", "device"):
+        irregular.put(path, kind)
     elif kind == "huge header":
         with path.open("wb") as file:
             header = {"descr": "<i8", "fortran_order": False, "shape": (10**12,)}
