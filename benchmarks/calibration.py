@@ -47,7 +47,7 @@ from resnet8_quant.inputs.model import FloatModel, load_model
 from resnet8_quant.machine import cpu_description, peak_rss_mb
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, Calibration, calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
-from resnet8_quant.quantizer.quantize import insert_ranges
+from resnet8_quant.quantizer.insert_ranges import insert_ranges
 from resnet8_quant.terminal import markdown
 
 NO_HISTOGRAM = "minmax, no histogram"

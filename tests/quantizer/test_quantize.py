@@ -13,8 +13,9 @@ from onnx import helper
 
 from resnet8_quant.config import Config, DType, EvaluationConfig, Format, QuantConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.quantizer import quantize as module
-from resnet8_quant.quantizer.quantize import QDQRegistry, quantize
+from resnet8_quant.quantizer import insert_ranges as module
+from resnet8_quant.quantizer.insert_ranges import QDQRegistry
+from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.validation import LEGAL
 
 COMBINATIONS = [

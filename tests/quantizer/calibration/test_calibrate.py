@@ -15,7 +15,8 @@ from strategies import PROPERTY
 from resnet8_quant.config import Config, DType, Format, Method, QuantConfig
 from resnet8_quant.quantizer.calibration.calibrate import OPERATORS, calibrate, calibrated_tensors
 from resnet8_quant.quantizer.calibration.report import stored_params
-from resnet8_quant.quantizer.quantize import QUANT_TYPES, quantize
+from resnet8_quant.quantizer.insert_ranges import QUANT_TYPES
+from resnet8_quant.quantizer.quantize import quantize
 
 # (type, symmetric, format) of activations that onnxruntime quantizes
 TARGETS = [(dtype, symmetric, Format.QDQ) for dtype in (DType.int8, DType.int16) for symmetric in (False, True)]

@@ -34,8 +34,9 @@ from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.quantizer.calibration.calibrate import calibrate
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
+from resnet8_quant.quantizer.insert_ranges import insert_ranges
 from resnet8_quant.quantizer.plan import layer_bits, layer_nodes
-from resnet8_quant.quantizer.quantize import insert_ranges, quantize
+from resnet8_quant.quantizer.quantize import quantize
 from resnet8_quant.quantizer.refine import distill as module
 from resnet8_quant.quantizer.refine.distill import Distiller, split
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
