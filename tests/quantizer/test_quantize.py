@@ -68,7 +68,7 @@ def test_threads_of_blas_have_no_effect_on_the_model(tmp_path, overrides):
         "import sys; import resnet8_quant as rq; c = rq.compose(*sys.argv[2:])\n"
         "rq.quantize(rq.load_model(c), rq.load_dataset(c).train, c).save(sys.argv[1])"
     )
-    small = ["data=sample", "calibration.samples_per_class=10"]
+    small = ["data=sample", "calibration.samples_per_class=4"]
     for threads in "12":
         environment = os.environ | {"OPENBLAS_NUM_THREADS": threads}
         command = [sys.executable, "-c", code, str(tmp_path / f"{threads}.onnx"), *small, *overrides]
