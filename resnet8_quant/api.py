@@ -98,7 +98,7 @@ def load_dataset(config: Config) -> Dataset:
     from resnet8_quant.inputs import dataset
 
     _check(config)
-    return dataset.load_dataset(config.data, cache_folder(config.cache_dir))
+    return dataset.load_dataset(config.data, cache_folder(config.cache_dir), config.model)
 
 
 def load_model(config: Config) -> FloatModel:

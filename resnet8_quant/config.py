@@ -377,8 +377,8 @@ class DataConfig(Group):
     )
     path: Optional[str] = setting(
         None,
-        "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels [N]); of "
-        "data=folder: folder or CSV file, docs/own_images.md; needed",
+        "of data=arrays: npz file, or folder of npy files, with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], "
+        "labels [N]); of data=folder: folder or CSV file; docs/own_images.md; needed",
     )
     max_bytes: int = setting(
         2 * 2**30, "of data=arrays and data=folder: most bytes of all arrays together, unpacked or decoded"

@@ -63,7 +63,7 @@ def prepare(config: Config) -> Prepared:
     if config.refine.distill and find_spec("torch") is None:
         raise missing_extra("torch", "distill")
     cache = cache_folder(config.cache_dir)
-    data = load_dataset(config.data, cache)
+    data = load_dataset(config.data, cache, config.model)
     height, width, channels = data.test.images.shape[1:]
     model = load_model(config.model, (height, width, channels), data.classes, cache)
     images = None

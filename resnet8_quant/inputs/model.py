@@ -26,7 +26,7 @@ from resnet8_quant.graphs.graph import attributes, has_inner_graphs
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
-from resnet8_quant.inputs.input_spec import InputSpec
+from resnet8_quant.inputs.input_spec import InputSpec, check_channels
 
 log = logging.getLogger(__name__)
 
@@ -247,14 +247,16 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         )
     if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < required.classes:
         raise refuse(f"output {_describe(outputs[0])}")
-    for field, numbers in (("mean", required.mean), ("std", required.std)):
-        if numbers is not None and len(numbers) != channels:
-            raise ExperimentError(
-                f"`model.{field}` has {len(numbers)} values, the images have {channels} channels",
-                f"give one value per channel in pixel units, for example "
-                f"'model.{field}=[{','.join(['127.5'] * channels)}]'",
-            )
-    return replace(required, name=inputs[0].name, layout=layouts[0], batch=sizes[0], classes=output_sizes[1])
+    check_channels(required.mean, required.std, channels)
+    return replace(
+        required,
+        name=inputs[0].name,
+        layout=layouts[0],
+        batch=sizes[0],
+        classes=output_sizes[1],
+        mean=required.mean if any(required.mean or ()) else None,  # 0 and 1 say what the model takes, and do nothing
+        std=required.std if any(value != 1 for value in required.std or ()) else None,
+    )
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -102,7 +102,7 @@ class Search:
         if searched & {"data", "model"}:
             return
         cache = cache_folder(config.cache_dir)
-        data = load_dataset(config.data, cache)
+        data = load_dataset(config.data, cache, config.model)
         height, width, channels = data.test.images.shape[1:]
         model = load_model(config.model, (height, width, channels), data.classes, cache)
         names = [node.output[0] for node in layer_nodes(model.proto().graph)]
