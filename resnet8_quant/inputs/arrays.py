@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -29,7 +30,8 @@ from resnet8_quant.inputs.splits import Dataset, Split, digested
 
 LONGEST_HEADER = 1 << 16  # bytes, of a .npy file; NumPy itself reads no more than 10,000
 LARGEST_RATIO = 1032  # of unpacked to packed bytes: what deflate cannot exceed
-UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, MemoryError, SyntaxError)  # what NumPy raises
+# What NumPy raises, which reads the header with Python's tokenizer.
+UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 Normalization = tuple[Sequence[float] | None, Sequence[float] | None]  # mean and std of the model
 REMEDY = (

@@ -326,7 +326,7 @@ def test_float_images_become_the_pixels_they_were(tmp_path, images, model, store
         (
             UNIT,
             {},
-            r"x_train float32 \[4, 8, 6, 3\], x_test .* from 0 to 1, but without .*; they are whole pixels when read as 0 to 1",
+            r"x_train float32 .*x_test .* from 0 to 1, but without .*; they are whole pixels when read as 0 to 1",
             "[255,255,",
         ),
         (
