@@ -47,7 +47,7 @@ FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
 # Settings that cannot change a result in any run: where things are kept, what is done with finished results, limits.
 # CIFAR-10 below data.root has one content, which is checked. A name that the schema does not have is passed over.
-LIMITS = ("data.max_bytes", "data.max_broken", "evaluation.timeout")
+LIMITS = ("data.max_bytes", "data.max_broken", "evaluation.timeout", "evaluation.allow_chance")
 NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *LIMITS, *FILES)
 
 # When nothing reads a setting: (what is then not read, the condition). Only what is sure to have no effect is listed;
