@@ -32,7 +32,7 @@ from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.graphs.runtime import set_time_limit
 from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
-from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model, refuse_quantized
+from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model_for, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
@@ -65,8 +65,7 @@ def prepare(config: Config) -> Prepared:
         raise missing_extra("torch", "distill")
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache, config.model)
-    height, width, channels = data.test.images.shape[1:]
-    model = load_model(config.model, (height, width, channels), data.classes, cache)
+    model = load_model_for(data, config.model, cache)
     images = None
     if config.quant.activation_type is not DType.float32:
         if config.model.kind is ModelKind.onnx:

@@ -27,6 +27,7 @@ from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
 from resnet8_quant.inputs.input_spec import InputSpec, check_channels
+from resnet8_quant.inputs.splits import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,28 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
             ),
         ) from error
     return _load(name, path, config.kind, required, (state.st_size, state.st_mtime_ns))
+
+
+def load_model_for(data: Dataset, config: ModelConfig, cache: Path) -> FloatModel:
+    """`load_model` for the images and classes of ``data``; where its labels begin at 1, the error says so."""
+    height, width, channels = data.test.images.shape[1:]
+    try:
+        return load_model(config, (height, width, channels), data.classes, cache)
+    except ExperimentError:
+        if min(data.train.labels.min(), data.test.labels.min()) != 1:
+            raise
+        try:
+            load_model(config, (height, width, channels), data.classes - 1, cache)
+        except ExperimentError:
+            pass  # it is not that, or not that alone
+        else:
+            numbers = ",".join(data.class_names[1:])
+            raise ExperimentError(
+                f"`data`: its labels are 1 to {data.classes - 1}, the model has {data.classes - 1} outputs, 0 to "
+                f"{data.classes - 2}",
+                f"'data.classes=[{numbers}]'" if data.name == "folder" else "data.first_label=1",
+            ) from None
+        raise
 
 
 def is_quantized(model: FloatModel) -> list[str]:
