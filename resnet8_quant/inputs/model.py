@@ -2,8 +2,9 @@
 
 In: the `model` part of the config, the dataset's image shape and number of classes. Out: a `FloatModel`, checked, with
 its input spec known, and with BatchNorm, constant Mul/Add after Conv and constants folded into the weights; a BatchNorm
-behind something else becomes a Conv. ONNX Runtime's own semantics-preserving ("basic") optimizations fold; what they
-leave is named, and random images prove that the outputs are the same.
+behind something else becomes a Conv, and outputs.py makes [N, classes] of other outputs. ONNX Runtime's own
+semantics-preserving ("basic") optimizations fold; what they leave is named, and random images prove that the outputs
+are the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
 from resnet8_quant.inputs.input_spec import InputSpec, check_channels
+from resnet8_quant.inputs.outputs import plain_output
 from resnet8_quant.inputs.splits import Dataset
 
 log = logging.getLogger(__name__)
@@ -162,6 +164,7 @@ def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tu
         model = convert_h5(path) if kind is ModelKind.mlperf_tiny and name == REFERENCE else convert_apart(path)
     else:
         model = _parse(path)
+    model = plain_output(model, required.classes)
     input_spec = _infer_input_spec(model, required)
     normalize(model)
     serialized = fold(model, input_spec).SerializeToString(deterministic=True)
