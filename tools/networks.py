@@ -218,7 +218,7 @@ OUTPUTS = {"One logit, Sigmoid": [1], "Conv at the end, [N,C,1,1]": [CLASSES, 1,
 
 
 def build(name: str) -> onnx.ModelProto:
-    """The network of that name, with weights from a fixed seed: [batch, 3, 16, 16] to [batch, 4], or as OUTPUTS says."""
+    """The network of that name, with weights from a fixed seed: [batch, 3, 16, 16] to OUTPUTS."""
     net = Net()
     last = NETWORKS[name](net)
     net.nodes[-1].output[0] = "scores"
