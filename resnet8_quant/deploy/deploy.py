@@ -103,8 +103,8 @@ def _rewrite(
         elif normalized:
             log.log(
                 level,
-                "deploy: model.mean and model.std are applied in float to each image: they cannot be in the first scale "
-                "and zero point, whose integers are not the pixels (%s)",
+                "deploy: model.mean and model.std are applied in float to each image: they cannot be in the first "
+                "scale and zero point, whose integers are not the pixels (%s)",
                 _why_not_pixels(input_spec, config),
             )
         input_spec = dataclasses.replace(input_spec, raw=True)

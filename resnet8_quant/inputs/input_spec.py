@@ -83,7 +83,8 @@ def check_channels(mean: Sequence[float] | None, std: Sequence[float] | None, ch
 
 def override(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
     """The words of the command line that set ``model.mean`` and ``model.std``."""
-    texts = ("null" if values is None else f"[{','.join(f'{value:g}' for value in values)}]" for values in (mean, std))
+    shown = [None if values is None or not any(values) else values for values in (mean, std)]
+    texts = ("null" if values is None else f"[{','.join(f'{value:g}' for value in values)}]" for values in shown)
     return "model.mean={} model.std={}".format(*texts)
 
 
