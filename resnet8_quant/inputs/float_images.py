@@ -76,7 +76,8 @@ def to_pixels(
     low, high, whole = _range(images)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ExperimentError(f"{where}: its float images hold NaN or infinite numbers", SAVE)
-    for reading, certain in _readings(low, high, whole, mean, std):
+    reading, certain = _choose(low, high, whole, mean, std)
+    if reading is not None:
         pixels, furthest = _converted(images, reading)
         first, last = reading.ends(low, high)
         # Any range fits within another mean and std: images of another normalization would become pale pictures.
@@ -88,29 +89,28 @@ def to_pixels(
     raise _refusal(images, low, high, mean, std, where)
 
 
-def _readings(
+def _choose(
     low: NDArray[Any], high: NDArray[Any], whole: bool, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Iterator[tuple[_Reading, bool]]:
-    """How images from ``low`` to ``high`` may be read, and whether their range alone says so.
+) -> tuple[_Reading | None, bool]:
+    """How images from ``low`` to ``high`` are read, if they can be, and whether their range alone says so.
 
     ``whole``: they are whole numbers.
     """
     zeros, ones = np.zeros(len(low), np.float32), np.ones(len(low), np.float32)
     pixels, unit = _Reading(zeros, ones), _Reading(zeros, 255 * ones)
     if whole and high.max() > 1 and pixels.fits(low, high):
-        yield pixels, True
-    elif mean is not None or std is not None:
-        if unit.fits(low, high):
-            yield unit, True
-        elif (own := _reading(mean, std, len(low))).fits(low, high):
-            yield own, False
+        return pixels, True
+    if mean is None and std is None:
+        return None, False
+    if unit.fits(low, high):
+        return unit, True
+    own = _reading(mean, std, len(low))
+    return (own if own.fits(low, high) else None), False
 
 
 def _reading(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> _Reading:
-    offset = np.zeros(channels) if mean is None else np.asarray(mean)
-    return _Reading(
-        offset.astype(np.float32), (np.ones(channels) if std is None else np.asarray(std)).astype(np.float32)
-    )
+    offset, factor = (np.full(channels, plain) if v is None else np.asarray(v) for v, plain in ((mean, 0), (std, 1)))
+    return _Reading(offset.astype(np.float32), factor.astype(np.float32))
 
 
 def _parts(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
