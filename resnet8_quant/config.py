@@ -285,6 +285,9 @@ class RefineConfig(Group):
         "of distill: the float model's class probabilities are averaged over each image and its mirror image, and both "
         "are learned from; for images in which left and right mean the same",
     )
+    shift: int = setting(
+        0, "of distill: they are averaged over shifts by so many pixels, too, and shifts up to it are learned from"
+    )
     minutes: Optional[float] = setting(
         None, "of distill: time limit; the result then depends on the machine's speed; null: none"
     )
