@@ -89,6 +89,7 @@ class ModelKind(Enum):
     """Where the float model comes from."""
 
     resnet8 = "resnet8"
+    mobilenet = "mobilenet"
     mlperf_tiny = "mlperf_tiny"
     onnx = "onnx"
     keras = "keras"

@@ -160,7 +160,7 @@ def mobilenet() -> Network:
 NETWORKS = {"resnet8": resnet8, "mobilenet": mobilenet}
 RECIPES = {
     "resnet8": Recipe(),
-    "mobilenet": Recipe(network="mobilenet", epochs=200, batch=512, weight_decay=1e-4),
+    "mobilenet": Recipe(network="mobilenet", epochs=200, batch=512),
 }
 
 

@@ -1,4 +1,4 @@
-"""Float models: the bundled ResNet8, the MLPerf Tiny reference, or any ONNX or Keras classifier that fits the data.
+"""Float models: the bundled networks, the MLPerf Tiny reference, or any ONNX or Keras classifier that fits the data.
 
 In: the `model` part of the config, the dataset's image shape and number of classes. Out: a `FloatModel`, checked, with
 its input spec known, and with BatchNorm, constant Mul/Add after Conv and constants folded into the weights; a BatchNorm
@@ -42,6 +42,7 @@ REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 IMAGE_RANK = 4  # [N, C, H, W]
 TOLERANCE = 1e-3  # of an output in the order of 1; folding rounds differently in float32
+BUNDLED = (ModelKind.resnet8, ModelKind.mobilenet)
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 KERAS_USAGE = "python run.py model=keras model.path=FILE.h5"
 
@@ -139,8 +140,8 @@ def refuse_quantized(model: FloatModel) -> None:
 
 def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
     """Name and file of the model."""
-    if config.kind is ModelKind.resnet8:
-        return "resnet8", RESOURCES / "resnet8.onnx"
+    if config.kind in BUNDLED:
+        return config.kind.name, RESOURCES / f"{config.kind.name}.onnx"
     if config.kind is ModelKind.mlperf_tiny:
         from resnet8_quant.inputs.reference import reference_weights
 

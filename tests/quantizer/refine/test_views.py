@@ -27,9 +27,7 @@ def test_each_image_has_its_own_view():
 
 def test_what_is_drawn_and_what_is_averaged():
     drawn = draw(np.random.default_rng(0), 1000, mirror=True, shift=1)
-    assert {tuple(view) for view in drawn.tolist()} == {
-        (m, y, x) for m in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)
-    }
+    assert {tuple(view) for view in drawn.tolist()} == set(itertools.product((0, 1), (-1, 0, 1), (-1, 0, 1)))
     assert not draw(np.random.default_rng(0), 9, mirror=False, shift=0).any()
     assert averaged(mirror=False, shift=0) == [PLAIN]
     assert averaged(mirror=True, shift=0) == [PLAIN, (1, 0, 0)]
