@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace, prepared: Prepared, width: str, variati
     """One line."""
     name, start, changes, student, loss = variation
     case = Case(
-        start, width, [options.seed], options.calibration, options.model, options.source, False, options.threads
+        start, width, [options.seed], options.calibration, options.model, options.source, False, options.threads, None
     )
     config = config_of(case, options.seed)
     settings = {"distill": True, "mirror": True, "shift": 1, "distill_steps": options.steps} | changes
@@ -163,7 +163,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     started = datetime.now(UTC)
-    case = Case("best", "W4A4", [0], options.calibration, options.model, options.source, False, options.threads)
+    case = Case("best", "W4A4", [0], options.calibration, options.model, options.source, False, options.threads, None)
     prepared = prepare(config_of(case, options.seed))
     tables = []
     for width in options.widths:
