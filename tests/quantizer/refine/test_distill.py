@@ -133,6 +133,7 @@ def test_the_student_is_the_emitted_model(name, quant):
     assert_same(moved)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize(("weight_bits", "keep"), [(4, 7), (7, None)])
 def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, keep):
     """Portable before and after; probabilities of student and file agree, and so do 1,000 classes but for ties."""
@@ -175,6 +176,7 @@ def test_student_and_file_agree_on_a_thousand_images(model):
     assert (computed.argmax(1) != probabilities.argmax(1)).sum() <= 3
 
 
+@pytest.mark.any_cpu
 def test_labels_change_no_byte():
     """They decide which images calibrate; permuted or wrong on all the others they leave the same bytes."""
     config = rq.compose(
@@ -196,6 +198,7 @@ def test_labels_change_no_byte():
     assert len(serialized) == 1
 
 
+@pytest.mark.any_cpu
 def test_the_same_bytes_again_and_others_with_another_seed():
     config = Config(W4A4, refine=DISTILL)
     serialized = [
@@ -222,6 +225,7 @@ def test_nothing_gained_keeps_the_start(monkeypatch, caplog):
     assert done.serialized == quantize(branching(), pictures(12), replace(config, refine=RefineConfig())).serialized
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(compact):
     """The result starts from what refinement alone leaves: the same layers in float, the same file without training."""
@@ -371,6 +375,7 @@ def test_the_row_says_how_many_images(tmp_path, monkeypatch):
         rq.run(config, tmp_path / "overlap")
 
 
+@pytest.mark.any_cpu
 def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     """The checkpoint leads to the same bytes; one that is damaged, or of other work, is of no use."""
     caplog.set_level("INFO")
@@ -406,12 +411,13 @@ def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     assert "the distillation starts anew" in caplog.text
 
 
+@pytest.mark.any_cpu
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """SIGKILL after the first checkpoint; the same command again makes the bytes of an uninterrupted run."""
     command = (
         *(sys.executable, Path(__file__).parents[3] / "run.py", "data=sample", "quant=w4a4", "refine=none"),
-        *("refine.distill=true", "refine.distill_steps=60", "refine.validation_images=50", "latency.runs=0"),
+        *("refine.distill=true", "refine.distill_steps=24", "refine.validation_images=50", "latency.runs=0"),
         *("calibration.samples_per_class=3", "evaluation.threads=1"),
     )
 
