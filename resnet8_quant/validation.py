@@ -37,7 +37,7 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.errors import COMMAND, ExperimentError
-from resnet8_quant.settings import Group, check_value_types, word
+from resnet8_quant.settings import Group, check_value_types, flatten, word
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
@@ -321,7 +321,7 @@ RULES: tuple[Rule, ...] = (
          "allocate=none allocate.budget_bytes=null allocate.max_accuracy_drop=null"),
     Rule("quant.format", lambda c: allocates(c) and c.quant.format is not Format.QDQ,
          "; allocate={c.allocate.name} needs Q/DQ pairs", "quant.format=QDQ"),
-    _limits("allocate.budget_bytes", 1, None, 48000),
+    _limits("allocate.budget_bytes", 1, 2**31 - 1, 48000),
     _unread("allocate.count", lambda c: not allocates(c), "allocate=none chooses no bit widths",
             "allocate=bytes deploy=tflite allocate.count={value}", SizeOf.file),
     Rule("allocate.count", lambda c: c.allocate.count is SizeOf.tflite and not _to_tflite(c),
@@ -434,6 +434,10 @@ def validate(config: Config) -> None:
     for rule in RULES:
         if rule.broken(config):
             raise _error(rule, config)
+    defaults = flatten(Config())
+    for field, value in flatten(config).items():
+        if value.lstrip("-").isdecimal() and abs(int(value)) >= 1 << 63:
+            raise ExperimentError(f"`{field}` is {value}; 64 bits do not hold it", f"{COMMAND} {field}={defaults[field]}")
 
 
 def _error(rule: Rule, config: Config) -> ExperimentError:
