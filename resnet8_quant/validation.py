@@ -437,7 +437,9 @@ def validate(config: Config) -> None:
     defaults = flatten(Config())
     for field, value in flatten(config).items():
         if value.lstrip("-").isdecimal() and abs(int(value)) >= 1 << 63:
-            raise ExperimentError(f"`{field}` is {value}; 64 bits do not hold it", f"{COMMAND} {field}={defaults[field]}")
+            raise ExperimentError(
+                f"`{field}` is {value}; 64 bits do not hold it", f"{COMMAND} {field}={defaults[field]}"
+            )
 
 
 def _error(rule: Rule, config: Config) -> ExperimentError:

@@ -155,9 +155,7 @@ def _walked(folder: Path, root: Path) -> list[ImageFile]:
         paths: list[list[str]] = []
         for parent, _, names in os.walk(place):
             parts = Path(parent).relative_to(root).parts
-            paths += [
-                [*parts, name] for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            ]
+            paths += [[*parts, name] for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
         found += [(turn, ImageFile(str(root), "/".join(p), place.name)) for turn, p in enumerate(sorted(paths))]
     return [file for _, file in sorted(found, key=lambda item: item[0])]
 
