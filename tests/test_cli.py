@@ -403,6 +403,23 @@ def test_run_log_that_is_a_folder_is_a_sentence(start: Start, tmp_path: Path) ->
     assert_refused(start(folder=tmp_path / "out"), "run.log: Is a directory", "hydra.run.dir=FOLDER")
 
 
+@pytest.mark.parametrize("name", ["run.log", ".hydra/hydra.yaml", "multirun.yaml"])
+def test_pipe_in_the_place_of_a_record_is_a_sentence(start: Start, tmp_path: Path, name: str) -> None:
+    pipe = tmp_path / "out" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    words = ("-m", f"hydra.sweep.dir={tmp_path / 'out'}") if name == "multirun.yaml" else ()
+    done = start(*words, folder=tmp_path / "out")
+    assert_refused(done, f"{name}: it is a pipe, not a file", "dir=FOLDER")
+
+
+def test_pipe_as_another_log_file_is_a_sentence_and_a_device_is_none(start: Start, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    field = "hydra.job_logging.handlers.file.filename"
+    assert_refused(start(f"{field}={tmp_path / 'pipe'}"), "pipe: it is a pipe, not a file", "hydra.run.dir=FOLDER")
+    assert start(f"{field}=/dev/null").code == 0
+
+
 def test_name_of_a_folder_that_is_too_long_is_a_sentence(start: Start, tmp_path: Path) -> None:
     assert_refused(start(folder=tmp_path / ("x" * 300)), "File name too long", "hydra.run.dir=FOLDER")
 
