@@ -71,11 +71,11 @@ class Elements(HTMLParser):
 
 
 def _page(jobs: list[Job]) -> Elements:
-    return Elements(render(jobs, sections(jobs), "/* vega */", ("/* datatables */", "")))
+    return Elements(render(jobs, sections(jobs)[0], "/* vega */", ("/* datatables */", "")))
 
 
 def _by_key(jobs: list[Job]) -> dict[str, Section]:
-    return {section.key: section for section in sections(jobs)}
+    return {section.key: section for section in sections(jobs)[0]}
 
 
 def test_page_of_a_grid_says_the_answer_first(grid: list[Job]) -> None:
@@ -144,7 +144,7 @@ def test_hostile_failure_and_folder_stay_text() -> None:
 def test_long_text_of_failed_runs_is_shortened() -> None:
     jobs = [Job(0, "0_x", RunResult(status="failed", error="e" * 100_000, overrides="a=" + "b" * 100_000))]
     name_choices(jobs)
-    assert len(render(jobs, sections(jobs), None, None)) < 60_000
+    assert len(render(jobs, sections(jobs)[0], None, None)) < 60_000
     assert "nothing to recommend" in _page(jobs).text()
 
 
