@@ -59,7 +59,10 @@ def check_output(option: str, path: Path | None, free: str | None = None) -> Non
 
 
 def write_output(option: str, path: Path, write: Callable[[Path], str | None], said: str = "") -> None:
-    """``write`` to ``path`` and say so, after ``said``, with what it returns; where that fails, the remedy is ``option`` of the command."""
+    """``write`` to ``path`` and say so, after ``said``, with what it returns.
+
+    Where that fails, the remedy is ``option`` of the command.
+    """
     try:
         text = write(path)
     except ExperimentError as error:

@@ -180,6 +180,7 @@ REFUSED: dict[str, str] = {
     "data=sample data.root=x": "`data.root` is x, but data=sample does not read it",
     "model=onnx model.path=x model.std=[1,0,1]": "`model.std` is [1.0, 0.0, 1.0]; every value must be above 0",
     "model=onnx model.path=x model.std=[1,inf,1]": "`model.std` is [1.0, Infinity, 1.0]; every value must be above 0",
+    "model=onnx model.path=x model.mean=[0.4,0.5,0.6] model.std=[0.229,0.224,0.225]": "mean and std are for pixels of",
     "model=onnx model.path=x model.mean=[nan,0,1]": "`model.mean` is [NaN, 0.0, 1.0]; every value must be a finite",
     # tracking
     "tracking.uri=sqlite:///x": "`tracking.uri` is sqlite:///x, but tracking=none does not read it",

@@ -88,8 +88,9 @@ def write_report(
     job, row = recommendation.job, recommendation.job.row
     accuracy = f"{terminal.percent(row.accuracy)}{portability.mark(row)}"
     lost = "" if row.accuracy_delta is None else f" ({terminal.points(row.accuracy_delta)})"
+    size = terminal.size(row.tflite_bytes or row.model_bytes)
     file = terminal.shown(job.path / ("model.onnx" if row.tflite_bytes is None else "model.tflite"))
-    return f"Recommended: {job.choices}, {accuracy}{lost}, {terminal.size(row.model_bytes)}: {file}"
+    return f"Recommended: {row.quant_type}, {accuracy}{lost}, {size}: {file}"
 
 
 def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> tuple[list[Section], Recommendation | None]:

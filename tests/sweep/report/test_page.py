@@ -70,6 +70,21 @@ class Elements(HTMLParser):
         return " ".join("".join(self.sections[section] if section else self.words).split())
 
 
+def test_the_recommended_file_is_named_for_the_terminal(
+    make_run: MakeRun, jobs_of: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(0, "quant=u8s8", 4, accuracy=0.87, accuracy_delta=-0.0123, model_bytes=1000)
+    page = tmp_path / "page.html"
+    folder = jobs_of()[0].path
+    assert write_report(jobs_of(), page) == f"Recommended: u8s8, 87.00 % (-1.23), 1,000 B: {folder / 'model.onnx'}"
+    shutil.rmtree(folder)
+    make_run(0, "quant=u8s8", 4, accuracy=0.87, accuracy_delta=-0.0123, model_bytes=1000, tflite_bytes=900)
+    assert write_report(jobs_of(), page) == f"Recommended: u8s8, 87.00 % (-1.23), 900 B: {folder / 'model.tflite'}"
+    assert report.main([str(folder), "--out", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Recommended: u8s8, 87.00 %")
+    assert write_report(jobs_of(), page, limits={"flash": 1}) == ""
+
+
 def _page(jobs: list[Job]) -> Elements:
     return Elements(render(jobs, sections(jobs)[0], "/* vega */", ("/* datatables */", "")))
 
