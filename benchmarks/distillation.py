@@ -151,7 +151,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2400, metavar="N", help="default 2400")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--calibration", choices=CALIBRATIONS, default="mse", metavar="M", help=", ".join(CALIBRATIONS))
-    parser.add_argument("--model", choices=("resnet8", "mlperf_tiny"), default="resnet8", help="default resnet8")
+    parser.add_argument(
+        "--model", choices=("resnet8", "mobilenet", "mlperf_tiny"), default="resnet8", help="default resnet8"
+    )
     parser.add_argument("--source", metavar="H5", help="of mlperf_tiny; default: download")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default 0: all cores")
     return parser.parse_args()

@@ -233,7 +233,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--all-layers", action="store_true", help="the first and the last layer as narrow as the others"
     )
-    parser.add_argument("--model", choices=("resnet8", "mlperf_tiny"), default="resnet8", help="default resnet8")
+    parser.add_argument(
+        "--model", choices=("resnet8", "mobilenet", "mlperf_tiny"), default="resnet8", help="default resnet8"
+    )
     parser.add_argument("--source", metavar="H5", help="of mlperf_tiny; default: download")
     return parser.parse_args()
 

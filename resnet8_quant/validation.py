@@ -300,10 +300,11 @@ RULES: tuple[Rule, ...] = (
     _limits("refine.images", 1, None, 1000, _reconstructs),
     *(_unread(f"refine.{name}", lambda c: not c.refine.distill, "refine={refine} does not read it; refine=distill does",
               f"refine=distill refine.{name}={{value}}", getattr(RefineConfig(), name))
-      for name in ("distill_images", "distill_steps", "learning_rate", "minutes", "mirror", "validation_images")),
+      for name in ("distill_images", "distill_steps", "learning_rate", "minutes", "mirror", "shift",
+                   "validation_images")),
     *(_limits(f"refine.{name}", low, high, valid, typed="refine=distill ") for name, low, high, valid in (
         ("distill_images", 2, None, 1000), ("distill_steps", 1, 10_000_000, 2400), ("learning_rate", 1e-6, 0.1, 0.004),
-        ("minutes", 0.01, 10_000, 5), ("validation_images", 1, None, 2000))),
+        ("minutes", 0.01, 10_000, 5), ("shift", 0, 100, 1), ("validation_images", 1, None, 2000))),
 
     Rule("allocate", lambda c: c.allocate.name != "none" and not allocates(c),
          ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set", "allocate.budget_bytes=48000"),

@@ -391,7 +391,11 @@ def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_
         (("allocate=bytes", "allocate.budget_bytes=1e21"), "`allocate.budget_bytes`: value '1e+21'", "allocate=bytes"),
         (("model=onnx", "model.path=/dev/zero"), "/dev/zero cannot be read as an ONNX file", "model.path=FILE.onnx"),
         (("model=onnx", "model.path='~no_such_user/x'"), "`model.path`: ~no_such_user/x cannot be read", "model.path="),
-        (("data=arrays", "data.path=/dev/zero"), "`data.path`: /dev/zero is not a file", "data.path=data.npz"),
+        (
+            ("data=arrays", "data.path=/dev/zero"),
+            "`data.path`: /dev/zero is neither an .npz file nor a folder",
+            "data.path=data.npz",
+        ),
     ],
 )
 def test_corners_of_the_command_line(start: Start, words: tuple[str, ...], problem: str, remedy: str) -> None:

@@ -101,11 +101,13 @@ REFUSED: dict[str, str] = {
     "refine.learning_rate=0.01": "`refine.learning_rate` is 0.01, but refine=none does not read it",
     "refine.minutes=1": "`refine.minutes` is 1.0, but refine=none does not read it",
     "refine.mirror=true": "`refine.mirror` is true, but refine=none does not read it",
+    "refine.shift=1": "`refine.shift` is 1, but refine=none does not read it",
     "refine.validation_images=100": "`refine.validation_images` is 100, but refine=none does not read it",
     "refine=distill refine.distill_images=1": "`refine.distill_images` is 1; valid are 2 or more",
     "refine=distill refine.distill_steps=0": "`refine.distill_steps` is 0; valid are 1 to 10000000",
     "refine=distill refine.learning_rate=nan": "`refine.learning_rate` is NaN; valid are 1e-06 to 0.1",
     "refine=distill refine.minutes=0": "`refine.minutes` is 0.0; valid are 0.01 to 10000",
+    "refine=distill refine.shift=-1": "`refine.shift` is -1; valid are 0 to 100",
     "refine=distill refine.validation_images=0": "`refine.validation_images` is 0; valid are 1 or more",
     # mixed precision
     "allocate=bytes allocate.budget_bytes=null": "`allocate` is bytes, but neither",
