@@ -82,11 +82,11 @@ def test_scripts_print_and_write_where_the_page_says():
 
 def test_the_page_as_it_is_written_on_few_images(tmp_path):
     pytest.importorskip("torch")
-    images, train, export, float_run, sweep, predict = COMMANDS
+    images, train, export, single, sweep, predict = COMMANDS
     assert "train: 400 images, 4 classes" in run(images, tmp_path, "--data", "sample")
     run(train, tmp_path, "--epochs", "4")
     run(export, tmp_path)
-    accuracy = float(re.search(r"FP32 +\| +([\d.]+) %", run(float_run, tmp_path, "latency.runs=0"))[1])
+    accuracy = float(re.search(r"FP32 +\| +([\d.]+) %", run(single, tmp_path, "latency.runs=0"))[1])
     assert accuracy > 35  # four classes: the images reach the network as it was trained on them
     said = run(sweep, tmp_path, "latency.runs=0", "calibration.samples_per_class=20")
     (file,) = re.findall(r"^Recommended: .*: (\S+)$", said, re.MULTILINE)
