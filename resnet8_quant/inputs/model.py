@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -205,6 +206,11 @@ def _parse(path: Path) -> onnx.ModelProto:
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if (elsewhere := re.search(r"should be stored in (.+?), but", reason)) is not None:
+            raise ExperimentError(
+                f"`model.path`: the weights of {path} are in a file of their own, {elsewhere[1]}, which cannot be read",
+                "put it there, or export both as one file: torch.onnx.export(..., external_data=False)",
+            ) from error
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)

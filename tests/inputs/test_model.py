@@ -79,6 +79,19 @@ def test_files_that_are_no_model(tmp_path):
         load_model(ModelConfig(kind=ModelKind.onnx), SHAPE, CLASSES, tmp_path)
 
 
+def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, tmp_path):
+    """As PyTorch's exporter writes them."""
+    model = onnx.load(classifier(["batch", *SHAPE]))
+    path, data = tmp_path / "split.onnx", tmp_path / "split.onnx.data"
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    assert load(path, tmp_path).input_spec.classes == CLASSES
+    data.unlink()
+    os.utime(path)  # else what was read before is handed out
+    with pytest.raises(ExperimentError, match=r"weights of .*split\.onnx are in .*split\.onnx\.data, which") as caught:
+        load(path, tmp_path)
+    assert "external_data=False" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
