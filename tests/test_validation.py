@@ -117,7 +117,8 @@ REFUSED: dict[str, str] = {
     "allocate=accuracy allocate.validation_images=0": "`allocate.validation_images` is 0; valid are 1 or more",
     "allocate=bytes quant=float": "`allocate` is bytes, but quant=float",
     "allocate=bytes quant.format=QOperator": "`quant.format` is QOperator; allocate=bytes needs Q/DQ pairs",
-    "allocate=bytes allocate.budget_bytes=0": "`allocate.budget_bytes` is 0; valid are 1 or more",
+    "allocate=bytes allocate.budget_bytes=0": "`allocate.budget_bytes` is 0; valid are 1 to 2147483647",
+    "refine.images=99999999999999999999": "`refine.images` is 99999999999999999999; 64 bits do not hold it",
     "allocate.count=tflite": "`allocate.count` is tflite, but allocate=none chooses no bit widths",
     "allocate=bytes allocate.count=tflite": "`allocate.count` is tflite, but deploy=none writes no .tflite file",
     "allocate=bytes allocate.choices=[]": "`allocate.choices` is []; valid are one or more of 2 to 8 with int8",
@@ -181,6 +182,7 @@ REFUSED: dict[str, str] = {
     "data=sample data.root=x": "`data.root` is x, but data=sample does not read it",
     "model=onnx model.path=x model.std=[1,0,1]": "`model.std` is [1.0, 0.0, 1.0]; every value must be above 0",
     "model=onnx model.path=x model.std=[1,inf,1]": "`model.std` is [1.0, Infinity, 1.0]; every value must be above 0",
+    "model=onnx model.path=x model.mean=[0.4,0.5,0.6] model.std=[0.229,0.224,0.225]": "mean and std are for pixels of",
     "model=onnx model.path=x model.mean=[nan,0,1]": "`model.mean` is [NaN, 0.0, 1.0]; every value must be a finite",
     # tracking
     "tracking.uri=sqlite:///x": "`tracking.uri` is sqlite:///x, but tracking=none does not read it",

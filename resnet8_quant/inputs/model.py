@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -190,6 +191,12 @@ def _parse(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that may be anything."""
     remedy = f"give an ONNX classifier: {USAGE}"
     _check_file(path, "an ONNX file", remedy)
+    with open_regular(path) as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise ExperimentError(
+                f"`model.path`: {path} is an archive, such as torch.save writes, not an ONNX model",
+                "export it with torch.onnx.export, as examples/own_model/export.py does, and give that file",
+            )
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -199,6 +206,11 @@ def _parse(path: Path) -> onnx.ModelProto:
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if (elsewhere := re.search(r"should be stored in (.+?), but", reason)) is not None:
+            raise ExperimentError(
+                f"`model.path`: the weights of {path} are in a file of their own, {elsewhere[1]}, which cannot be read",
+                "put it there, or export both as one file: torch.onnx.export(..., external_data=False)",
+            ) from error
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)
@@ -238,11 +250,11 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     """
     height, width, channels = required.shape
 
-    def refuse(actual: str) -> ExperimentError:
+    def refuse(actual: str, how: str = "data=arrays data.path=FILE.npz") -> ExperimentError:
         return ExperimentError(
             f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
             f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{required.classes}]",
-            "choose data of that shape (data=arrays data.path=FILE.npz) or export the model with such an input",
+            f"choose data of that shape ({how}) or export the model with such an input",
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -261,7 +273,7 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     layouts = [layout for layout in candidates if _fits(sizes, shapes[layout])]
     if not layouts:
         stated = "" if required.layout is Layout.auto else f" while `model.layout` is {required.layout.name}"
-        raise refuse(f"input {_describe(inputs[0])}{stated}")
+        raise refuse(f"input {_describe(inputs[0])}{stated}", *_resizing(sizes, channels))
     if len(layouts) > 1:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
@@ -284,6 +296,13 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         mean=required.mean if any(required.mean or ()) else None,  # 0 and 1 say what the model takes, and do nothing
         std=required.std if any(value != 1 for value in required.std or ()) else None,
     )
+
+
+def _resizing(sizes: list[int | None], channels: int) -> list[str]:
+    """What brings images to an input of these sizes; empty where their height and width are not what differs."""
+    places = ((1, sizes[2:]), (3, sizes[1:3])) if len(sizes) == 4 else ()
+    fitting = [size for place, size in places if sizes[place] == channels and None not in size]
+    return [f"data=folder data.size=[{height},{width}]" for height, width in fitting[:1]]
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -69,10 +69,27 @@ def test_files_that_are_no_model(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ExperimentError, match=message):
             load(path, tmp_path)
+    path.write_bytes(b"PK\x03\x04" + bytes(100))  # as torch.save writes it
+    with pytest.raises(ExperimentError, match=r"net\.onnx is an archive, such as torch\.save writes") as caught:
+        load(path, tmp_path)
+    assert "torch.onnx.export" in caught.value.remedy
     with pytest.raises(ExperimentError, match="is a folder"):
         load(tmp_path, tmp_path)
     with pytest.raises(ExperimentError, match=r"`model\.path` is not set"):
         load_model(ModelConfig(kind=ModelKind.onnx), SHAPE, CLASSES, tmp_path)
+
+
+def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, tmp_path):
+    """As PyTorch's exporter writes them."""
+    model = onnx.load(classifier(["batch", *SHAPE]))
+    path, data = tmp_path / "split.onnx", tmp_path / "split.onnx.data"
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    assert load(path, tmp_path).input_spec.classes == CLASSES
+    data.unlink()
+    os.utime(path)  # else what was read before is handed out
+    with pytest.raises(ExperimentError, match=r"weights of .*split\.onnx are in .*split\.onnx\.data, which") as caught:
+        load(path, tmp_path)
+    assert "external_data=False" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -91,6 +108,21 @@ def test_files_that_are_no_model(tmp_path):
 def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, message):
     with pytest.raises(ExperimentError, match=message):
         load(classifier(shape, **options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ([8, 6, 3], "data.size=[8,6]"),
+        ([3, 8, 6], "data.size=[8,6]"),
+        ([8, 6, 1], "data=arrays"),
+        ([3, 8], "data=arrays"),
+    ],
+)
+def test_images_of_another_size_can_be_resized(classifier, tmp_path, shape, remedy):
+    with pytest.raises(ExperimentError) as caught:
+        load(classifier(["batch", *shape]), tmp_path)
+    assert remedy in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,8 @@ class Distiller:
             log.info("distillation goes on after step %d, from %s", step, checkpoint)
         started, shown = time.monotonic() - elapsed, f"distilling, loss {-best[0]:.4f}, agreement {best[1]:.4f}"
         log.debug("step %d: %s", step, shown)
-        with progress(shown, refine.distill_steps, "steps") as advance:
+        longest = None if refine.minutes is None else 60 * refine.minutes
+        with progress(shown, refine.distill_steps, "steps", longest) as advance:
             advance(step)
             while share < 1.0:
                 for group in optimizer.param_groups:
