@@ -275,7 +275,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 10_000, ALL], metavar="N")
     parser.add_argument("--methods", nargs="+", choices=OURS, default=list(OURS), metavar="M", help=", ".join(OURS))
-    parser.add_argument("--model", choices=("resnet8", "mlperf_tiny"), default="resnet8", help="default resnet8")
+    parser.add_argument(
+        "--model", choices=("resnet8", "mobilenet", "mlperf_tiny"), default="resnet8", help="default resnet8"
+    )
     parser.add_argument("--source", metavar="H5", help="of mlperf_tiny; default: download")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of ours, default 3; onnxruntime's run once")
     parser.add_argument("--quick", action="store_true", help="1,000 images, one run")

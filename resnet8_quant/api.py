@@ -98,7 +98,7 @@ def load_dataset(config: Config) -> Dataset:
     from resnet8_quant.inputs import dataset
 
     _check(config)
-    return dataset.load_dataset(config.data, cache_folder(config.cache_dir))
+    return dataset.load_dataset(config.data, cache_folder(config.cache_dir), config.model)
 
 
 def load_model(config: Config) -> FloatModel:
@@ -109,9 +109,7 @@ def load_model(config: Config) -> FloatModel:
     """
     from resnet8_quant.inputs import model
 
-    data = load_dataset(config)
-    height, width, channels = data.test.images.shape[1:]
-    return model.load_model(config.model, (height, width, channels), data.classes, cache_folder(config.cache_dir))
+    return model.load_model_for(load_dataset(config), config.model, cache_folder(config.cache_dir))
 
 
 def calibrate(model: FloatModel, images: Split, config: Config) -> Calibration:

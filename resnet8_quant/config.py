@@ -89,6 +89,7 @@ class ModelKind(Enum):
     """Where the float model comes from."""
 
     resnet8 = "resnet8"
+    mobilenet = "mobilenet"
     mlperf_tiny = "mlperf_tiny"
     onnx = "onnx"
     keras = "keras"
@@ -285,6 +286,9 @@ class RefineConfig(Group):
         "of distill: the float model's class probabilities are averaged over each image and its mirror image, and both "
         "are learned from; for images in which left and right mean the same",
     )
+    shift: int = setting(
+        0, "of distill: they are averaged over shifts by so many pixels, too, and shifts up to it are learned from"
+    )
     minutes: Optional[float] = setting(
         None, "of distill: time limit; the result then depends on the machine's speed; null: none"
     )
@@ -377,8 +381,8 @@ class DataConfig(Group):
     )
     path: Optional[str] = setting(
         None,
-        "of data=arrays: npz file with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], labels [N]); of "
-        "data=folder: folder or CSV file, docs/own_images.md; needed",
+        "of data=arrays: npz file, or folder of npy files, with x_train, y_train, x_test, y_test (uint8 [N,H,W,C], "
+        "labels [N]); of data=folder: folder or CSV file; docs/own_images.md; needed",
     )
     max_bytes: int = setting(
         2 * 2**30, "of data=arrays and data=folder: most bytes of all arrays together, unpacked or decoded"
@@ -411,6 +415,9 @@ class EvaluationConfig(Group):
     batch_size: int = setting(50, "images per call, one call on each thread; a model with a fixed batch keeps its own")
     threads: int = setting(0, "threads for calibration and evaluation; 0: all cores")
     timeout: float = setting(30.0, "seconds that a model may take for one batch, 1 to 86400; a Loop may have no end")
+    allow_chance: bool = setting(
+        False, "go on with a float model that is no better than chance on the test images, such as an untrained one"
+    )
     providers: list[str] = setting(
         ["CPUExecutionProvider"], "ONNX Runtime's execution providers, first choice first, also for latency"
     )

@@ -22,7 +22,8 @@ from resnet8_quant.config import Analysis, Config, DType, ModelKind, Runtime, Sa
 from resnet8_quant.deploy.deploy import deploy, target_size
 from resnet8_quant.deploy.memory import measure
 from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.evaluator.accuracy import evaluate
+from resnet8_quant.evaluator.accuracy import Evaluation, evaluate
+from resnet8_quant.evaluator.chance import explain_chance
 from resnet8_quant.evaluator.kernels import check_runtime
 from resnet8_quant.evaluator.sensitivity import Sensitivity, analyze
 from resnet8_quant.evaluator.speed import measure_speed
@@ -31,7 +32,7 @@ from resnet8_quant.files import cache_folder, claimed, sha256_bytes
 from resnet8_quant.graphs.runtime import set_time_limit
 from resnet8_quant.graphs.session import check_providers
 from resnet8_quant.inputs.dataset import Dataset, Split, load_dataset
-from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model, refuse_quantized
+from resnet8_quant.inputs.model import FloatModel, is_quantized, load_model_for, refuse_quantized
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images, overlapping
 from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
@@ -63,9 +64,8 @@ def prepare(config: Config) -> Prepared:
     if config.refine.distill and find_spec("torch") is None:
         raise missing_extra("torch", "distill")
     cache = cache_folder(config.cache_dir)
-    data = load_dataset(config.data, cache)
-    height, width, channels = data.test.images.shape[1:]
-    model = load_model(config.model, (height, width, channels), data.classes, cache)
+    data = load_dataset(config.data, cache, config.model)
+    model = load_model_for(data, config.model, cache)
     images = None
     if config.quant.activation_type is not DType.float32:
         if config.model.kind is ModelKind.onnx:
@@ -103,6 +103,7 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         digest = None if overlap else f"test split of {data.digest}"
         baseline = evaluate_test(model, cache=prepared.cache, images_digest=digest, description="evaluating float")
         log.info("float model: %.2f %% top-1 on %d images", 100 * baseline.accuracy, len(test.labels))
+        _check_baseline(config, model, baseline, test)
 
         quantized = _quantize(config, prepared)
         final = _deploy(config, model, quantized)
@@ -135,6 +136,18 @@ def run_experiment(config: Config, folder: Path, overrides: str = "", prepared: 
         result = result_of(run)
         write_outputs(folder, run, result)
     return result
+
+
+def _check_baseline(config: Config, model: FloatModel, baseline: Evaluation, test: Split) -> None:
+    """Stop before a float model that is no better than chance is quantized; a float run says so and goes on."""
+    if config.evaluation.allow_chance:
+        return
+    error = explain_chance(model, baseline, test, config)
+    if error is None:
+        return
+    if config.quant.activation_type is not DType.float32:
+        raise error
+    log.warning("%s. Try: %s", error.problem, error.remedy)
 
 
 def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:

@@ -86,6 +86,13 @@ def open_regular(path: Path, largest: int | None = None) -> io.BufferedReader:
         raise
 
 
+def refuse_pipe(*paths: Path) -> None:
+    """Raise an OSError where a path is that of a pipe: to open one for writing is to wait for a reader."""
+    for path in paths:
+        if path.is_fifo():
+            raise OSError(errno.EINVAL, "it is a pipe, not a file", str(path))
+
+
 def read_regular(path: Path, largest: int) -> bytes:
     """The content of a file as `open_regular` opens it; never more than ``largest`` bytes."""
     with open_regular(path, largest) as file:

@@ -58,16 +58,19 @@ def check_output(option: str, path: Path | None, free: str | None = None) -> Non
         )
 
 
-def write_output(option: str, path: Path, write: Callable[[Path], None], said: str = "") -> None:
-    """``write`` to ``path`` and say so, after ``said``; where that fails, the remedy is ``option`` of the command."""
+def write_output(option: str, path: Path, write: Callable[[Path], str | None], said: str = "") -> None:
+    """``write`` to ``path`` and say so, after ``said``, with what it returns.
+
+    Where that fails, the remedy is ``option`` of the command.
+    """
     try:
-        write(path)
+        text = write(path)
     except ExperimentError as error:
         if isinstance(error.__cause__, ModuleNotFoundError):  # another file would not help
             raise
         remedy = f"free some space, or choose a file in another folder: {option} FOLDER/{OUTPUTS[option]}"
         raise ExperimentError(f"`{option}`: {error.problem}", remedy) from error
-    terminal.show(f"{said}Written to {terminal.shown(path)}")
+    terminal.show("\n".join(filter(None, [f"{said}Written to {terminal.shown(path)}", text])))
 
 
 def run(arguments: Sequence[str]) -> None:

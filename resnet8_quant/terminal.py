@@ -14,9 +14,10 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from resnet8_quant.errors import ExperimentError, as_typed_here, similar_word
+from resnet8_quant.files import refuse_pipe
 from resnet8_quant.results import RunResult
 
 BASELINES = ("FP32", "original")  # names of the first row: of a float model, of another one
@@ -146,6 +147,14 @@ def log_to_file(logger: logging.Logger, text: str) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+
+
+class FileHandler(logging.FileHandler):
+    """Python's own, of run.log; a pipe in its place is an OSError and not a wait for its reader."""
+
+    def _open(self) -> Any:
+        refuse_pipe(Path(self.baseFilename))
+        return super()._open()
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):

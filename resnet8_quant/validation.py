@@ -37,7 +37,7 @@ from resnet8_quant.config import (
     WeightScale,
 )
 from resnet8_quant.errors import COMMAND, ExperimentError
-from resnet8_quant.settings import Group, check_value_types, word
+from resnet8_quant.settings import Group, check_value_types, flatten, word
 
 # onnxruntime.quantization itself cannot write 2 bits; quant.weight_bits can
 _ALL_WEIGHTS = frozenset(DType) - {DType.float32, DType.int2, DType.uint2}
@@ -300,10 +300,11 @@ RULES: tuple[Rule, ...] = (
     _limits("refine.images", 1, None, 1000, _reconstructs),
     *(_unread(f"refine.{name}", lambda c: not c.refine.distill, "refine={refine} does not read it; refine=distill does",
               f"refine=distill refine.{name}={{value}}", getattr(RefineConfig(), name))
-      for name in ("distill_images", "distill_steps", "learning_rate", "minutes", "mirror", "validation_images")),
+      for name in ("distill_images", "distill_steps", "learning_rate", "minutes", "mirror", "shift",
+                   "validation_images")),
     *(_limits(f"refine.{name}", low, high, valid, typed="refine=distill ") for name, low, high, valid in (
         ("distill_images", 2, None, 1000), ("distill_steps", 1, 10_000_000, 2400), ("learning_rate", 1e-6, 0.1, 0.004),
-        ("minutes", 0.01, 10_000, 5), ("validation_images", 1, None, 2000))),
+        ("minutes", 0.01, 10_000, 5), ("shift", 0, 100, 1), ("validation_images", 1, None, 2000))),
 
     Rule("allocate", lambda c: c.allocate.name != "none" and not allocates(c),
          ", but neither allocate.budget_bytes nor allocate.max_accuracy_drop is set", "allocate.budget_bytes=48000"),
@@ -321,7 +322,7 @@ RULES: tuple[Rule, ...] = (
          "allocate=none allocate.budget_bytes=null allocate.max_accuracy_drop=null"),
     Rule("quant.format", lambda c: allocates(c) and c.quant.format is not Format.QDQ,
          "; allocate={c.allocate.name} needs Q/DQ pairs", "quant.format=QDQ"),
-    _limits("allocate.budget_bytes", 1, None, 48000),
+    _limits("allocate.budget_bytes", 1, 2**31 - 1, 48000),
     _unread("allocate.count", lambda c: not allocates(c), "allocate=none chooses no bit widths",
             "allocate=bytes deploy=tflite allocate.count={value}", SizeOf.file),
     Rule("allocate.count", lambda c: c.allocate.count is SizeOf.tflite and not _to_tflite(c),
@@ -408,6 +409,8 @@ RULES: tuple[Rule, ...] = (
          "; every value must be a finite number", "model.mean=[125.3,123.0,113.9]"),
     Rule("model.std", lambda c: not all(0 < value < math.inf for value in c.model.std or []),
          "; every value must be above 0 and finite", "model.std=[63.0,62.1,66.7]"),
+    Rule("model.std", lambda c: max(c.model.std or [1.0]) < 1.0,
+         ", as torchvision has it for pixels of 0 to 1; here mean and std are for pixels of 0 to 255", "{in_pixels}"),
 
     *(_unread(f"tracking.{name}", lambda c: not _tracks(c), "tracking=none does not read it",
               f"tracking=mlflow tracking.{name}={{value}}") for name in ("uri", "experiment")),
@@ -434,6 +437,12 @@ def validate(config: Config) -> None:
     for rule in RULES:
         if rule.broken(config):
             raise _error(rule, config)
+    defaults = flatten(Config())
+    for field, value in flatten(config).items():
+        if value.lstrip("-").isdecimal() and abs(int(value)) >= 1 << 63:
+            raise ExperimentError(
+                f"`{field}` is {value}; 64 bits do not hold it", f"{COMMAND} {field}={defaults[field]}"
+            )
 
 
 def _error(rule: Rule, config: Config) -> ExperimentError:
@@ -448,6 +457,7 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
         "levels": _levels(config),
         "numbers": word(_numbers(config) or [2, _widest(config.quant.weight_type)]).replace(" ", ""),
         "enough_bins": max(2048, 2 * _levels(config)),
+        "in_pixels": _in_pixels(config),
         "widest": _widest(config.quant.weight_type),
         "integers": "tflite_int8" if _to_tflite(config) else "int8",
         "activation": "int8" if _to_tflite(config) else "uint8",
@@ -457,6 +467,13 @@ def _error(rule: Rule, config: Config) -> ExperimentError:
     if isinstance(value, list):
         facts["value"] = word(value).replace(", ", ",")  # one word of a shell
     return ExperimentError(problem, f"{COMMAND} {rule.remedy.format(**facts)}")
+
+
+def _in_pixels(config: Config) -> str:
+    """model.mean and model.std for pixels of 0 to 255, where they are for pixels of 0 to 1."""
+    given = {"mean": config.model.mean, "std": config.model.std}
+    scaled = {name: [f"{255 * value:.7g}" for value in values] for name, values in given.items() if values}
+    return " ".join(f"'model.{name}=[{','.join(values)}]'" for name, values in scaled.items())
 
 
 def _preset(part: Any) -> str:

@@ -55,6 +55,15 @@ def _no_integer_kernels(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def mobilenet(tmp_path_factory):
+    """The bundled MobileNet: depthwise convolutions."""
+    from resnet8_quant.config import ModelConfig, ModelKind
+    from resnet8_quant.inputs.model import load_model
+
+    return load_model(ModelConfig(ModelKind.mobilenet), (32, 32, 3), 10, tmp_path_factory.mktemp("mobilenet"))
+
+
+@pytest.fixture(scope="session")
 def real_cache():
     """The user's cache folder, where it holds the whole CIFAR-10."""
     from resnet8_quant.errors import ExperimentError

@@ -381,10 +381,21 @@ def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_
         (("-m", "seed=range(0,0)"), "the grid has no jobs", "seed=0,1"),
         (("-m", "seed=glob(*)"), "the grid has no jobs", "seed=0,1"),
         (("--multirun", "--run"), "Only one of --run, --multirun", "leave out all but one"),
-        (("allocate.budget_bytes=1e21",), "`allocate.budget_bytes`: value '1e+21'", "allocate.budget_bytes=null"),
+        (("-m", "seed=range(0,1000000000)"), "the grid has more than 100,000 jobs", "experiment=search"),
+        (("-m", "seed=range(0,1e30)"), "the grid has more than 100,000 jobs", "experiment=search"),
+        (("-m", "seed=range(0,400)", "quant.weight_bits=range(2,300)"), "more than 100,000 jobs", "experiment=search"),
+        (("-m", "seed=range(0,9,0)"), "seed=range(0,9,0) has step 0 and never ends", "seed=range(0,9)"),
+        (("-m", "seed="), "`seed`: value ''", "python run.py -m seed=42 "),
+        (("seed=99999999999999999999",), "`seed` is 99999999999999999999; valid are 0 to", "seed=42"),
+        (("allocate=bytes", "allocate.budget_bytes=1e5"), "`allocate.budget_bytes`: value '100000.0'", "bytes=100000"),
+        (("allocate=bytes", "allocate.budget_bytes=1e21"), "`allocate.budget_bytes`: value '1e+21'", "allocate=bytes"),
         (("model=onnx", "model.path=/dev/zero"), "/dev/zero cannot be read as an ONNX file", "model.path=FILE.onnx"),
         (("model=onnx", "model.path='~no_such_user/x'"), "`model.path`: ~no_such_user/x cannot be read", "model.path="),
-        (("data=arrays", "data.path=/dev/zero"), "`data.path`: /dev/zero is not a file", "data.path=data.npz"),
+        (
+            ("data=arrays", "data.path=/dev/zero"),
+            "`data.path`: /dev/zero is neither an .npz file nor a folder",
+            "data.path=data.npz",
+        ),
     ],
 )
 def test_corners_of_the_command_line(start: Start, words: tuple[str, ...], problem: str, remedy: str) -> None:
@@ -394,6 +405,23 @@ def test_corners_of_the_command_line(start: Start, words: tuple[str, ...], probl
 def test_run_log_that_is_a_folder_is_a_sentence(start: Start, tmp_path: Path) -> None:
     (tmp_path / "out" / "run.log").mkdir(parents=True)
     assert_refused(start(folder=tmp_path / "out"), "run.log: Is a directory", "hydra.run.dir=FOLDER")
+
+
+@pytest.mark.parametrize("name", ["run.log", ".hydra/hydra.yaml", "multirun.yaml"])
+def test_pipe_in_the_place_of_a_record_is_a_sentence(start: Start, tmp_path: Path, name: str) -> None:
+    pipe = tmp_path / "out" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    words = ("-m", f"hydra.sweep.dir={tmp_path / 'out'}") if name == "multirun.yaml" else ()
+    done = start(*words, folder=tmp_path / "out")
+    assert_refused(done, f"{name}: it is a pipe, not a file", "dir=FOLDER")
+
+
+def test_pipe_as_another_log_file_is_a_sentence_and_a_device_is_none(start: Start, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    field = "hydra.job_logging.handlers.file.filename"
+    assert_refused(start(f"{field}={tmp_path / 'pipe'}"), "pipe: it is a pipe, not a file", "hydra.run.dir=FOLDER")
+    assert start(f"{field}=/dev/null").code == 0
 
 
 def test_name_of_a_folder_that_is_too_long_is_a_sentence(start: Start, tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ def npz() -> bytes:
 
 
 @cache
+def npy() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((4, 2, 2, 3), np.uint8))
+    return stream.getvalue()
+
+
+def load_folder_of_npy(path: Path) -> None:
+    """The folder of ``path``, x_train.npy, with three valid files beside it."""
+    with np.load(io.BytesIO(npz())) as arrays:
+        for name in ("y_train", "x_test", "y_test"):
+            np.save(path.with_name(f"{name}.npy"), arrays[name])
+    load_arrays(str(path.parent))
+
+
+@cache
 def h5() -> bytes:
     """A Keras file: Flatten and Dense."""
     names = {"Flatten": "flat", "Dense": "dense"}
@@ -182,6 +197,7 @@ def list_and_decode(path: Path) -> None:
 
 READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = {
     "npz": ("a.npz", npz, lambda path: load_arrays(str(path))),
+    "npy": ("arrays/x_train.npy", npy, load_folder_of_npy),
     "pickle": ("data_batch_1", batch, lambda path: decode_batch(path.read_bytes(), 4, str(path))),
     "h5": ("a.h5", h5, convert_forked),
     "onnx": ("a.onnx", net, load_onnx),

@@ -22,6 +22,7 @@ from resnet8_quant.config import (
 from resnet8_quant.deploy.deploy import deploy
 from resnet8_quant.evaluator.accuracy import predict
 from resnet8_quant.experiment import run_experiment
+from resnet8_quant.files import sha256_file
 from resnet8_quant.inputs.dataset import Dataset, load_dataset
 from resnet8_quant.inputs.model import RESOURCES, FloatModel, load_model
 from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose_images
@@ -43,9 +44,11 @@ def right(model: FloatModel, data: Dataset) -> int:
     return int(np.sum(predictions.labels == data.test.labels))
 
 
-def test_the_bundled_model_scores_what_its_card_says(cifar10: Dataset, tmp_path: Path) -> None:
-    record = json.loads((RESOURCES / "resnet8.json").read_text(encoding="utf-8"))
-    model = load_model(ModelConfig(), (32, 32, 3), 10, tmp_path)
+@pytest.mark.parametrize("kind", [ModelKind.resnet8, ModelKind.mobilenet])
+def test_a_bundled_model_scores_what_its_card_says(kind: ModelKind, cifar10: Dataset, tmp_path: Path) -> None:
+    record = json.loads((RESOURCES / f"{kind.name}.json").read_text(encoding="utf-8"))
+    assert sha256_file(RESOURCES / record["file"]) == record["sha256"]
+    model = load_model(ModelConfig(kind), (32, 32, 3), 10, tmp_path)
     # the last images of 10,000 may fall differently with another CPU's rounding
     assert abs(right(model, cifar10) - round(10_000 * record["test_accuracy"])) <= 3
 

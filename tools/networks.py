@@ -50,6 +50,10 @@ weights are random, so the table says what runs and in which kernels, nothing ab
 - `deploy=tflite` is with `quant=tflite_int8`: the bytes of model.tflite, or what has no counterpart there. A network
   that is refused there runs with the others.
 - BatchNorm behind a Conv is folded into it; elsewhere, as in DenseNet, it becomes a depthwise 1x1 Conv.
+- A binary classifier with one output, a logit z or its Sigmoid, gets the logits 0 and z, or their Softmax, when it is
+  loaded: class 1 is where z is above 0, or the Sigmoid above 0.5, as before. Its last layer must be a Gemm, MatMul or
+  Conv with constant weights, with at most a mean, a Sigmoid and changes of shape behind it. The quantized and the
+  deployed model have two outputs, of which the second is the model's own. Outputs [N,C,1,1] get a Flatten.
 - Wherever a row says "mixed", `python -m resnet8_quant.profile model.onnx` shows what runs in float, and
   `non_integer_time_share` of a run says what it costs.
 """
@@ -184,6 +188,19 @@ def vit(n: Net) -> str:
     return n.dense(n.op("ReduceMean", x, n.constant([1]), keepdims=0), width, CLASSES)
 
 
+def one_logit(n: Net) -> str:
+    """A binary classifier with one output, the sigmoid of a logit."""
+    x = n.op("Relu", n.conv("image", 3, 8, stride=2))
+    x = n.dense(n.op("Flatten", n.op("GlobalAveragePool", x)), 8, 1)
+    return n.op("Sigmoid", x)
+
+
+def conv_head(n: Net) -> str:
+    """A 1x1 Conv in place of a Gemm, and no Flatten: the output has four axes."""
+    x = n.op("Relu", n.conv("image", 3, 8, stride=2))
+    return n.conv(n.op("GlobalAveragePool", x), 8, CLASSES, 1)
+
+
 NETWORKS: dict[str, Callable[[Net], str]] = {
     "MobileNetV2, ReLU6": mobilenet_v2,
     "DenseNet": densenet,
@@ -193,16 +210,20 @@ NETWORKS: dict[str, Callable[[Net], str]] = {
     "VGG": vgg,
     "MLP": mlp,
     "ViT": vit,
+    "One logit, Sigmoid": one_logit,
+    "Conv at the end, [N,C,1,1]": conv_head,
 }
+# Shapes of outputs without the batch, of all others [CLASSES].
+OUTPUTS = {"One logit, Sigmoid": [1], "Conv at the end, [N,C,1,1]": [CLASSES, 1, 1]}
 
 
 def build(name: str) -> onnx.ModelProto:
-    """The network of that name, with weights from a fixed seed: [batch, 3, 16, 16] to [batch, 4]."""
+    """The network of that name, with weights from a fixed seed: [batch, 3, 16, 16] to OUTPUTS."""
     net = Net()
     last = NETWORKS[name](net)
     net.nodes[-1].output[0] = "scores"
     assert last == net.nodes[-1].name
-    ends = {"image": ["batch", 3, SIZE, SIZE], "scores": ["batch", CLASSES]}
+    ends = {"image": ["batch", 3, SIZE, SIZE], "scores": ["batch", *OUTPUTS.get(name, [CLASSES])]}
     values = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end, shape in ends.items()]
     graph = helper.make_graph(net.nodes, "net", values[:1], values[1:], net.tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
@@ -222,7 +243,8 @@ def row(name: str) -> list[str]:
         onnx.save(build(name), path)
         source = ModelConfig(kind=ModelKind.onnx, path=str(path), std=[64.0] * 3)
         try:
-            model = load_model(source, (SIZE, SIZE, 3), CLASSES, Path(folder))
+            classes = max(2, OUTPUTS.get(name, [CLASSES])[0])
+            model = load_model(source, (SIZE, SIZE, 3), classes, Path(folder))
         except ExperimentError as error:
             return [name, f"no: {error.problem}", *("" for _ in RUNS)]
     return [name, "yes", *(_cell(model, _config(*overrides)) for overrides in RUNS.values())]

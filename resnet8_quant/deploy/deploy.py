@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from resnet8_quant.config import Config, DeployConfig, DeployInput, SizeOf
+from resnet8_quant.config import Config, DeployConfig, DeployInput, DType, SizeOf
 from resnet8_quant.deploy.convert_activations import convert_activations
 from resnet8_quant.deploy.fuse import drop_layout, fuse, pack
 from resnet8_quant.deploy.input_output import set_output, uint8_input
@@ -97,12 +97,33 @@ def _rewrite(
             log.log(level, "deploy: %s is computed as a product of matrices", node.name)
     set_output(graph, config.output)
     if config.input is DeployInput.uint8:
-        uint8_input(graph, input_spec)
+        folded, normalized = uint8_input(graph, input_spec), input_spec.mean is not None or input_spec.std is not None
+        if normalized and folded:
+            log.log(level, "deploy: model.mean and model.std are in the first scale and zero point and cost nothing")
+        elif normalized:
+            log.log(
+                level,
+                "deploy: model.mean and model.std are applied in float to each image: they cannot be in the first "
+                "scale and zero point, whose integers are not the pixels (%s)",
+                _why_not_pixels(input_spec, config),
+            )
         input_spec = dataclasses.replace(input_spec, raw=True)
     pack(graph, low_bit)
     deployed = graph.finish()
     onnx.checker.check_model(deployed)
     return deployed, input_spec
+
+
+def _why_not_pixels(input_spec: InputSpec, config: DeployConfig) -> str:
+    """Why the first integers cannot be the pixels."""
+    if config.activation_type is not DType.uint8:
+        return "activations are int8"
+    for name, numbers in (("mean", input_spec.mean or (0.0,)), ("std", input_spec.std or (1.0,))):
+        if len(set(numbers)) > 1:
+            return f"model.{name} differs between channels"
+    if not float((input_spec.mean or (0.0,))[0]).is_integer():
+        return "model.mean is no whole number"
+    return "the calibrated range is not that of pixels from 0 to 255"
 
 
 def _serialize(deployed: onnx.ModelProto, small: bool) -> bytes:

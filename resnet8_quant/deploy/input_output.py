@@ -22,43 +22,64 @@ BEYOND_LOGITS = (*SOFTMAX, "LogSoftmax", "Sigmoid", "QLinearSigmoid", "HardSigmo
 SHAPES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Identity", "QuantizeLinear", "DequantizeLinear")
 
 
-def uint8_input(graph: Graph, input_spec: InputSpec) -> None:
+def uint8_input(graph: Graph, input_spec: InputSpec) -> bool:
     """Let the graph take uint8 images; it subtracts the mean and divides by the standard deviation where they are set.
 
-    Where the first QuantizeLinear has scale 1 and zero point 0 it changes nothing and goes.
+    Where the first QuantizeLinear would make of every pixel the integer that the pixel is, mean and standard deviation
+    are in its scale and zero point already: all of them go.
+
+    Returns:
+        Whether nothing is left between the pixels and the first integers.
     """
     value = graph.input
     name = value.name
     value.type.tensor_type.elem_type = TensorProto.UINT8
-    unnormalized = input_spec.mean is None and input_spec.std is None
+    fixed_width = value.type.tensor_type.shape.dim[2].dim_value == input_spec.shape[1]  # of channels last
     kept = []
     for node in graph.consumers(name):
-        if unnormalized and node.op_type == "QuantizeLinear" and _is_identity(graph, node):
+        if node.op_type == "QuantizeLinear" and _returns_pixels(graph, node, input_spec):
             graph.reroute(node.output[0], name)
         else:
             kept.append(node)
     if not kept:
-        return
+        return True
 
     # All other consumers read what InputSpec.prepare would have fed: float32, normalized.
     floats = graph.unique_name(f"{name}_float")
     nodes = [helper.make_node("Cast", [name], [floats], name=floats, to=TensorProto.FLOAT)]
     for op_type, numbers in (("Sub", input_spec.mean), ("Div", input_spec.std)):
         if numbers is not None:
-            constant = np.asarray(numbers, np.float32)
-            if input_spec.layout is Layout.NCHW:
-                constant = constant.reshape(-1, 1, 1)
             output = graph.unique_name(f"{name}_{op_type.lower()}")
-            operand = graph.add_initializer(f"{name}_{op_type.lower()}_by", constant)
+            operand = graph.add_initializer(f"{name}_{op_type.lower()}_by", _operand(numbers, input_spec, fixed_width))
             nodes.append(helper.make_node(op_type, [nodes[-1].output[0], operand], [output], name=output))
     for node in kept:
         node.input[:] = [nodes[-1].output[0] if read == name else read for read in node.input]
     graph.nodes[:0] = nodes
+    return False
 
 
-def _is_identity(graph: Graph, quantize: NodeProto) -> bool:
+def _operand(numbers: tuple[float, ...], input_spec: InputSpec, fixed_width: bool) -> np.ndarray:
+    """A number for each channel in the shape that ONNX Runtime broadcasts fastest.
+
+    With channels last it would work on three numbers at a time: a row of the image holds them many times over.
+    """
+    values = np.asarray(numbers, np.float32)
+    if len(set(numbers)) == 1:
+        return values[:1].reshape(())
+    if input_spec.layout is Layout.NCHW:
+        return values.reshape(-1, 1, 1)
+    return np.tile(values, (input_spec.shape[1], 1)) if fixed_width else values
+
+
+def _returns_pixels(graph: Graph, quantize: NodeProto, input_spec: InputSpec) -> bool:
+    """Whether the integers of a QuantizeLinear of normalized images are their pixels; all 256 of them are looked at."""
     scale, zero_point = (graph.array(read) for read in quantize.input[1:3])
-    return scale.size == 1 and scale.item() == 1 and zero_point.dtype == np.uint8 and zero_point.item() == 0
+    if scale.size != 1 or zero_point.dtype != np.uint8:
+        return False
+    pixels = np.arange(256, dtype=np.uint8)
+    prepared = input_spec.prepare(np.broadcast_to(pixels[:, None, None, None], (256, 1, 1, input_spec.shape[2])))
+    integers = np.clip(np.rint(prepared / scale.reshape(())) + zero_point.item(), 0, 255)
+    return bool((integers == pixels[:, None, None, None]).all())
 
 
 def set_output(graph: Graph, output: DeployOutput) -> None:

@@ -17,6 +17,7 @@ so a difference of less than 1 % is not to be believed, whatever its interval.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -26,6 +27,9 @@ import numpy as np
 from resnet8_quant.graphs.runtime import CPU
 from resnet8_quant.graphs.session import cannot_run, open_session
 from resnet8_quant.inputs.input_spec import InputSpec
+from resnet8_quant.progress import LONG, duration
+
+log = logging.getLogger(__name__)
 
 BLOCK = 10  # calls of one model in a row: long against the cold first call, short against the machine's drift
 MIN_BLOCKS = 20  # if there are as many runs: an interval from fewer blocks is coarse
@@ -158,6 +162,11 @@ def measure_calls(calls: dict[str, Call], *, runs: int, warmup: int, batch: int,
         return {}
     # The fastest call of the warm-up tells how long a call takes.
     call_ns = {name: min(_timed(call, max(2, warmup))) for name, call in calls.items()}
+    seconds = runs * sum(call_ns.values()) / 1e9
+    if seconds > LONG:
+        log.info(
+            "latency: %s calls of each of %d models will take about %s", f"{runs:,}", len(calls), duration(seconds)
+        )
     blocks: dict[str, list[list[int]]] = {name: [] for name in calls}
     order = list(calls)
     collects_garbage = gc.isenabled()

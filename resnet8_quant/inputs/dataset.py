@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resnet8_quant.config import DataConfig, DataKind
+from resnet8_quant.config import DataConfig, DataKind, ModelConfig
 from resnet8_quant.inputs.splits import Dataset, Split
 
 __all__ = ["Dataset", "Split", "load_dataset"]
 
 
-def load_dataset(config: DataConfig, cache: Path) -> Dataset:
+def load_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = None) -> Dataset:
     """Load the dataset that ``config.kind`` names; cifar10 and folder write to the folder ``cache``.
+
+    Args:
+        config: of the dataset.
+        cache: the cache folder.
+        model: says by ``mean`` and ``std`` what float images of data=arrays were made of; None: nothing.
 
     Raises:
         ExperimentError: the data cannot be found, fetched, decoded or verified.
@@ -27,7 +32,8 @@ def load_dataset(config: DataConfig, cache: Path) -> Dataset:
     if config.kind is DataKind.arrays:
         from resnet8_quant.inputs.arrays import load_arrays
 
-        return load_arrays(config.path, config.max_bytes, config.first_label)
+        mean, std = (model.mean, model.std) if model else (None, None)
+        return load_arrays(config.path, config.max_bytes, config.first_label, mean, std)
     if config.kind is DataKind.folder:
         from resnet8_quant.inputs.folder import load_folder
 

@@ -4,8 +4,9 @@ In: the path of an h5 file of a Keras 2 or Keras 3 image classifier, or of a .ke
 Out: an ONNX model (opset 21) with one input "image", float32 NHWC raw pixels, and one output "probabilities".
 
 Layers that it knows, in functional and sequential models: InputLayer, Conv2D, DepthwiseConv2D, BatchNormalization,
-Activation (linear, relu, relu6, softmax), ReLU, Softmax, Add, AveragePooling2D, MaxPooling2D, GlobalAveragePooling2D,
-Flatten, Reshape, Dropout, Dense and ZeroPadding2D, all in the layout channels_last. Any other is refused.
+Activation (linear, relu, relu6, sigmoid, softmax), ReLU, Softmax, Add, AveragePooling2D, MaxPooling2D,
+GlobalAveragePooling2D, Flatten, Reshape, Dropout, Dense and ZeroPadding2D, all in the layout channels_last. Any other
+is refused.
 
 Inside the graph tensors are NCHW; nodes and initializers carry the names of the Keras layers. The same file always
 gives the same bytes.
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "image", "probabilities"
 OPSET, IR_VERSION = 21, 10
-ACTIVATIONS = ("linear", "relu", "relu6", "softmax")
+ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "softmax")
 RANKS = {1: "features", 3: "an image"}  # of a tensor without the batch -> what it is
 CONVERSION_SECONDS = 30
 REFUSED = 3  # exit code of the process that converts
@@ -223,6 +224,8 @@ def _activate(graph: Graph, x: Tensor, activation: str, name: str, highest: floa
         return x
     if activation == "relu":
         return Tensor(graph.add_node("Relu", [x.name], name), x.shape)
+    if activation == "sigmoid":
+        return Tensor(graph.add_node("Sigmoid", [x.name], name), x.shape)
     if activation == "softmax":
         return Tensor(graph.add_node("Softmax", [x.name], name, axis=1), x.shape)
     limits = {"min": 0.0, "max": highest}

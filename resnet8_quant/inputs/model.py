@@ -1,15 +1,17 @@
-"""Float models: the bundled ResNet8, the MLPerf Tiny reference, or any ONNX or Keras classifier that fits the data.
+"""Float models: the bundled networks, the MLPerf Tiny reference, or any ONNX or Keras classifier that fits the data.
 
 In: the `model` part of the config, the dataset's image shape and number of classes. Out: a `FloatModel`, checked, with
 its input spec known, and with BatchNorm, constant Mul/Add after Conv and constants folded into the weights; a BatchNorm
-behind something else becomes a Conv. ONNX Runtime's own semantics-preserving ("basic") optimizations fold; what they
-leave is named, and random images prove that the outputs are the same.
+behind something else becomes a Conv, and outputs.py makes [N, classes] of other outputs. ONNX Runtime's own
+semantics-preserving ("basic") optimizations fold; what they leave is named, and random images prove that the outputs
+are the same.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +28,9 @@ from resnet8_quant.graphs.graph import attributes, has_inner_graphs
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
-from resnet8_quant.inputs.input_spec import InputSpec
+from resnet8_quant.inputs.input_spec import InputSpec, check_channels
+from resnet8_quant.inputs.outputs import plain_output
+from resnet8_quant.inputs.splits import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 IMAGE_RANK = 4  # [N, C, H, W]
 TOLERANCE = 1e-3  # of an output in the order of 1; folding rounds differently in float32
+BUNDLED = (ModelKind.resnet8, ModelKind.mobilenet)
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 KERAS_USAGE = "python run.py model=keras model.path=FILE.h5"
 
@@ -98,6 +103,28 @@ def load_model(config: ModelConfig, image_shape: tuple[int, int, int], classes: 
     return _load(name, path, config.kind, required, (state.st_size, state.st_mtime_ns))
 
 
+def load_model_for(data: Dataset, config: ModelConfig, cache: Path) -> FloatModel:
+    """`load_model` for the images and classes of ``data``; where its labels begin at 1, the error says so."""
+    height, width, channels = data.test.images.shape[1:]
+    try:
+        return load_model(config, (height, width, channels), data.classes, cache)
+    except ExperimentError:
+        if min(data.train.labels.min(), data.test.labels.min()) != 1:
+            raise
+        try:
+            load_model(config, (height, width, channels), data.classes - 1, cache)
+        except ExperimentError:
+            pass  # it is not that, or not that alone
+        else:
+            numbers = ",".join(data.class_names[1:])
+            raise ExperimentError(
+                f"`data`: its labels are 1 to {data.classes - 1}, the model has {data.classes - 1} outputs, 0 to "
+                f"{data.classes - 2}",
+                f"'data.classes=[{numbers}]'" if data.name == "folder" else "data.first_label=1",
+            ) from None
+        raise
+
+
 def is_quantized(model: FloatModel) -> list[str]:
     """The operators that say that a model is quantized; none in a float model."""
     return sorted({node.op_type for node in model.proto().graph.node if node.op_type.startswith(QUANTIZED)})
@@ -114,8 +141,8 @@ def refuse_quantized(model: FloatModel) -> None:
 
 def _locate(config: ModelConfig, cache: Path) -> tuple[str, Path]:
     """Name and file of the model."""
-    if config.kind is ModelKind.resnet8:
-        return "resnet8", RESOURCES / "resnet8.onnx"
+    if config.kind in BUNDLED:
+        return config.kind.name, RESOURCES / f"{config.kind.name}.onnx"
     if config.kind is ModelKind.mlperf_tiny:
         from resnet8_quant.inputs.reference import reference_weights
 
@@ -139,6 +166,7 @@ def _load(name: str, path: Path, kind: ModelKind, required: InputSpec, state: tu
         model = convert_h5(path) if kind is ModelKind.mlperf_tiny and name == REFERENCE else convert_apart(path)
     else:
         model = _parse(path)
+    model = plain_output(model, required.classes)
     input_spec = _infer_input_spec(model, required)
     normalize(model)
     serialized = fold(model, input_spec).SerializeToString(deterministic=True)
@@ -163,6 +191,12 @@ def _parse(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that may be anything."""
     remedy = f"give an ONNX classifier: {USAGE}"
     _check_file(path, "an ONNX file", remedy)
+    with open_regular(path) as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise ExperimentError(
+                f"`model.path`: {path} is an archive, such as torch.save writes, not an ONNX model",
+                "export it with torch.onnx.export, as examples/own_model/export.py does, and give that file",
+            )
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -172,6 +206,11 @@ def _parse(path: Path) -> onnx.ModelProto:
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if (elsewhere := re.search(r"should be stored in (.+?), but", reason)) is not None:
+            raise ExperimentError(
+                f"`model.path`: the weights of {path} are in a file of their own, {elsewhere[1]}, which cannot be read",
+                "put it there, or export both as one file: torch.onnx.export(..., external_data=False)",
+            ) from error
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)
@@ -211,11 +250,11 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     """
     height, width, channels = required.shape
 
-    def refuse(actual: str) -> ExperimentError:
+    def refuse(actual: str, how: str = "data=arrays data.path=FILE.npz") -> ExperimentError:
         return ExperimentError(
             f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
             f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{required.classes}]",
-            "choose data of that shape (data=arrays data.path=FILE.npz) or export the model with such an input",
+            f"choose data of that shape ({how}) or export the model with such an input",
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -234,7 +273,7 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     layouts = [layout for layout in candidates if _fits(sizes, shapes[layout])]
     if not layouts:
         stated = "" if required.layout is Layout.auto else f" while `model.layout` is {required.layout.name}"
-        raise refuse(f"input {_describe(inputs[0])}{stated}")
+        raise refuse(f"input {_describe(inputs[0])}{stated}", *_resizing(sizes, channels))
     if len(layouts) > 1:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
@@ -247,14 +286,23 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         )
     if len(output_sizes) != 2 or output_sizes[1] is None or output_sizes[1] < required.classes:
         raise refuse(f"output {_describe(outputs[0])}")
-    for field, numbers in (("mean", required.mean), ("std", required.std)):
-        if numbers is not None and len(numbers) != channels:
-            raise ExperimentError(
-                f"`model.{field}` has {len(numbers)} values, the images have {channels} channels",
-                f"give one value per channel in pixel units, for example "
-                f"'model.{field}=[{','.join(['127.5'] * channels)}]'",
-            )
-    return replace(required, name=inputs[0].name, layout=layouts[0], batch=sizes[0], classes=output_sizes[1])
+    check_channels(required.mean, required.std, channels)
+    return replace(
+        required,
+        name=inputs[0].name,
+        layout=layouts[0],
+        batch=sizes[0],
+        classes=output_sizes[1],
+        mean=required.mean if any(required.mean or ()) else None,  # 0 and 1 say what the model takes, and do nothing
+        std=required.std if any(value != 1 for value in required.std or ()) else None,
+    )
+
+
+def _resizing(sizes: list[int | None], channels: int) -> list[str]:
+    """What brings images to an input of these sizes; empty where their height and width are not what differs."""
+    places = ((1, sizes[2:]), (3, sizes[1:3])) if len(sizes) == 4 else ()
+    fitting = [size for place, size in places if sizes[place] == channels and None not in size]
+    return [f"data=folder data.size=[{height},{width}]" for height, width in fitting[:1]]
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:

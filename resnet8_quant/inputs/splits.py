@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet8_quant.files import sha256_bytes
+from resnet8_quant.files import forget_pages, sha256_bytes
+
+PART = 16 << 20  # bytes of an array that are hashed at a time
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,10 +57,18 @@ class Dataset:
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """SHA-256 of the raw bytes of ``array`` in C order, hexadecimal; labels in the smallest unsigned type they fit."""
+    """SHA-256 of the raw bytes of ``array`` in C order, hexadecimal; labels in the smallest unsigned type they fit.
+
+    A memory-mapped array is read a part at a time.
+    """
     if array.ndim == 1:
         array = array.astype(np.min_scalar_type(int(array.max())))
-    return sha256_bytes(np.ascontiguousarray(array).data.cast("B"))
+    digest = hashlib.sha256()
+    rows = max(1, PART // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        digest.update(np.ascontiguousarray(array[start : start + rows]).data.cast("B"))
+        forget_pages(array)
+    return digest.hexdigest()
 
 
 def combined_digest(arrays: dict[str, tuple[tuple[int, ...], str]]) -> str:

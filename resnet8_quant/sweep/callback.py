@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import claimed
+from resnet8_quant.files import claimed, refuse_pipe
 from resnet8_quant.sweep import grid, launchers, plan
 from resnet8_quant.sweep.compose import explain
 from resnet8_quant.sweep.folders import JOBS
@@ -65,13 +65,21 @@ class SweepCallback(Callback):
         """Keep the columns of the summary's table, and whether the report's plots are also drawn as files."""
         self.columns, self.plots = tuple(columns), plots
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A single run: Hydra is going to write its settings, and would wait for the reader of a pipe."""
+        folder = Path(str(config.hydra.run.dir)) / str(config.hydra.output_subdir)
+        self._try(lambda: refuse_pipe(*(folder / f"{name}.yaml" for name in ("config", "hydra", "overrides"))))
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._try(lambda: self._start(config))
+
+    def _try(self, start: Callable[[], object]) -> None:
         try:
-            self._start(config)
+            start()
         except Exception as error:
             known = explain(error)
             if known is None:
-                log.exception("the sweep cannot start")
+                log.exception("this cannot start")
             else:
                 show_error(known)
             sys.exit(1)
@@ -105,6 +113,7 @@ class SweepCallback(Callback):
         launcher, is_grid = config.hydra.launcher, started.jobs is not None
         with ExitStack() as resources:
             resources.enter_context(claimed(folder))
+            refuse_pipe(folder / "multirun.yaml")
             plan.write_plan(started, folder)
             if is_grid and not again:  # a search counts its jobs on
                 (folder / JOBS).unlink(missing_ok=True)

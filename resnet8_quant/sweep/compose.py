@@ -178,7 +178,10 @@ def _retyped(typed: Sequence[str], wrong: str, right: str, key: str = "") -> str
     override = words[place] if place < len(words) else f"{key}{wrong}" if key else f"{wrong}=VALUE"
     if key and wrong not in override:  # OmegaConf writes 1e21 as 1e+21
         override = f"{key}{wrong}"
-    before, _, after = override.rpartition(wrong) if key else override.partition(wrong)
+    if not wrong:
+        before, after = key, ""
+    else:
+        before, _, after = override.rpartition(wrong) if key else override.partition(wrong)
     words[place : place + 1] = [f"{before}{right}{after}"]
     sweep = key.startswith("hydra/") and not {"-m", "--multirun"} & set(words)
     return f"{COMMAND} {'-m ' if sweep else ''}{shlex.join(words)}"
@@ -221,9 +224,23 @@ def _wrong_value(error: OmegaConfBaseException, context: str, typed: Sequence[st
         except AttributeError:  # Hydra's own
             default = None
         if value and default:
-            near = similar_word(value[1], ["true", "false"]) if default in ("true", "false") else None
-            wrong = ExperimentError(wrong.problem, _retyped(typed, value[1], near or default, f"{key}="))
+            near = _whole(value[1]) or similar_word(value[1], ["true", "false"] if default in ("true", "false") else [])
+            if near or default != "null":
+                remedy = _retyped(typed, value[1], near or default, f"{key}=")
+            else:  # null might overrule the option of the group
+                kept = [word for word in typed if not word.lstrip("+~").startswith(f"{key}=")]
+                remedy = f"{COMMAND} {shlex.join(kept)}".rstrip()
+            wrong = ExperimentError(wrong.problem, remedy)
     return ExperimentError(f"{file}: {wrong.problem}", f"correct the value in {file}") if file else wrong
+
+
+def _whole(value: str) -> str | None:
+    """The integer that a number like 1e5 is, where it is one of 64 bits; YAML reads such a number as a float."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return str(int(number)) if number.is_integer() and abs(number) < 2**63 else None
 
 
 def _wrong_layer(override: str, place: str) -> ExperimentError:

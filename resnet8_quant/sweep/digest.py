@@ -18,7 +18,7 @@ from typing import Any
 from resnet8_quant import __version__
 from resnet8_quant.config import Analysis, Config, DataConfig, DataKind, DType, Sampling
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.files import sha256_bytes, sha256_file
+from resnet8_quant.files import expanded, sha256_bytes, sha256_file
 from resnet8_quant.machine import runtime_version
 from resnet8_quant.validation import is_low_bit, is_refined
 
@@ -42,11 +42,12 @@ def _draws(config: Config) -> bool:
 
 
 # Files that a config names: their contents count instead of their paths.
+NAMES = ("x_train", "y_train", "x_test", "y_test")  # of the .npy files in a folder data.path
 FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
 # Settings that cannot change a result in any run: where things are kept, what is done with finished results, limits.
 # CIFAR-10 below data.root has one content, which is checked. A name that the schema does not have is passed over.
-LIMITS = ("data.max_bytes", "data.max_broken", "evaluation.timeout")
+LIMITS = ("data.max_bytes", "data.max_broken", "evaluation.timeout", "evaluation.allow_chance")
 NEVER: tuple[str, ...] = ("cache_dir", "resume", "tracking", "data.root", *LIMITS, *FILES)
 
 # When nothing reads a setting: (what is then not read, the condition). Only what is sure to have no effect is listed;
@@ -99,7 +100,10 @@ def _content(path: str) -> str:
 
 
 def _images(config: Config) -> dict[str, str]:
-    """What names the images of data=folder: names, sizes and times of change, looked at once in a process."""
+    """What names the images of a folder: contents of .npy files; of data=folder names, sizes and times of change."""
+    folder = expanded(config.data.path or "")
+    if config.data.kind is DataKind.arrays and config.data.path and folder.is_dir():
+        return {"data.path": sha256_bytes(*(_content(str(folder / f"{name}.npy")).encode() for name in NAMES))}
     if config.data.kind is not DataKind.folder:
         return {}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from resnet8_quant.config import Config
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import COMMAND, ExperimentError
 from resnet8_quant.files import sha256_bytes
 from resnet8_quant.sweep import folders, plan
 from resnet8_quant.sweep.compose import UNCOMPOSED, explain, to_config, without_hydra
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from resnet8_quant.experiment import Prepared
 
 SUBDIR = "${job_folder:}"
+MOST_JOBS = 100_000
 MOST_COMPOSED = 200  # jobs before the first starts, some 15 seconds; a wrong value after them is a failed row
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,31 @@ def read_grid(config: DictConfig) -> list[list[str]] | None:
     params: dict[str, Any] = dict(config.hydra.sweeper.params or {})
     overrides = [f"{key}={value}" for key, value in params.items()] + typed_overrides(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return [list(job) for job in BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]]
+    parsed = parser.parse_overrides(overrides)
+    _check_count(parsed)
+    return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+
+
+def _check_count(overrides: Sequence[Override]) -> None:
+    """Refuse a range without end, and more jobs than anybody waits for, before Hydra lists them."""
+    count = 1
+    for override in overrides:
+        values = override.value()
+        if isinstance(values, RangeSweep):
+            first, last, step = (number or 0 for number in (values.start, values.stop, values.step))
+            if step == 0:
+                raise ExperimentError(
+                    f"{override.input_line} has step 0 and never ends", f"{override.key_or_group}=range({first},{last})"
+                )
+            length = (last - first) / step
+            count *= max(0, math.ceil(min(length, MOST_JOBS + 1)))
+        elif override.is_discrete_sweep():
+            count *= len([*override.sweep_string_iterator()])
+    if count > MOST_JOBS:
+        raise ExperimentError(
+            f"the grid has more than {MOST_JOBS:,} jobs, the most that a sweep takes",
+            f"several sweeps with fewer values each, or a search: {COMMAND} experiment=search",
+        )
 
 
 def varied_keys(jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:

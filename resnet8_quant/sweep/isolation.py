@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.files import refuse_pipe
 from resnet8_quant.sweep.folders import Task
 
 HINTS = {
@@ -92,6 +93,7 @@ def _receive(pipe: Connection, tasks: queue.SimpleQueue[Task]) -> None:
 
 def _log_into(task: Task) -> None:
     """Lead stdout, stderr and the log to the job's run.log: Hydra's logging of a job, without the console."""
+    refuse_pipe(task.folder / "run.log")
     log_file = os.open(task.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log_file, stream)

@@ -87,7 +87,7 @@ class Search:
         """Refuse what would fail in all jobs: no data, no model, no such layer, no latency to go by, no tracker."""
         from resnet8_quant.files import cache_folder
         from resnet8_quant.inputs.dataset import load_dataset
-        from resnet8_quant.inputs.model import load_model
+        from resnet8_quant.inputs.model import load_model_for
         from resnet8_quant.quantizer.plan import layer_nodes
         from resnet8_quant.tracking import connect
 
@@ -102,9 +102,7 @@ class Search:
         if searched & {"data", "model"}:
             return
         cache = cache_folder(config.cache_dir)
-        data = load_dataset(config.data, cache)
-        height, width, channels = data.test.images.shape[1:]
-        model = load_model(config.model, (height, width, channels), data.classes, cache)
+        model = load_model_for(load_dataset(config.data, cache, config.model), config.model, cache)
         names = [node.output[0] for node in layer_nodes(model.proto().graph)]
         for pattern in self.space.layer_patterns:
             if not any(fnmatchcase(name, pattern) for name in names):

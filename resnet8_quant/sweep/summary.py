@@ -86,14 +86,15 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
     body = table(jobs, columns)
     lines = [f"\n{body}\n\n{len(jobs) - failed} of {terminal.counted(len(jobs), 'job')} ok. Written to"]
     error_to_raise: ExperimentError | None = None
-    writers: dict[str, Callable[[Path], None]] = {
+    recommended = ""
+    writers: dict[str, Callable[[Path], str | None]] = {
         "summary.csv": lambda path: write_csv(jobs, path),
         "summary.md": lambda path: _write_markdown(body, path),
         "report.html": lambda path: _write_report(jobs, path, plots),
     }
     for name, write in writers.items():
         try:
-            write(folder / name)
+            recommended = write(folder / name) or ""
         except ExperimentError as error:
             again = f"make it free, then: python -m resnet8_quant.summary {terminal.shown(folder)}"
             again += f" {'--report' if name == 'report.html' else '--csv'} {terminal.shown(folder / name)}"
@@ -101,7 +102,7 @@ def summarize(folder: Path, columns: Sequence[str], expected: int | None, *, plo
             error_to_raise = error_to_raise or ExperimentError(error.problem, again)
         else:
             lines.append(f"  {terminal.shown(folder / name)}")
-    terminal.show("\n".join(lines))
+    terminal.show("\n".join([*lines, *filter(None, [recommended])]))
     if error_to_raise is not None:
         raise error_to_raise
     return failed
@@ -287,12 +288,12 @@ def _write_markdown(text: str, path: Path) -> None:
         temporary.write_text(literal + "\n", encoding="utf-8")
 
 
-def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> None:
+def _write_report(jobs: Sequence[Job], path: Path, plots: bool) -> str:
     """A fault of the report must not cost the sweep its exit code: it becomes an error like any other."""
     from resnet8_quant.sweep.report.page import write_report
 
     try:
-        write_report(jobs, path, plot_folder=path.parent / "plots" if plots else None)
+        return write_report(jobs, path, plot_folder=path.parent / "plots" if plots else None)
     except ExperimentError:
         raise
     except Exception as error:

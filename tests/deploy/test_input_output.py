@@ -130,6 +130,47 @@ def test_bytes_that_are_the_integers_need_no_operator():
     assert summarize(onnx.load_from_string(deployed)).float_ops == 0
 
 
+@pytest.mark.parametrize("layout", [Layout.NHWC, Layout.NCHW])
+@pytest.mark.parametrize(("mean", "std"), [(None, 255.0), (128.0, 64.0), (128.0, None), (0.0, 1.0)])
+def test_a_normalization_that_the_first_scale_says_costs_nothing(mean, std, layout, caplog):
+    caplog.set_level("INFO")
+    numbers = {name: (value,) * 3 for name, value in (("mean", mean), ("std", std)) if value is not None}
+    model = build(TWO_LAYERS, size=(8, 6), layout=layout, **numbers)
+    images = pictures(model)
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    serialized = quantized(model, "u8s8", images=images)
+    floats, input_spec = rewritten(serialized, "x86", model.input_spec)
+    taken, raw = rewritten(serialized, "x86", model.input_spec, input=DeployInput.uint8)
+    assert not {"QuantizeLinear", "Cast", "Sub", "Div"}.intersection(operators(taken))
+    assert "are in the first scale and zero point and cost nothing" in caplog.text
+    np.testing.assert_array_equal(predictions(taken, raw, images), predictions(floats, input_spec, images))
+
+
+@pytest.mark.parametrize(
+    ("target", "mean", "std", "brightness", "reason"),
+    [
+        ("x86", (120.0, 110.0, 99.0), None, 1, "model.mean differs between channels"),
+        ("x86", None, (60.1, 50.3, 40.7), 1, "model.std differs between channels"),
+        ("x86", (127.5,) * 3, (127.5,) * 3, 1, "model.mean is no whole number"),
+        ("x86", (128.0,) * 3, (64.0,) * 3, 3, "the calibrated range is not that of pixels"),
+        ("arm", None, (255.0,) * 3, 1, "activations are int8"),
+    ],
+)
+@pytest.mark.parametrize("layout", [Layout.NHWC, Layout.NCHW])
+def test_another_normalization_stays_in_float_and_is_said_to(target, mean, std, brightness, reason, layout, caplog):
+    caplog.set_level("INFO")
+    numbers = {name: values for name, values in (("mean", mean), ("std", std)) if values}
+    model = build(TWO_LAYERS, size=(8, 6), layout=layout, **numbers)
+    images = pictures(model)
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    serialized = quantized(model, "int8", images=images // brightness)
+    floats, input_spec = rewritten(serialized, target, model.input_spec)
+    taken, raw = rewritten(serialized, target, model.input_spec, input=DeployInput.uint8)
+    assert "Cast" in operators(taken)
+    assert f"whose integers are not the pixels ({reason}" in caplog.text
+    np.testing.assert_array_equal(predictions(taken, raw, images), predictions(floats, input_spec, images))
+
+
 def test_bytes_are_no_int8():
     """Calibrated with dark images, symmetric int8 has scale 1 and zero point 0 too, but ends at 127."""
     model = build(TWO_LAYERS)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import resnet8_quant as rq
 from resnet8_quant.config import DataConfig, DataKind
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs import splits
 from resnet8_quant.inputs.arrays import load_arrays
 from resnet8_quant.inputs.dataset import load_dataset
 
@@ -165,9 +170,11 @@ def test_missing_path_names_the_field(path):
 
 
 def test_absent_file_and_folder_are_named(tmp_path):
-    for path in (tmp_path / "absent.npz", tmp_path):
-        with pytest.raises(ExperimentError, match=rf"{re.escape(str(path))} is not a file"):
-            load_arrays(str(path))
+    absent = tmp_path / "absent.npz"
+    with pytest.raises(ExperimentError, match=rf"{re.escape(str(absent))} is neither an .npz file nor a folder"):
+        load_arrays(str(absent))
+    with pytest.raises(ExperimentError, match=r"is a folder without x_train.npy, y_train.npy, x_test.npy, y_test.npy"):
+        load_arrays(str(tmp_path))
 
 
 def test_the_limit_of_all_arrays_together_is_stated(tmp_path):
@@ -205,3 +212,174 @@ def test_an_encrypted_member_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(bytes(content))
     with pytest.raises(ExperimentError, match=r"is damaged .*encrypted"):
         load_arrays(str(tmp_path / "a.npz"))
+
+
+def save_folder(folder: Path, **changes: object) -> str:
+    """The arrays as .npy files; the path of their folder."""
+    for key, array in arrays(**changes).items():
+        np.save(folder / f"{key}.npy", np.asarray(array))
+    return str(folder)
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_npy_files_are_mapped_and_equal_the_npz(tmp_path, axes, fortran):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 6, 3), np.uint8)
+    stored = images.transpose(axes)
+    stored = np.asfortranarray(stored) if fortran else stored
+    changes = {"x_train": stored[:4], "x_test": stored[4:]}
+    np.savez(tmp_path / "a.npz", **arrays(**changes))
+    from_file, mapped = load_arrays(str(tmp_path / "a.npz")), load_arrays(save_folder(tmp_path, **changes))
+    np.testing.assert_array_equal(mapped.train.images, images[:4])
+    np.testing.assert_array_equal(mapped.test.labels, from_file.test.labels)
+    assert mapped.digest == from_file.digest
+    base = mapped.train.images
+    while isinstance(base, np.ndarray):
+        assert not base.flags.owndata
+        base = base.base
+    assert isinstance(base, mmap.mmap)
+    with pytest.raises(ValueError, match="read-only"):
+        mapped.train.images[0] = 0
+
+
+def test_a_digest_of_parts_is_that_of_the_whole(tmp_path, monkeypatch):
+    whole = load_arrays(save_folder(tmp_path)).digest
+    monkeypatch.setattr(splits, "PART", 8 * 6 * 3 + 1)
+    assert load_arrays(str(tmp_path)).digest == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"x_test.npy is not a plain array of numbers"),
+        (b"hello", r"x_test.npy is not a plain array of numbers"),
+        (npy()[:40], r"x_test.npy is not a plain array of numbers"),
+        (npy((10**12,)), "declares 8,000,000,000,000 bytes, its file has"),
+        (npy((4,)), "declares 32 bytes, its file has 24 of data"),
+        (npy((-1,)), "it declares -8 bytes"),
+        (npy((0, -3)), "it declares"),
+        (npy((2**40, 2**40)), "it declares"),
+        (npy((0,)), r"x_test is float64 \[0\]"),
+    ],
+)
+def test_npy_files_that_lie_are_refused(tmp_path, content, message):
+    (Path(save_folder(tmp_path)) / "x_test.npy").write_bytes(content)
+    with pytest.raises(ExperimentError, match=message) as caught:
+        load_arrays(str(tmp_path))
+    assert "data.path=FOLDER" in caught.value.remedy
+
+
+def test_pickles_and_pipes_among_npy_files_are_refused(tmp_path):
+    np.save(Path(save_folder(tmp_path)) / "y_test.npy", np.array([1, None]), allow_pickle=True)
+    with pytest.raises(ExperimentError, match=r"y_test.npy is not a plain array of numbers .it holds pickled objects"):
+        load_arrays(str(tmp_path))
+    (tmp_path / "y_test.npy").unlink()
+    os.mkfifo(tmp_path / "y_test.npy")
+    with pytest.raises(ExperimentError, match=r"y_test.npy cannot be read .it is a pipe or a device"):
+        load_arrays(str(tmp_path))
+
+
+# ---------------------------------------------------------------- float images
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (6, 8, 6, 3), np.uint8)
+PIXELS[0, 0, :2] = [[0, 0, 0], [255, 255, 255]]
+IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+UNIT = {"std": (255.0, 255.0, 255.0)}
+
+
+def floats(**changes: object) -> dict[str, object]:
+    """Changes that make float images of PIXELS: with ``mean``, ``std`` and ``dtype``."""
+    mean, std = (np.array(changes.get(name, (default,) * 3)) for name, default in (("mean", 0.0), ("std", 1.0)))
+    images = ((PIXELS - mean) / std).astype(str(changes.get("dtype", "float32")))
+    return {"x_train": images[:4], "x_test": images[4:]}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("store", ["npz", "npy"])
+@pytest.mark.parametrize(
+    ("images", "model"),
+    [
+        (UNIT, UNIT),
+        (UNIT, IMAGENET),  # pixels / 255 for a model that normalizes further
+        (IMAGENET, IMAGENET),
+        ({"mean": (127.5,) * 3, "std": (127.5,) * 3}, {"mean": [127.5] * 3, "std": [127.5] * 3}),
+        ({}, {}),  # whole numbers 0 to 255 of a float type
+        ({}, IMAGENET),
+        ({}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
+    ],
+)
+def test_float_images_become_the_pixels_they_were(tmp_path, images, model, store, dtype):
+    changes = floats(**images, dtype=dtype)
+    if store == "npz":
+        np.savez(tmp_path / "a.npz", **arrays(**changes))
+    path = save_folder(tmp_path, **changes) if store == "npy" else str(tmp_path / "a.npz")
+    data = load_arrays(path, **model)
+    assert data.train.images.dtype == np.uint8
+    np.testing.assert_array_equal(np.concatenate([data.train.images, data.test.images]), PIXELS)
+    np.savez(tmp_path / "pixels.npz", **arrays(x_train=PIXELS[:4], x_test=PIXELS[4:]))
+    assert data.digest == load_arrays(str(tmp_path / "pixels.npz")).digest
+
+
+@pytest.mark.parametrize(
+    ("images", "model", "message", "typed"),
+    [
+        (
+            UNIT,
+            {},
+            r"x_train float32 .*x_test .* from 0 to 1, but without .*; they are whole pixels when read as 0 to 1",
+            "[255,255,",
+        ),
+        (
+            IMAGENET,
+            {},
+            r"from -2\.118 to 2\.64, .* whole pixels when read as ImageNet's mean and std",
+            "model.mean=[123.675,116.28,103.53]",
+        ),
+        (
+            {"mean": [127.5] * 3, "std": [127.5] * 3},
+            IMAGENET,
+            r"from -1 to 1, .* pixels from 46 to 182",
+            "[127.5,127",
+        ),
+        (IMAGENET, UNIT, r"from -2\.118 to 2\.64, .* pixels from -540 to 673", "model.std=[58.395,57.12,57.375]"),
+        ({"std": (7.0,) * 3}, {}, r"from 0 to 36\.43, but without", "model.mean=[R,G,B]"),
+    ],
+)
+def test_other_float_images_are_refused_with_a_remedy_that_works(tmp_path, images, model, message, typed):
+    np.savez(tmp_path / "a.npz", **arrays(**floats(**images)))
+    with pytest.raises(ExperimentError, match=message) as caught:
+        load_arrays(str(tmp_path / "a.npz"), **model)
+    assert typed in caught.value.remedy
+    if "R,G,B" in typed:
+        return
+    words = caught.value.remedy.split(", ")[0].split()
+    config = rq.compose("model=onnx", "model.path=m.onnx", "data=arrays", f"data.path={tmp_path / 'a.npz'}", *words)
+    np.testing.assert_array_equal(load_dataset(config.data, tmp_path, config.model).test.images, PIXELS[4:])
+
+
+def test_float_images_that_are_no_whole_pixels_are_rounded_and_said_so(tmp_path, caplog):
+    exact = np.random.default_rng(0).uniform(0, 1, (6, 8, 6, 3)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", **arrays(x_train=exact[:4], x_test=exact[4:]))
+    data = load_arrays(str(tmp_path / "a.npz"), **UNIT)
+    assert np.abs(data.test.images - 255.0 * exact[4:]).max() <= 0.5 + 1e-4
+    assert "rounded, by up to 0.50 of 255" in caplog.text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_float_images_that_are_no_numbers_are_refused(tmp_path, value):
+    changes = floats(**UNIT, dtype="float64")
+    changes["x_test"][1, 2, 3, 0] = value
+    np.savez(tmp_path / "a.npz", **arrays(**changes))
+    with pytest.raises(ExperimentError, match="NaN or infinite"):
+        load_arrays(str(tmp_path / "a.npz"), **UNIT)
+
+
+def test_float_images_have_limits_and_channels_too(tmp_path):
+    path = save_folder(tmp_path, **floats(**UNIT))
+    with pytest.raises(ExperimentError, match=r"take 864 bytes, more than `data.max_bytes`, 863"):
+        load_arrays(path, 863, **UNIT)
+    with pytest.raises(ExperimentError, match=r"`model\.std` has 1 values, the images have 3 channels"):
+        load_arrays(path, std=[255.0])
+    np.save(tmp_path / "x_test.npy", PIXELS[4:])  # one of each type
+    with pytest.raises(ExperimentError, match=r"x_train is float32 \[4, 8, 6, 3\], expected uint8"):
+        load_arrays(path, **UNIT)

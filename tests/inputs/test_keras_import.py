@@ -46,7 +46,8 @@ def activate(x, activation):
     if activation == "softmax":
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
-    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6)}[activation]
+    sigmoid = 1 / (1 + np.exp(-x))
+    return {"linear": x, "relu": np.maximum(x, 0), "relu6": np.clip(x, 0, 6), "sigmoid": sigmoid}[activation]
 
 
 def activate_with_bias(c, w, x):
@@ -236,7 +237,7 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
     [
         ("BatchNormalization", {"axis": [3], "epsilon": 0.01}, NORM),
         ("BatchNormalization", {"axis": -1, "epsilon": 0.001, "scale": False, "center": False}, NORM[2:]),
-        *(("Activation", {"activation": name}, ()) for name in ("relu", "relu6", "linear", "softmax")),
+        *(("Activation", {"activation": name}, ()) for name in ("relu", "relu6", "linear", "sigmoid", "softmax")),
         ("ReLU", {"max_value": None, "negative_slope": 0.0, "threshold": 0.0}, ()),
         ("ReLU", {"max_value": 2.5}, ()),
         ("Softmax", {"axis": -1}, ()),

@@ -8,11 +8,14 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+import resnet8_quant as rq
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.inputs.model import fold, load_model
+from resnet8_quant.inputs.model import fold, load_model, load_model_for
+from resnet8_quant.inputs.splits import Dataset, Split
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
@@ -66,10 +69,27 @@ def test_files_that_are_no_model(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ExperimentError, match=message):
             load(path, tmp_path)
+    path.write_bytes(b"PK\x03\x04" + bytes(100))  # as torch.save writes it
+    with pytest.raises(ExperimentError, match=r"net\.onnx is an archive, such as torch\.save writes") as caught:
+        load(path, tmp_path)
+    assert "torch.onnx.export" in caught.value.remedy
     with pytest.raises(ExperimentError, match="is a folder"):
         load(tmp_path, tmp_path)
     with pytest.raises(ExperimentError, match=r"`model\.path` is not set"):
         load_model(ModelConfig(kind=ModelKind.onnx), SHAPE, CLASSES, tmp_path)
+
+
+def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, tmp_path):
+    """As PyTorch's exporter writes them."""
+    model = onnx.load(classifier(["batch", *SHAPE]))
+    path, data = tmp_path / "split.onnx", tmp_path / "split.onnx.data"
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    assert load(path, tmp_path).input_spec.classes == CLASSES
+    data.unlink()
+    os.utime(path)  # else what was read before is handed out
+    with pytest.raises(ExperimentError, match=r"weights of .*split\.onnx are in .*split\.onnx\.data, which") as caught:
+        load(path, tmp_path)
+    assert "external_data=False" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -88,6 +108,51 @@ def test_files_that_are_no_model(tmp_path):
 def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, message):
     with pytest.raises(ExperimentError, match=message):
         load(classifier(shape, **options), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ([8, 6, 3], "data.size=[8,6]"),
+        ([3, 8, 6], "data.size=[8,6]"),
+        ([8, 6, 1], "data=arrays"),
+        ([3, 8], "data=arrays"),
+    ],
+)
+def test_images_of_another_size_can_be_resized(classifier, tmp_path, shape, remedy):
+    with pytest.raises(ExperimentError) as caught:
+        load(classifier(["batch", *shape]), tmp_path)
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("arrays", "data.first_label=1"), ("folder", "'data.classes=[1,2,3,4,5]'")]
+)
+def test_labels_from_1_to_the_number_of_outputs(classifier, tmp_path, name, remedy):
+    config = ModelConfig(kind=ModelKind.onnx, path=str(classifier(["batch", 4, 4, 3])))
+    names = tuple(map(str, range(CLASSES + 1))) if name == "folder" else ()
+    labels = np.arange(1, CLASSES + 1)
+    split = Split(np.zeros((CLASSES, *SHAPE), np.uint8), labels)
+    with pytest.raises(ExperimentError, match=r"its labels are 1 to 5, the model has 5 outputs, 0 to 4") as caught:
+        load_model_for(Dataset(name, split, split, "", names), config, tmp_path)
+    assert caught.value.remedy == remedy
+    shifted = Split(split.images, labels - 1)
+    load_model_for(Dataset(name, shifted, shifted, "", names[1:]), config, tmp_path)
+    for wrong in (labels + 1, 2 * labels - 1):
+        other = Split(split.images, wrong)
+        with pytest.raises(ExperimentError, match=r"found output scores float32 \[N,5\]"):
+            load_model_for(Dataset("arrays", other, other, ""), config, tmp_path)
+
+
+def test_numbers_in_a_list_of_files_from_1(tmp_path):
+    """What the remedy for data=folder types is read as it is meant."""
+    for i in range(6):
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{i}.png,{1 + i // 2}\n" for i in range(6)))
+    words = ("data=folder", f"data.path={tmp_path / 'list.csv'}", "data.test_fraction=0.5", f"cache_dir={tmp_path}")
+    assert rq.load_dataset(rq.compose(*words)).classes == 4
+    data = rq.load_dataset(rq.compose(*words, "data.classes=[1,2,3]"))
+    assert (data.class_names, data.train.labels.tolist()) == (("1", "2", "3"), [0, 1, 2])
 
 
 def test_stated_layout_that_does_not_fit(classifier, tmp_path):

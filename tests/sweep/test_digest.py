@@ -82,3 +82,16 @@ def test_content_counts_and_not_its_path(tmp_path: Path, monkeypatch: pytest.Mon
     assert first == digest_with("a.onnx")
     monkeypatch.setattr(digest, "__version__", "0.0.0")
     assert first != digest_with("a.onnx")
+
+
+def test_npy_files_of_a_folder_count_by_content(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in digest.NAMES:
+            (tmp_path / folder / f"{name}.npy").write_bytes(name.encode())
+    config = Config(data=DataConfig(kind=DataKind.arrays, path=str(tmp_path / "a")))
+    first = digest_of(config)
+    config.data.path = str(tmp_path / "b")
+    assert digest_of(config) == first
+    (tmp_path / "b" / "y_test.npy").write_bytes(b"others")
+    assert digest_of(config) != first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,7 +14,7 @@ import numpy as np
 
 from resnet8_quant.config import Config, DType, SizeOf
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.progress import progress
+from resnet8_quant.progress import Estimate, progress
 from resnet8_quant.quantizer.plan import LayerBits
 from resnet8_quant.validation import FLOAT
 
@@ -274,6 +275,8 @@ def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], c
     widths = allocate(choices, high)
     best = make(widths)
     tried = [widths]
+    estimate = Estimate("allocation", math.ceil(math.log2(1 / BISECTION_END)), "models")
+    estimate.count(0)
     while high - low > BISECTION_END * high:
         middle = (low + high) // 2
         narrower = allocate(choices, middle)
@@ -283,6 +286,8 @@ def shrink(make: Callable[[BitWidths], Model], drop: Callable[[Model], float], c
         model = make(narrower)
         lost = drop(model)
         log.info("weights of at most %d bytes lose %.2f points on the validation images", middle, 100 * lost)
+        if (sentence := estimate.count(1)) is not None:
+            log.info("%s", sentence)
         if lost <= limit:
             best, widths, high = model, narrower, middle
         else:

@@ -1,10 +1,10 @@
 """Label-free distillation: weights, biases, scales and zero points tuned together, by gradient.
 
 The quantized model (the student) learns to give the class probabilities of the float model (the teacher) on training
-images; no label is read. With ``refine.mirror`` the teacher's probabilities are averaged over each image and its mirror
-image, which makes it a better classifier, and the student learns from both (test-time augmentation: Krizhevsky et al.,
-NeurIPS 2012, section 4.1). Every weight and activation is quantized in the forward pass as it will be in the file, with
-straight-through gradients (LSQ: Esser et al., arXiv 1902.08153; zero points: LSQ+, Bhalgat et al., arXiv 2004.09576).
+images; no label is read. With ``refine.mirror`` and ``refine.shift`` the teacher's probabilities are averaged over
+views of each image, which makes it a better classifier, and the student learns them from random views. Every weight and
+activation is quantized in the forward pass as it will be in the file, with straight-through gradients (LSQ: Esser et
+al., arXiv 1902.08153; zero points: LSQ+, Bhalgat et al., arXiv 2004.09576).
 The student is the emitted Q/DQ graph itself, so that both compute the same.
 """
 
@@ -27,13 +27,15 @@ from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.machine import usable_cores
+from resnet8_quant.machine import cpu_description, usable_cores
+from resnet8_quant.npz_cache import cache_key, cached
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import LayerBits, Plan
 from resnet8_quant.quantizer.refine.student import Student
 from resnet8_quant.quantizer.refine.torch_graph import TorchGraph
+from resnet8_quant.quantizer.refine.views import PLAIN, averaged, draw, look
 
 try:
     import torch
@@ -45,10 +47,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 64  # images in a step
 VALIDATIONS = 12  # in a whole run
-CHUNK = 500  # images in a call without gradients
+CHUNK = 100  # images in a call without gradients; with 500 an image takes twice the time
 CHECKED = 32  # images on which PyTorch is compared with ONNX Runtime
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, not another model
-MIRRORED = 0.7  # share of images whose class a mirror must leave as it is, for refine.mirror
+SAME_CLASS = 0.7  # share of images whose class a mirror or a shift must leave as it is
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,18 @@ class Distiller:
             training: images that may be used.
             calibrating: those that calibrate.
             config: ``refine``, ``quant``, ``evaluation.threads`` and ``seed`` are read.
-            cache: folder for a checkpoint, from which the same work goes on after it was interrupted; None: none.
+            cache: folder for what the teacher says, which other seeds and bit widths ask for, too, and for a
+                checkpoint, from which the same work goes on after it was interrupted; None: neither.
 
         Raises:
             ExperimentError: too few images; an operator or attribute that PyTorch has no translation for.
         """
         self.model, self.images, self.config, self._cache = model, training.images, config, cache
+        self._training = training
         self.rows, self.validation = split(training, calibrating, config)
         self._teacher = TorchGraph(model.proto())
         self._check_translation()
-        if config.refine.mirror:
-            self._check_mirror()
+        self._check_views()
 
     def run(self, quantized: onnx.ModelProto, plan: Plan, bits: dict[str, LayerBits]) -> tuple[Plan, Distillation]:
         """Tune ``plan``.
@@ -160,36 +163,69 @@ class Distiller:
                 "refine=best",
             )
 
-    def _inputs(self, rows: np.ndarray, mirrored: np.ndarray | bool = False) -> torch.Tensor:
-        """What the model reads; left and right exchanged where ``mirrored``, one bool or one for each image."""
-        images = self.images[rows]
-        if np.any(mirrored):
-            images[np.broadcast_to(mirrored, len(rows))] = images[np.broadcast_to(mirrored, len(rows)), :, ::-1]
-        return torch.from_numpy(self.model.input_spec.prepare(images))
+    def _inputs(self, rows: np.ndarray, views: np.ndarray | tuple[int, int, int] = PLAIN) -> torch.Tensor:
+        """What the model reads of images in the ``views``, one for all or one for each."""
+        return torch.from_numpy(self.model.input_spec.prepare(look(self.images[rows], views)))
 
-    def _log_probabilities(self, rows: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+    def _log_probabilities(self, rows: np.ndarray, view: tuple[int, int, int] = PLAIN) -> torch.Tensor:
         """The float model's, float32 [n, classes]."""
-        name = self._teacher.logits()
         with torch.no_grad():
-            parts = [self._teacher.run(self._inputs(part, mirrored), name) for part in _parts(rows)]
-            return F.log_softmax(torch.cat([part.reshape(len(part), -1) for part in parts]), 1)
+            logits = self._teacher.run(self._inputs(rows, view), self._teacher.logits())
+            return F.log_softmax(logits.reshape(len(rows), -1), 1)
 
     def _teach(self, rows: np.ndarray) -> torch.Tensor:
         """The teacher's log-probabilities, float32 [n, classes]."""
-        if not self.config.refine.mirror:
-            return self._log_probabilities(rows)
-        return torch.logaddexp(self._log_probabilities(rows), self._log_probabilities(rows, True)) - math.log(2)
+        views, parts = averaged(self.config.refine.mirror, self.config.refine.shift), []
+        with progress(f"the float model on {len(views)} views of each image", len(rows), "images") as advance:
+            for part in _parts(rows):
+                each = torch.stack([self._log_probabilities(part, view) for view in views])
+                parts.append(torch.logsumexp(each, 0) - math.log(len(views)))
+                advance(len(part))
+        return torch.cat(parts)
 
-    def _check_mirror(self) -> None:
-        """Refuse to mirror images of things that a mirror turns into others: digits, signs."""
-        classes = [self._log_probabilities(self.validation, mirrored).argmax(1) for mirrored in (False, True)]
-        same = (classes[0] == classes[1]).float().mean().item()
-        if same < MIRRORED:
-            raise ExperimentError(
-                f"`refine.mirror` averages over mirrored images, but mirrored the float model gives only "
-                f"{100 * same:.0f} % of {len(self.validation)} training images the class that it gives them unmirrored",
-                "refine=distill refine.mirror=false",
+    def _targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's log-probabilities of the images to learn from, and of those held out."""
+        rows, refine = np.union1d(self.rows, self.validation), self.config.refine
+        if self._cache is None:
+            taught = self._teach(rows)
+        else:
+            if refine.distill_images is None:
+                rows = self._training.chosen  # whatever is held out or calibrates, so that other seeds find it
+            facts = {
+                "model": sha256_bytes(self.model.serialized),
+                "images": CalibrationImages.of(self.images, rows).digest,
+                "input": repr(self.model.input_spec),
+                "views": [refine.mirror, refine.shift],
+                "versions": [__version__, torch.__version__, torch.get_num_threads(), cpu_description()],
+            }
+            taught, _ = cached(
+                self._cache / "teachers",
+                cache_key(facts),
+                lambda: self._teach(rows),
+                lambda value: {"log_probabilities": value.numpy()},
+                lambda arrays: torch.from_numpy(arrays["log_probabilities"].reshape(len(rows), -1)),
             )
+        return taught[np.searchsorted(rows, self.rows)], taught[np.searchsorted(rows, self.validation)]
+
+    def _check_views(self) -> None:
+        """Refuse views in which things are seen as others: mirrored digits and signs, shifted small images."""
+        refine = self.config.refine
+        views = {"mirror": (1, 0, 0), "shift": (0, refine.shift, refine.shift)}
+        classes = {
+            view: torch.cat([self._log_probabilities(part, view).argmax(1) for part in _parts(self.validation)])
+            for view in [PLAIN, *(view for name, view in views.items() if getattr(refine, name))]
+        }
+        for name, view in views.items():
+            if view not in classes:
+                continue
+            same = (classes[PLAIN] == classes[view]).float().mean().item()
+            if same < SAME_CLASS:
+                done, off = ("mirrored", "false") if name == "mirror" else ("shifted", "0")
+                raise ExperimentError(
+                    f"`refine.{name}` averages over {done} images, but {done} the float model gives only "
+                    f"{100 * same:.0f} % of {len(self.validation)} training images the class that they have unchanged",
+                    f"refine=distill refine.{name}={off}",
+                )
 
     def _validate(self, student: Student, targets: torch.Tensor) -> tuple[float, float]:
         """Minus the loss on the held-out images, and the agreement: larger is better.
@@ -203,13 +239,13 @@ class Distiller:
 
     def _tune(self, student: Student, emitted: onnx.ModelProto) -> tuple[Plan, Distillation]:
         refine, rows = self.config.refine, self.rows
-        targets, validation_targets = self._teach(rows), self._teach(self.validation)
+        targets, validation_targets = self._targets()
         groups = [
             {"params": [parameter], "lr": 0.0, "rate": refine.learning_rate * student.rates[name]}
             for name, parameter in student.parameters.items()
         ]
         optimizer = torch.optim.Adam(groups)
-        batch, order, mirrored = min(BATCH, len(rows)), np.empty(0, np.int64), np.empty(0, bool)
+        batch, order, views = min(BATCH, len(rows)), np.empty(0, np.int64), np.empty((0, 3), np.int64)
         before = best = self._validate(student, validation_targets)
         step, share, elapsed, best_parameters = 0, 0.0, 0.0, _copy(student.parameters)
         every = max(1, refine.distill_steps // VALIDATIONS)
@@ -224,7 +260,8 @@ class Distiller:
             log.info("distillation goes on after step %d, from %s", step, checkpoint)
         started, shown = time.monotonic() - elapsed, f"distilling, loss {-best[0]:.4f}, agreement {best[1]:.4f}"
         log.debug("step %d: %s", step, shown)
-        with progress(shown, refine.distill_steps, "steps") as advance:
+        longest = None if refine.minutes is None else 60 * refine.minutes
+        with progress(shown, refine.distill_steps, "steps", longest) as advance:
             advance(step)
             while share < 1.0:
                 for group in optimizer.param_groups:
@@ -232,9 +269,9 @@ class Distiller:
                 epoch, place = divmod(step, len(rows) // batch)
                 if place == 0 or not len(order):
                     rng = np.random.default_rng([self.config.seed, 3, epoch])
-                    order, mirrored = rng.permutation(len(rows)), rng.random(len(rows)) < 0.5 * refine.mirror
+                    order, views = rng.permutation(len(rows)), draw(rng, len(rows), refine.mirror, refine.shift)
                 chosen = order[place * batch : (place + 1) * batch]
-                loss = _loss(student.forward(self._inputs(rows[chosen], mirrored[chosen])), targets[chosen])
+                loss = _loss(student.forward(self._inputs(rows[chosen], views[chosen])), targets[chosen])
                 if not torch.isfinite(loss):
                     log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), step + 1)
                     break
@@ -261,7 +298,7 @@ class Distiller:
             "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
             "the agreement with the float model%s %.2f %%, before %.2f %%",
             *(len(rows), step, batch, len(self.validation), -best[0], -before[0]),
-            " on images and mirrored ones" if refine.mirror else "",
+            " averaged over views" if refine.mirror or refine.shift else "",
             *(100 * best[1], 100 * before[1]),
         )
         if best != before:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet8_quant.config import DataConfig, DataKind, ModelConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import read_json, read_regular
 from resnet8_quant.inputs.arrays import UNREADABLE, read_npy
@@ -133,7 +134,6 @@ def _load(job: Job, digest: str) -> Dataset:
     Raises:
         ExperimentError: it is not there, or it is another one.
     """
-    from resnet8_quant.config import DataConfig, DataKind
     from resnet8_quant.files import cache_folder
     from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
@@ -148,10 +148,22 @@ def _load(job: Job, digest: str) -> Dataset:
     if kind is DataKind.cifar10 and not is_cached(cache):
         raise ExperimentError(f"CIFAR-10 is not in the cache {cache}", "")
     path = data.get("path") if kind is DataKind.arrays else None
-    loaded = load_dataset(DataConfig(kind=kind, path=path if isinstance(path, str) else None), cache)
+    described = DataConfig(kind=kind, path=path if isinstance(path, str) else None)
+    described.first_label = int(kind is DataKind.arrays and data.get("first_label") == 1)
+    loaded = load_dataset(described, cache, _normalization(config.get("model")))
     if loaded.digest != digest:
         raise ExperimentError(f"the data has the digest {loaded.digest[:12]}, the runs' had {digest[:12]}", "")
     return loaded
+
+
+def _normalization(model: object) -> ModelConfig:
+    """Mean and std of a run's model, by which float images are read."""
+    config = ModelConfig()
+    for key in ("mean", "std"):
+        values = model.get(key) if isinstance(model, dict) else None
+        if isinstance(values, list) and all(type(value) in (int, float) and abs(value) < 1e9 for value in values):
+            setattr(config, key, values)
+    return config
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from resnet8_quant import terminal
 from resnet8_quant.errors import missing_extra
 from resnet8_quant.files import replacing
 from resnet8_quant.sweep import portability
@@ -61,7 +62,7 @@ class Section:
 
 def write_report(
     jobs: Sequence[Job], path: Path, *, limits: Limits = NO_LIMITS, plot_folder: Path | None = None
-) -> None:
+) -> str:
     """Write the page of ``jobs``, which have their choices named, and a PNG and an SVG of each plot if asked for.
 
     Args:
@@ -70,19 +71,30 @@ def write_report(
         limits: what the recommendation keeps to at first; a reader of the page can change them.
         plot_folder: where the plots go as files; None: nowhere.
 
+    Returns:
+        Which file the page recommends, a line for the terminal; empty where it recommends none.
+
     Raises:
         ExperimentError: a file cannot be written; ``plot_folder`` without vl-convert-python.
     """
-    parts = sections(jobs, limits)
+    parts, recommendation = sections(jobs, limits)
     text = render(jobs, parts, vega_script(), datatables())
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     if plot_folder is not None:
         write_files((plot for section in parts for plot in section.plots), plot_folder)
+    if recommendation is None:
+        return ""
+    job, row = recommendation.job, recommendation.job.row
+    accuracy = f"{terminal.percent(row.accuracy)}{portability.mark(row)}"
+    lost = "" if row.accuracy_delta is None else f" ({terminal.points(row.accuracy_delta)})"
+    size = terminal.size(row.tflite_bytes or row.model_bytes)
+    file = terminal.shown(job.path / ("model.onnx" if row.tflite_bytes is None else "model.tflite"))
+    return f"Recommended: {row.quant_type}, {accuracy}{lost}, {size}: {file}"
 
 
-def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> list[Section]:
-    """All sections, those that are left out included."""
+def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> tuple[list[Section], Recommendation | None]:
+    """All sections, those that are left out included, and the choice; None where no model is within the limits."""
     evidence = gather(jobs)
     models = models_of(evidence)
     recommendation = recommend(models, limits)
@@ -99,7 +111,8 @@ def sections(jobs: Sequence[Job], limits: Limits = NO_LIMITS) -> list[Section]:
     note = cut if len(jobs) > tables.MAX_ROWS else ""
     parts.append(Section("runs", "All runs", content=tables.all_runs(jobs, models, recommendation), note=note))
     parts.append(_pair(jobs[: tables.MAX_ROWS], evidence))
-    return [*parts, Section("provenance", "Provenance", content=tables.provenance(jobs))]
+    parts.append(Section("provenance", "Provenance", content=tables.provenance(jobs)))
+    return parts, recommendation
 
 
 def _comparisons(evidence: Evidence, models: Sequence[Model], recommendation: Recommendation) -> list[Section]:

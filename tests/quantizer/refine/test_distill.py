@@ -296,32 +296,52 @@ def test_too_few_images_and_the_remedy(count, calibrating):
     assert len(validation) == config.refine.validation_images
 
 
-def test_a_mirrored_teacher_is_the_mean_of_two_runs_of_the_float_model(model):
+def test_the_teacher_is_the_mean_over_views(model):
     """By ONNX Runtime; an image and its mirror image have the same teacher."""
     images = CalibrationImages.of(load_sample().train.images[:200])
-    distiller = Distiller(
-        model, images, replace(images, chosen=np.arange(20)), Config(W4A4, refine=replace(DISTILL, mirror=True))
-    )
+    config = Config(W4A4, refine=replace(DISTILL, mirror=True, shift=1))
+    distiller = Distiller(model, images, replace(images, chosen=np.arange(20)), config)
     pixels, name = images.images[:50], model.proto().graph.input[0].name
-    feeds = [model.input_spec.prepare(each) for each in (pixels, pixels[:, :, ::-1])]
-    mean = sum(run(model.serialized, {name: feed}, OFF)[0] for feed in feeds) / 2
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    crops = [padded[:, y : y + 32, x : x + 32] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
+    feeds = [model.input_spec.prepare(each) for crop in crops for each in (crop, crop[:, :, ::-1])]
+    mean = sum(run(model.serialized, {name: feed}, OFF)[0] for feed in feeds) / 10
     np.testing.assert_allclose(np.exp(distiller._teach(np.arange(50)).numpy()), mean, atol=1e-5)
     swapped = replace(images, images=np.ascontiguousarray(images.images[:, :, ::-1]))
     other = Distiller(model, swapped, replace(swapped, chosen=np.arange(20)), distiller.config)
     np.testing.assert_allclose(other._teach(np.arange(50)), distiller._teach(np.arange(50)), atol=1e-4)
-    some = np.arange(5) % 2 == 0
-    mixed = distiller._inputs(np.arange(5), some).numpy()
-    expected = [feeds[int(flipped)][i] for i, flipped in enumerate(some)]
-    np.testing.assert_array_equal(mixed, expected)
 
 
-def test_a_mirror_that_changes_what_is_seen_is_refused():
-    """The scores of `branching` depend on where a value lies."""
+def test_a_teacher_is_cached(model, tmp_path, monkeypatch):
+    """Other seeds read what the first stored; other views do not."""
+    images = CalibrationImages.of(load_sample().train.images[:60])
     config = Config(W4A4, refine=replace(DISTILL, mirror=True))
-    with pytest.raises(ExperimentError, match=r"mirrored the float model gives only \d+ % of 8 training") as caught:
+
+    def targets(config, cache=tmp_path):
+        distiller = Distiller(model, images, replace(images, chosen=np.arange(20)), config, cache)
+        return dict(zip([*distiller.rows, *distiller.validation], torch.cat(distiller._targets()), strict=True))
+
+    first, without = targets(config), targets(config, None)
+    for row, target in first.items():
+        np.testing.assert_array_equal(target, without[row])
+    with monkeypatch.context() as patch:
+        patch.setattr(Distiller, "_teach", None)  # another call would fail
+        second = targets(replace(config, seed=7))
+        with pytest.raises(TypeError):
+            targets(replace(config, refine=replace(config.refine, shift=1)))
+    assert list(second) != list(first)
+    for row in second.keys() & first.keys():
+        np.testing.assert_array_equal(second[row], first[row])
+
+
+@pytest.mark.parametrize(("name", "done", "off"), [("mirror", "mirrored", "false"), ("shift", "shifted", "0")])
+def test_a_view_that_changes_what_is_seen_is_refused(name, done, off):
+    """The scores of `branching` depend on where a value lies."""
+    config = Config(W4A4, refine=replace(DISTILL, **{name: 1}))
+    with pytest.raises(ExperimentError, match=rf"{done} the float model gives only \d+ % of 8 training") as caught:
         Distiller(branching(), POOL, pictures(12), config)
-    assert caught.value.remedy == "refine=distill refine.mirror=false"
-    assert not rq.compose(*caught.value.remedy.split()).refine.mirror
+    assert caught.value.remedy == f"refine=distill refine.{name}={off}"
+    assert not getattr(rq.compose(*caught.value.remedy.split()).refine, name)
     Distiller(branching(), POOL, pictures(12), replace(config, refine=DISTILL))
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.arrays import load_arrays
 from resnet8_quant.sweep.collect import Job
-from resnet8_quant.sweep.report.evidence import gather
+from resnet8_quant.sweep.report.evidence import _load, gather
 
 MakeRun = Callable[..., Path]
 Read = Callable[[], list[Job]]
@@ -80,3 +85,20 @@ def test_float_predictions_of_the_folder_or_of_the_float_run(make_run: MakeRun, 
     by_number = {job.number: evidence.float_predictions(job) for job in evidence.jobs}
     assert np.array_equal(by_number[1], by_number[0])  # type: ignore[arg-type]
     assert by_number[2] is None
+
+
+def test_arrays_are_read_as_the_run_read_them(tmp_path: Path) -> None:
+    """Labels from 1, and floats that the model's std turns into pixels; what run.json says else is not believed."""
+    x, y = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3) * 5, np.array([1, 2, 2, 1])
+    np.savez(tmp_path / "a.npz", x_train=x / 255, y_train=y, x_test=x / 255, y_test=y)
+    np.savez(tmp_path / "b.npz", x_train=x, y_train=y - 1, x_test=x, y_test=y - 1)
+    digest = load_arrays(str(tmp_path / "b.npz")).digest
+    data = {"kind": "arrays", "path": str(tmp_path / "a.npz"), "first_label": 1}
+    job: Any = SimpleNamespace(path=tmp_path, row=SimpleNamespace(data="arrays"))
+    record = {"config": {"data": data, "model": {"std": [255.0] * 3}, "cache_dir": str(tmp_path)}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert _load(job, digest).test.labels.tolist() == [0, 1, 1, 0]
+    record["config"]["model"] = {"std": ["255"] * 3, "mean": 1}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ExperimentError, match="without `model"):
+        _load(job, digest)

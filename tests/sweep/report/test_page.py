@@ -70,12 +70,27 @@ class Elements(HTMLParser):
         return " ".join("".join(self.sections[section] if section else self.words).split())
 
 
+def test_the_recommended_file_is_named_for_the_terminal(
+    make_run: MakeRun, jobs_of: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(0, "quant=u8s8", 4, accuracy=0.87, accuracy_delta=-0.0123, model_bytes=1000)
+    page = tmp_path / "page.html"
+    folder = jobs_of()[0].path
+    assert write_report(jobs_of(), page) == f"Recommended: u8s8, 87.00 % (-1.23), 1,000 B: {folder / 'model.onnx'}"
+    shutil.rmtree(folder)
+    make_run(0, "quant=u8s8", 4, accuracy=0.87, accuracy_delta=-0.0123, model_bytes=1000, tflite_bytes=900)
+    assert write_report(jobs_of(), page) == f"Recommended: u8s8, 87.00 % (-1.23), 900 B: {folder / 'model.tflite'}"
+    assert report.main([str(folder), "--out", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Recommended: u8s8, 87.00 %")
+    assert write_report(jobs_of(), page, limits={"flash": 1}) == ""
+
+
 def _page(jobs: list[Job]) -> Elements:
-    return Elements(render(jobs, sections(jobs), "/* vega */", ("/* datatables */", "")))
+    return Elements(render(jobs, sections(jobs)[0], "/* vega */", ("/* datatables */", "")))
 
 
 def _by_key(jobs: list[Job]) -> dict[str, Section]:
-    return {section.key: section for section in sections(jobs)}
+    return {section.key: section for section in sections(jobs)[0]}
 
 
 def test_page_of_a_grid_says_the_answer_first(grid: list[Job]) -> None:
@@ -144,7 +159,7 @@ def test_hostile_failure_and_folder_stay_text() -> None:
 def test_long_text_of_failed_runs_is_shortened() -> None:
     jobs = [Job(0, "0_x", RunResult(status="failed", error="e" * 100_000, overrides="a=" + "b" * 100_000))]
     name_choices(jobs)
-    assert len(render(jobs, sections(jobs), None, None)) < 60_000
+    assert len(render(jobs, sections(jobs)[0], None, None)) < 60_000
     assert "nothing to recommend" in _page(jobs).text()
 
 

@@ -58,14 +58,14 @@ def test_a_page_that_is_full_says_so(grid: list[Job], monkeypatch: pytest.Monkey
     page, note = page_data(grid, gather(grid))
     assert [run["predictions"] for run in page["runs"]] == [0, *[-1] * (len(grid) - 1)]
     assert "holds the predictions of the first 1 of 13 runs" in note
-    section = next(section for section in sections(grid) if section.key == "pair")
+    section = next(section for section in sections(grid)[0] if section.key == "pair")
     assert note in section.note
 
 
 def test_one_finished_run_has_no_other(make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]) -> None:
     make_run(0, "quant=int8", 3)
     make_run(1, "quant=int8", 3, status="failed", error="it broke")
-    section = next(section for section in sections(jobs_of()) if section.key == "pair")
+    section = next(section for section in sections(jobs_of())[0] if section.key == "pair")
     assert (section.content, section.missing) == (None, "fewer than two runs have finished")
 
 
