@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 def pytest_collection_finish():
-    """What 3,000 tests and their libraries are made of stays: a garbage collector that passes over it takes 10 % less."""
+    """What tests and libraries are made of stays: a garbage collector that passes over it saves a tenth of the time."""
     gc.collect()
     gc.freeze()
 
