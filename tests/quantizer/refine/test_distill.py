@@ -41,6 +41,8 @@ from resnet8_quant.quantizer.refine import distill as module
 from resnet8_quant.quantizer.refine.distill import Distiller, split
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
 from resnet8_quant.quantizer.refine.student import Student, fake_quantize
+from resnet8_quant.quantizer.refine.teacher import Teacher
+from resnet8_quant.quantizer.refine.torch_graph import TorchGraph
 
 W4A4 = QuantConfig(
     activation_type=DType.uint8, weight_type=DType.int8, per_channel=True, weight_bits=4, activation_bits=4
@@ -306,10 +308,12 @@ def test_the_teacher_is_the_mean_over_views(model):
     crops = [padded[:, y : y + 32, x : x + 32] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
     feeds = [model.input_spec.prepare(each) for crop in crops for each in (crop, crop[:, :, ::-1])]
     mean = sum(run(model.serialized, {name: feed}, OFF)[0] for feed in feeds) / 10
-    np.testing.assert_allclose(np.exp(distiller._teach(np.arange(50)).numpy()), mean, atol=1e-5)
+    np.testing.assert_allclose(np.exp(distiller.teacher.log_probabilities(np.arange(50)).numpy()), mean, atol=1e-5)
     swapped = replace(images, images=np.ascontiguousarray(images.images[:, :, ::-1]))
     other = Distiller(model, swapped, replace(swapped, chosen=np.arange(20)), distiller.config)
-    np.testing.assert_allclose(other._teach(np.arange(50)), distiller._teach(np.arange(50)), atol=1e-4)
+    np.testing.assert_allclose(
+        other.teacher.log_probabilities(np.arange(50)), distiller.teacher.log_probabilities(np.arange(50)), atol=1e-4
+    )
 
 
 def test_a_teacher_is_cached(model, tmp_path, monkeypatch):
@@ -319,13 +323,13 @@ def test_a_teacher_is_cached(model, tmp_path, monkeypatch):
 
     def targets(config, cache=tmp_path):
         distiller = Distiller(model, images, replace(images, chosen=np.arange(20)), config, cache)
-        return dict(zip([*distiller.rows, *distiller.validation], torch.cat(distiller._targets()), strict=True))
+        return dict(zip([*distiller.rows, *distiller.validation], torch.cat(distiller.targets()), strict=True))
 
     first, without = targets(config), targets(config, None)
     for row, target in first.items():
         np.testing.assert_array_equal(target, without[row])
     with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "_teach", None)  # another call would fail
+        patch.setattr(Teacher, "log_probabilities", None)  # another call would fail
         second = targets(replace(config, seed=7))
         with pytest.raises(TypeError):
             targets(replace(config, refine=replace(config.refine, shift=1)))
@@ -346,7 +350,7 @@ def test_a_view_that_changes_what_is_seen_is_refused(name, done, off):
 
 
 def test_a_translation_that_differs_is_refused(monkeypatch):
-    monkeypatch.setitem(module.TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
+    monkeypatch.setitem(TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
     with pytest.raises(ExperimentError, match="PyTorch computes another output of the float model"):
         Distiller(branching(), POOL, pictures(12), Config(W4A4, refine=DISTILL))
 
