@@ -1,8 +1,9 @@
-"""What refine=distill owes to what: its start, its loss, what is tuned, its images, its steps.
+"""What refine=distill owes to what: its start, its teacher and loss, what is tuned, its images, its steps.
 
 In: the values of conf/quant/u8s8, conf/refine and conf/calibration, CIFAR-10, a float model. Out: Markdown on stdout, a
-line for each variation of the default: top-1 on the test images, and loss and agreement with the float model on the
-held-out training images, which alone decide. What was measured so far goes to stderr.
+line for each variation of the default: top-1 on the test images, and loss and agreement with its own teacher on the
+held-out training images, which alone decide; with --figure NAME.svg also top-1 against steps and images. What was
+measured so far goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _plots import draw_distillation
 from refine import CALIBRATIONS, WIDTHS, Case, config_of
 
 from resnet8_quant.errors import ExperimentError
@@ -96,9 +98,10 @@ def variations(options: argparse.Namespace) -> list[tuple[str, str, dict[str, An
     rows: list[tuple[str, str, dict[str, Any], Any, Any]] = []
     if "start" in options.parts:
         rows += [(f"from refine={start}", start, {}, None, None) for start in STARTS if start != "best"]
-    rows += [("default: from refine=best, KL, mirror, everything, all images", "best", {}, None, None)]
+    rows += [("default: from refine=best, KL, mirror and shift, everything, all images", "best", {}, None, None)]
     if "loss" in options.parts:
-        rows += [("mirror=false", "best", {"mirror": False}, None, None)]
+        rows += [("mirror=false shift=0", "best", {"mirror": False, "shift": 0}, None, None)]
+        rows += [("shift=0", "best", {"shift": 0}, None, None)]
         rows += [("KL and features", "best", {}, Watched, with_features)]
     if "parameters" in options.parts:
         students = {name: type("Part", (Partial,), {"chosen": staticmethod(part)}) for name, part in PARTS.items()}
@@ -106,19 +109,37 @@ def variations(options: argparse.Namespace) -> list[tuple[str, str, dict[str, An
     if "images" in options.parts:
         rows += [(f"{count:,} images", "best", {"distill_images": count}, None, None) for count in (1000, 5000)]
     if "steps" in options.parts:
-        counts = (steps // 8, steps // 4, steps // 2)
+        counts = (steps // 8, steps // 4, steps // 2, steps * 2)
         rows += [(f"{count:,} steps", "best", {"distill_steps": count}, None, None) for count in counts]
     return rows
 
 
-def measure(options: argparse.Namespace, prepared: Prepared, width: str, variation: Any) -> tuple[str, ...]:
-    """One line."""
+@dataclass(frozen=True)
+class Measured:
+    """A variation: top-1 in %, and how the distillation went; seconds with what came before it."""
+
+    name: str
+    top1: float
+    went: distill.Distillation
+    seconds: float
+
+    def line(self) -> tuple[str, ...]:
+        return (
+            self.name,
+            f"{self.top1:.2f}",
+            "{:.4f} -> {:.4f}".format(*self.went.loss),
+            "{:.1f} -> {:.1f}".format(*(100 * share for share in self.went.agreement)),
+            f"{self.seconds:.0f}",
+        )
+
+
+def measure(options: argparse.Namespace, prepared: Prepared, width: str, variation: Any) -> Measured:
     name, start, changes, student, loss = variation
     case = Case(
-        start, width, [options.seed], options.calibration, options.model, options.source, False, options.threads
+        start, width, [options.seed], options.calibration, options.model, options.source, False, options.threads, None
     )
     config = config_of(case, options.seed)
-    settings = {"distill": True, "mirror": True, "distill_steps": options.steps} | changes
+    settings = {"distill": True, "mirror": True, "shift": 1, "distill_steps": options.steps} | changes
     config.refine = replace(config.refine, **settings)
     data, model = prepared.data, prepared.model
     chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), options.seed)
@@ -133,14 +154,8 @@ def measure(options: argparse.Namespace, prepared: Prepared, width: str, variati
         distill.Student, distill._loss = before  # type: ignore[misc]
     predictions = predict(done.serialized, model.input_spec, data.test.images, batch_size=500, threads=options.threads)
     assert done.distillation is not None
-    went = done.distillation
-    return (
-        name,
-        f"{100 * float(np.mean(predictions.labels == data.test.labels)):.2f}",
-        "{:.4f} -> {:.4f}".format(*went.loss),
-        "{:.1f} -> {:.1f}".format(*(100 * share for share in went.agreement)),
-        f"{done.seconds:.0f}",
-    )
+    top1 = 100 * float(np.mean(predictions.labels == data.test.labels))
+    return Measured(name, top1, done.distillation, done.seconds)
 
 
 def parse() -> argparse.Namespace:
@@ -155,6 +170,7 @@ def parse() -> argparse.Namespace:
         "--model", choices=("resnet8", "mobilenet", "mlperf_tiny"), default="resnet8", help="default resnet8"
     )
     parser.add_argument("--source", metavar="H5", help="of mlperf_tiny; default: download")
+    parser.add_argument("--figure", type=Path, metavar="SVG", help="draw it; a PNG is written beside it")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default 0: all cores")
     return parser.parse_args()
 
@@ -162,16 +178,25 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     started = datetime.now(UTC)
-    case = Case("best", "W4A4", [0], options.calibration, options.model, options.source, False, options.threads)
+    case = Case("best", "W4A4", [0], options.calibration, options.model, options.source, False, options.threads, None)
     prepared = prepare(config_of(case, options.seed))
-    tables = []
+    tables, curves = [], {}
     for width in options.widths:
         rows = []
         for variation in variations(options):
             rows.append(measure(options, prepared, width, variation))
-            print(width, *rows[-1], sep="; ", file=sys.stderr)
+            print(width, *rows[-1].line(), sep="; ", file=sys.stderr)
         heading = [width, "Top-1, %", "Loss, held out", "Agreement, %", "Seconds"]
-        tables.append(markdown(heading, rows))
+        tables.append(markdown(heading, [row.line() for row in rows]))
+        for what in ("steps", "images"):
+            chosen = [row for row in rows if row.name.startswith("default") or row.name.endswith(f" {what}")]
+            curves[f"{width}: {what}"] = sorted((getattr(row.went, what), row.top1) for row in chosen)
+    if options.figure:
+        labels = prepared.data.test.labels
+        spec = prepared.model.input_spec
+        plain = predict(prepared.model.serialized, spec, prepared.data.test.images, batch_size=500, threads=0)
+        baseline = 100 * float(np.mean(plain.labels == labels))
+        draw_distillation(options.figure.stem, curves, baseline, options.figure.parent)
     words = [Path(word).name if word == options.source else word for word in sys.argv[1:]]  # no folder of this machine
     print(f"Date: {started:%Y-%m-%d %H:%M} UTC")
     print(f"Machine: {cpu_description()}")

@@ -80,6 +80,7 @@ class Case:
     source: str | None
     all_layers: bool
     threads: int
+    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def configured(kind: type, path: str, **changes: Any) -> Any:
 def config_of(case: Case, seed: int) -> Config:
     """The configuration of a run; 8 bits are the width of u8s8's types, and are not set."""
     weight, activation = map(int, case.width[1:].split("A"))
+    steps = {"distill_steps": case.steps} if case.steps else {}
     quant = configured(
         QuantConfig,
         "quant/u8s8",
@@ -112,7 +114,7 @@ def config_of(case: Case, seed: int) -> Config:
     config = Config(
         quant=quant,
         calibration=configured(CalibrationConfig, f"calibration/{case.calibration}"),
-        refine=configured(RefineConfig, f"refine/{case.refine}"),
+        refine=configured(RefineConfig, f"refine/{case.refine}", **steps),
         evaluation=EvaluationConfig(threads=case.threads),
         model=ModelConfig(ModelKind[case.model], source=case.source),
         seed=seed,
@@ -150,7 +152,7 @@ def run(options: argparse.Namespace) -> Results:
     for refine in options.refine:
         for width in options.widths:
             calibrated = options.calibration, options.model, options.source
-            case = Case(refine, width, options.seeds, *calibrated, options.all_layers, options.threads)
+            case = Case(refine, width, options.seeds, *calibrated, options.all_layers, options.threads, options.steps)
             command = [sys.executable, __file__, "measure", json.dumps(asdict(case))]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
             if done.returncode:
@@ -228,6 +230,7 @@ def parse() -> argparse.Namespace:
         "--widths", nargs="+", choices=WIDTHS, default=list(WIDTHS), metavar="W", help=", ".join(WIDTHS)
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of distill; 0: all cores")
+    parser.add_argument("--steps", type=int, metavar="N", help="of distill; default: refine.distill_steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="default 0 to 4")
     parser.add_argument("--calibration", choices=CALIBRATIONS, default="mse", metavar="M", help=", ".join(CALIBRATIONS))
     parser.add_argument(

@@ -38,7 +38,7 @@ from resnet8_quant.terminal import markdown
 GRIDS = {  # of each experiment what its command lines vary
     "bit_map": ("refine", "quant.weight_bits", "quant.activation_bits"),
     "ablation": ("quant", "refine", "seed"),
-    "smallest": ("allocate.budget_bytes",),
+    "smallest": ("allocate.budget_bytes", "seed"),
 }
 TITLES = {
     "bit_map": "Bit map: how narrow weights and activations can be",
@@ -73,8 +73,18 @@ class Sweep:
         return 100 * float(self.rows.float_accuracy.iloc[0])
 
     @property
+    def refines(self) -> list[str]:
+        """The refinements in it, as `refine=` names them."""
+        return list(dict.fromkeys(self.rows.refine))
+
+    @property
+    def title(self) -> str:
+        """The model; which refinement, where that is not what the experiment asks for."""
+        return f"{self.model}, refine=distill" if "distill" in self.refines else self.model
+
+    @property
     def name(self) -> str:
-        return f"{self.experiment}_{self.model}"
+        return f"{self.experiment}_{self.title.replace(', refine=', '_')}"
 
 
 def load(folder: Path) -> Sweep:
@@ -98,7 +108,7 @@ def load(folder: Path) -> Sweep:
     axes = [list(dict.fromkeys(place[i] for place in places)) for i in range(len(places[0]))]
     missing = [place for place in itertools.product(*axes) if place not in places]
     if experiment == "bit_map":
-        missing += [(word, "all widths") for word in ("none", "best") if word not in axes[0]]
+        missing += [("a second refinement",)] if len(axes[0]) < 2 else []
     if experiment == "ablation" and (len(axes[1]) < 2 or len(axes[2]) < 2):
         missing.append(("a second step or seed",))
     if missing or len({*places}) < len(rows):
@@ -134,23 +144,24 @@ def widths(sweep: Sweep) -> str:
 
 def bit_map(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     weights, activations = (sorted(sweep.axis(i), reverse=True) for i in (1, 2))
-    refines = [word for word in ("none", "best") if word in sweep.axis(0)]
+    refines = [word for word in ("none", "best", "distill") if word in sweep.axis(0)]
     grids = {word: np.array([[sweep.top1(word, w, a) for a in activations] for w in weights]) for word in refines}
     name = draw_bit_map(sweep.name, grids, weights, activations, sweep.baseline, options.out)
-    parts = [filled(widths(sweep)), f"![Top-1 of every pair of widths, without and with refinement]({name})"]
+    parts = [filled(widths(sweep)), f"![Top-1 of every pair of widths, refine={' and '.join(refines)}]({name})"]
     for word, grid in grids.items():
         rows = [(f"W{w}", *(f"{x:.2f}" for x in line)) for w, line in zip(weights, grid, strict=True)]
         parts += [f"Top-1 in %, refine={word}:", markdown([f"refine={word}", *(f"A{a}" for a in activations)], rows)]
     near = ", ".join(
         f"{(grid > sweep.baseline - NEAR - 0.001).sum()} with refine={word}" for word, grid in grids.items()
     )
-    gain = grids["best"] - grids["none"]
+    before, after = refines[-2:]
+    gain = grids[after] - grids[before]
     i, j = np.unravel_index(gain.argmax(), gain.shape)
     parts.append(
         filled(
-            f"At most {NEAR:g} point below the float model, of {gain.size}: {near}. refine=best is ahead in "
-            f"{(gain > 0).sum()} of {gain.size}, most at W{weights[i]}A{activations[j]}: {grids['none'][i, j]:.2f} to "
-            f"{grids['best'][i, j]:.2f} %."
+            f"At most {NEAR:g} point below the float model, of {gain.size}: {near}. refine={after} is ahead in "
+            f"{(gain > 0).sum()} of {gain.size}, most at W{weights[i]}A{activations[j]}: {grids[before][i, j]:.2f} to "
+            f"{grids[after][i, j]:.2f} %."
         )
     )
     return parts
@@ -195,12 +206,16 @@ def ablation(sweep: Sweep, options: argparse.Namespace) -> list[str]:
 
 
 def smallest(sweep: Sweep, options: argparse.Namespace) -> list[str]:
-    jobs = sorted(((place[0], *job) for place, job in sweep.jobs.items()), key=lambda job: job[0])
-    above = [(row.model_bytes, 100 * row.accuracy, budget) for budget, row, _ in jobs if 100 * row.accuracy > BAR]
+    budgets, seeds = sweep.axis(0), sweep.axis(1)
+    files = {}  # {budget: bytes of the largest of its files, top-1 of each}
+    for budget in sorted(budgets):
+        bytes_of = [sweep.jobs[budget, seed][0].model_bytes for seed in seeds]
+        files[budget] = max(bytes_of), np.array([sweep.top1(budget, seed) for seed in seeds])
+    above = [(size, float(top1.mean()), budget) for budget, (size, top1) in files.items() if top1.mean() >= BAR]
     least = min(above, default=None)
-    verdict = f"No file is above {BAR:g} %."
+    verdict = f"No file keeps {BAR:g} %."
     if least:
-        verdict = f"Smallest file above {BAR:g} %: {least[0]:,} bytes, {least[1]:.2f} % (budget {least[2]:,})."
+        verdict = f"Smallest file that keeps {BAR:g} %: {least[0]:,} bytes, {least[1]:.2f} % (budget {least[2]:,})."
     reference = (options.tflite_bytes, 100 * options.tflite_accuracy) if sweep.model == TFLITE_MODEL else None
     if reference:
         ratio = f", {reference[0] / least[0]:.1f} times as large" if least else ""
@@ -208,24 +223,25 @@ def smallest(sweep: Sweep, options: argparse.Namespace) -> list[str]:
             f" The reference TFLite file of MLPerf Tiny (pretrainedResnet_quant.tflite) has {reference[0]:,} "
             f"bytes{ratio}, and reaches {reference[1]:.2f} % on the same test images."
         )
-    rows = [
-        (
-            f"{budget:,}",
-            f"{row.model_bytes:,}",
-            f"{100 * row.accuracy:.2f}",
-            f"{100 * row.accuracy_delta:+.2f}",
-            f"{row.mcnemar_p:.2g}",
-            " ".join(str(layer["weight_bits"]) for layer in record["layers"]),
-        )
-        for budget, row, record in jobs
-    ]
-    points = [(row.model_bytes, 100 * row.accuracy) for _, row, _ in jobs]
+    rows = []
+    for budget, (size, top1) in files.items():
+        row, record = sweep.jobs[budget, seeds[0]]
+        significance = [f"{row.mcnemar_p:.2g}"] if len(seeds) == 1 else []
+        bits = " ".join(str(layer["weight_bits"]) for layer in record["layers"])
+        shown = spread(top1) if len(seeds) > 1 else f"{top1[0]:.2f}"
+        delta = f"{top1.mean() - sweep.baseline:+.2f}"
+        rows.append((f"{budget:,}", f"{size:,}", shown, delta, *significance, bits))
+    points = [(size, float(top1.mean())) for size, top1 in files.values()]
     figure = draw_smallest(sweep.name, points, least and least[:2], BAR, sweep.baseline, reference, options.out)
-    columns = ["Budget, bytes", "File, bytes", "Top-1, %", "Delta, points", "p, McNemar", "Weight bits of each layer"]
+    first = f", seed {seeds[0]}" if len(seeds) > 1 else ""
+    p = ["p, McNemar"] if len(seeds) == 1 else []
+    columns = ["Budget, bytes", "File, bytes", "Top-1, %", "Delta, points", *p, f"Weight bits of each layer{first}"]
+    one = sweep.jobs[budgets[0], seeds[0]][0]
+    several = f"the mean of seeds {', '.join(map(str, seeds))}, and the largest of their files" if first else "one seed"
     return [
         filled(
-            f"{verdict} The float file has {jobs[0][1].float_model_bytes:,} bytes. The choice is "
-            f"made on the test images, with one seed. {widths(sweep)}"
+            f"{verdict} The float file has {one.float_model_bytes:,} bytes. The choice is "
+            f"made on the test images, with {several}. {widths(sweep)}"
         ),
         f"![Top-1 against the bytes of the file]({figure})",
         markdown(columns, rows),
@@ -239,7 +255,7 @@ def pages(options: argparse.Namespace) -> dict[str, str]:
     """{file name: text} of every experiment among the sweeps; the figures are written."""
     sweeps = [load(folder) for folder in options.sweeps]
     if len({sweep.name for sweep in sweeps}) < len(sweeps):
-        raise ExperimentError("two sweeps are of the same experiment and model", "name one sweep for each")
+        raise ExperimentError("two sweeps are of the same experiment, model and refinement", "name one sweep for each")
     texts = {}
     for experiment, section in SECTIONS.items():
         chosen = [sweep for sweep in sweeps if sweep.experiment == experiment]
@@ -247,7 +263,7 @@ def pages(options: argparse.Namespace) -> dict[str, str]:
             continue
         parts = [f"# {TITLES[experiment]}", filled(written("refine_studies", len(chosen)))]
         for sweep in chosen:
-            parts += [f"## {sweep.model}", facts(sweep.rows, sweep.command), *section(sweep, options)]
+            parts += [f"## {sweep.title}", facts(sweep.rows, sweep.command), *section(sweep, options)]
         texts[f"{experiment}.md"] = "\n\n".join(parts) + "\n"
     return texts
 

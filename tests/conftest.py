@@ -5,6 +5,7 @@ with SIGINT ignored, which children would inherit.
 """
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +24,36 @@ def model(tmp_path_factory):
     from resnet8_quant.inputs.model import load_model
 
     return load_model(ModelConfig(), (32, 32, 3), 10, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _no_integer_kernels(request, monkeypatch):
+    """A test marked any_cpu opens no quantized model in this process: it would have to be repeated on other kernels."""
+    if request.node.get_closest_marker("any_cpu") is None:
+        return
+    import onnx
+    import onnxruntime
+
+    from resnet8_quant.graphs.session import kernels_saturate
+
+    kernels_saturate()  # remembers what its probe, a quantized model, found
+    original = onnxruntime.InferenceSession
+
+    def open_float(model, *arguments, **options):
+        operators = {node.op_type for node in onnx.load_from_string(model).graph.node}
+        assert not [name for name in operators if re.search("Quantize|QLinear|QGemm|Integer", name)]
+        return original(model, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_float)
+
+
+@pytest.fixture(scope="session")
+def mobilenet(tmp_path_factory):
+    """The bundled MobileNet: depthwise convolutions."""
+    from resnet8_quant.config import ModelConfig, ModelKind
+    from resnet8_quant.inputs.model import load_model
+
+    return load_model(ModelConfig(ModelKind.mobilenet), (32, 32, 3), 10, tmp_path_factory.mktemp("mobilenet"))
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,9 @@ def row() -> bytes:
 
 def convert_forked(path: Path) -> None:
     """The Keras converter in a process that may crash or hang, as that of `convert_apart`."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there are threads, of libraries and xdist
+        child = os.fork()
     if child == 0:
         code = 1
         with suppress(BaseException):

@@ -15,18 +15,30 @@ import resnet8_quant as rq
 from resnet8_quant import sensitivity
 from resnet8_quant.config import Config
 from resnet8_quant.graphs.graph import attributes
+from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.sensitivity import pasted, table, worst_layers
 from resnet8_quant.validation import validate
 
 SMALL = ("data=sample", "calibration.samples_per_class=5", "latency.runs=0")
-W4A8 = ("quant=w4a8", "calibration=percentile", *SMALL)
+W4A8 = ("quant=w4a8", "calibration=percentile")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def few(tmp_path_factory):
+    """SMALL with 30 images of each class: an analysis takes as long as there are images."""
+    path, arrays = tmp_path_factory.mktemp("data") / "few.npz", {}
+    for name, split in (("train", load_sample().train), ("test", load_sample().test)):
+        chosen = np.concatenate([np.flatnonzero(split.labels == label)[:30] for label in range(10)])
+        arrays |= {f"x_{name}": split.images[chosen], f"y_{name}": split.labels[chosen]}
+    np.savez(path, **arrays)
+    return ("data=arrays", f"data.path={path}", *SMALL[1:])
+
+
+@pytest.fixture(scope="module")
+def run(few, tmp_path_factory):
     """w4a8, analyzed."""
     folder = tmp_path_factory.mktemp("analyzed")
-    rq.run(rq.compose(*W4A8, "analyze=layers"), folder)
+    rq.run(rq.compose(*W4A8, *few, "analyze=layers"), folder)
     return folder
 
 
@@ -41,7 +53,7 @@ def test_layers_csv_has_a_row_for_each_layer_the_most_harmful_first(run):
     layers = [layer["output"] for layer in json.loads((run / "run.json").read_text())["layers"]]
     assert len(rows) == len(layers) + 1
     assert rows.both_kl.is_monotonic_decreasing
-    assert set(rows.images) == {950}  # all that do not calibrate
+    assert set(rows.images) == {250}  # all that do not calibrate
     assert rows.set_index("layer").weight_bits["stack1.conv1"] == 4
     assert rows.set_index("layer").weight_bits["dense"] == 7
     tensors = pandas.read_csv(run / "tensors.csv").set_index("tensor").snr_db
@@ -50,10 +62,10 @@ def test_layers_csv_has_a_row_for_each_layer_the_most_harmful_first(run):
     assert rows.set_index("layer").output_snr_db["stack1.conv1"] == tensors["stack1.relu1"]
 
 
-def test_the_command_finds_the_same_and_also_where_the_file_has_no_names(run, tmp_path, capsys):
+def test_the_command_finds_the_same_and_also_where_the_file_has_no_names(run, few, tmp_path, capsys):
     words = [f"quant.compact={word}" for word in ("false", "true")]
     for name, word in zip(("named", "compact"), words, strict=True):
-        rq.run(rq.compose(*W4A8, word), tmp_path / name)
+        rq.run(rq.compose(*W4A8, *few, word), tmp_path / name)
         assert not (tmp_path / name / "layers.csv").exists()
         code, shown, _ = command(capsys, tmp_path / name)
         assert code == 0
@@ -61,7 +73,7 @@ def test_the_command_finds_the_same_and_also_where_the_file_has_no_names(run, tm
             assert (tmp_path / name / file).read_bytes() == (run / file).read_bytes()
         lines = [line for line in shown.splitlines() if not line.startswith("  ")]
         assert max(map(len, lines)) <= 80
-        assert "On 950 training images" in shown
+        assert "On 250 training images" in shown
 
 
 def test_what_is_pasted_gives_the_worst_layers_more_bits(run, tmp_path, capsys):
@@ -190,11 +202,11 @@ def test_allocation_leaves_a_float_layer_alone(tmp_path):
 
 
 @pytest.mark.parametrize("deploy", ["none", "x86"])
-def test_allocation_may_choose_float(deploy, tmp_path, capsys, caplog):
+def test_allocation_may_choose_float(deploy, few, tmp_path, capsys, caplog):
     """The file is the one that was measured; row, record, log, analysis and comparison say which layers are float."""
     caplog.set_level("INFO")
     budget = ("allocate=bytes", "allocate.budget_bytes=120000", f"deploy={deploy}", "quant.compact=true")
-    words = ("quant=w4a8", *budget, "allocate.choices=[2,4,float]", *SMALL)
+    words = ("quant=w4a8", *budget, "allocate.choices=[2,4,float]", *few)
     config = rq.compose(*words, "analyze=layers")
     result = rq.run(config, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -222,7 +234,7 @@ def test_allocation_may_choose_float(deploy, tmp_path, capsys, caplog):
 
     # what is written about layers
     assert {*pandas.read_csv(tmp_path / "run" / "layers.csv").layer} == {*counts} - {*kept} | {"(others)"}
-    rq.run(rq.compose("quant=w4a8", f"deploy={deploy}", *SMALL), tmp_path / "all")
+    rq.run(rq.compose("quant=w4a8", f"deploy={deploy}", *few), tmp_path / "all")
     from resnet8_quant import comparison
 
     assert comparison.main([str(tmp_path / "run"), str(tmp_path / "all")]) == 0

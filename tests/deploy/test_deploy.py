@@ -107,6 +107,19 @@ def test_resnet8(resnet8, model, sample, types, per_channel):
         np.testing.assert_array_equal(predictions(small, input_spec, images), predictions(deployed, input_spec, images))
 
 
+@pytest.mark.parametrize(("types", "per_channel"), [("int8", False), ("u8s8", True)])
+def test_mobilenet(mobilenet, sample, types, per_channel):
+    """Depthwise convolutions, all in integers."""
+    serialized = quantized(mobilenet, types, per_channel, images=sample[:100])
+    expected, models = assert_same_integers(serialized, mobilenet.input_spec, sample[-100:])
+    assert len(np.unique(expected)) > 100
+    for target, deployed in models.items():
+        report = kernel_report(deployed, 1)
+        assert (report.kernels, report.integer, report.total) == ("integer", 22, 22), target
+        assert not float_operators(report.ops), target
+        assert report.ops["com.microsoft.QLinearConv"] == 21
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_top_1_of_all_images(resnet8, model, sample, per_channel):
     serialized = resnet8("int8", per_channel)

@@ -13,8 +13,9 @@ from PIL import Image
 import resnet8_quant as rq
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
+from resnet8_quant.inputs.fold import fold
 from resnet8_quant.inputs.input_spec import InputSpec
-from resnet8_quant.inputs.model import fold, load_model, load_model_for
+from resnet8_quant.inputs.model import load_model, load_model_for
 from resnet8_quant.inputs.splits import Dataset, Split
 
 SHAPE = (4, 4, 3)

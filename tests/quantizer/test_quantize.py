@@ -61,6 +61,7 @@ def test_cache_and_threads_have_no_effect_on_the_model(model, images, tmp_path, 
     assert plain.summary.per_channel
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("overrides", [["quant=w4a8", "refine=best"], ["allocate=bytes"]])
 def test_threads_of_blas_have_no_effect_on_the_model(tmp_path, overrides):
     code = (

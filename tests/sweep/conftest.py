@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them, small enough to be killed and repeated: the bundled sample, no latency."""
+"""Sweeps as a user starts them, small enough to be killed and repeated: the sample, few images, no latency."""
 
 from __future__ import annotations
 
@@ -99,6 +99,8 @@ class Sweeps:
         environment |= {"PYTHONPATH": paths, "TEST_CRASH": crash}
         if not any(word.startswith("hydra.sweep.dir=") for word in words):
             words = (*words, f"hydra.sweep.dir={self.folder}")
+        if not any(word.startswith("calibration.samples_per_class=") for word in words):
+            words = (*words, "calibration.samples_per_class=2")
         command = [sys.executable, "run.py", "-m", *words, "data=sample", "latency.runs=0", f"cache_dir={self.cache}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)  # type: ignore[call-overload]

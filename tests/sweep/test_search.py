@@ -6,6 +6,7 @@ import csv
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
 from resnet8_quant import results
+from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.results import RunResult
+from resnet8_quant.sweep import search as module
 from resnet8_quant.sweep.compose import register
 from resnet8_quant.sweep.digest import digest_of
 from resnet8_quant.sweep.folders import find_or_make
@@ -43,6 +46,17 @@ def constant(words: dict[str, str]) -> RunResult:
     return RunResult(accuracy=0.5, model_bytes=9)
 
 
+_composed: dict[tuple[str, ...], Config] = {}
+
+
+def compose_once(config: Any, words: Sequence[str], loader: Any) -> Config:
+    """`compose_job`, which takes 80 ms, once for the same words: the searches below share their space."""
+    key = (*config.hydra.overrides.task, *words)
+    if key not in _composed:
+        _composed[key] = compose_job(config, words, loader)
+    return deepcopy(_composed[key])
+
+
 class Launcher:
     """Takes the words of jobs, and leaves the rows that ``rows`` makes of them."""
 
@@ -56,7 +70,7 @@ class Launcher:
         assert self.search is not None
         self.jobs.append(tuple(range(initial_job_idx, initial_job_idx + len(job_overrides))))
         for job, words in enumerate(job_overrides, initial_job_idx):
-            digest = digest_of(compose_job(self.search.config, words, self.search.loader))
+            digest = digest_of(compose_once(self.search.config, words, self.search.loader))
             place = self.folder / find_or_make(self.folder, Plan((), None, 0), job, words, digest)
             self.words.append(tuple(words))
             if self.stop_after is not None and len(self.words) > self.stop_after:
@@ -68,7 +82,8 @@ class Launcher:
 
 
 @pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
+def _hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "compose_job", compose_once)
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield

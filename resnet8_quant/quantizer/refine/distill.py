@@ -2,10 +2,8 @@
 
 The quantized model (the student) learns to give the class probabilities of the float model (the teacher) on training
 images; no label is read. With ``refine.mirror`` and ``refine.shift`` the teacher's probabilities are averaged over
-views of each image, which makes it a better classifier, and the student learns them from random views. Every weight and
-activation is quantized in the forward pass as it will be in the file, with straight-through gradients (LSQ: Esser et
-al., arXiv 1902.08153; zero points: LSQ+, Bhalgat et al., arXiv 2004.09576).
-The student is the emitted Q/DQ graph itself, so that both compute the same.
+views of each image, which makes it a better classifier, and the student learns them from random views. The student is
+the emitted Q/DQ graph itself, with every weight and activation quantized as it will be in the file.
 """
 
 from __future__ import annotations
@@ -25,17 +23,15 @@ from resnet8_quant import __version__
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, missing_extra
 from resnet8_quant.files import replacing, sha256_bytes
-from resnet8_quant.graphs.runtime import new_session
 from resnet8_quant.inputs.model import FloatModel
-from resnet8_quant.machine import cpu_description, usable_cores
-from resnet8_quant.npz_cache import cache_key, cached
+from resnet8_quant.machine import usable_cores
 from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import LayerBits, Plan
 from resnet8_quant.quantizer.refine.student import Student
-from resnet8_quant.quantizer.refine.torch_graph import TorchGraph
-from resnet8_quant.quantizer.refine.views import PLAIN, averaged, draw, look
+from resnet8_quant.quantizer.refine.teacher import Teacher, parts
+from resnet8_quant.quantizer.refine.views import draw
 
 try:
     import torch
@@ -47,10 +43,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 64  # images in a step
 VALIDATIONS = 12  # in a whole run
-CHUNK = 100  # images in a call without gradients; with 500 an image takes twice the time
-CHECKED = 32  # images on which PyTorch is compared with ONNX Runtime
-TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, not another model
-SAME_CLASS = 0.7  # share of images whose class a mirror or a shift must leave as it is
 
 
 @dataclass(frozen=True)
@@ -119,14 +111,11 @@ class Distiller:
                 checkpoint, from which the same work goes on after it was interrupted; None: neither.
 
         Raises:
-            ExperimentError: too few images; an operator or attribute that PyTorch has no translation for.
+            ExperimentError: too few images; what `Teacher` refuses.
         """
-        self.model, self.images, self.config, self._cache = model, training.images, config, cache
-        self._training = training
+        self.model, self.config, self._training, self._cache = model, config, training.chosen, cache
         self.rows, self.validation = split(training, calibrating, config)
-        self._teacher = TorchGraph(model.proto())
-        self._check_translation()
-        self._check_views()
+        self.teacher = Teacher(model, training.images, config.refine, self.validation)
 
     def run(self, quantized: onnx.ModelProto, plan: Plan, bits: dict[str, LayerBits]) -> tuple[Plan, Distillation]:
         """Tune ``plan``.
@@ -148,84 +137,16 @@ class Distiller:
         finally:
             torch.set_num_threads(threads)
 
-    def _check_translation(self) -> None:
-        """Refuse a float model that PyTorch computes otherwise than ONNX Runtime."""
-        size = self.model.input_spec.batch or min(len(self.rows), CHECKED)
-        feed = self._inputs(np.resize(self.rows, size))
-        session = new_session(self.model.serialized, level="none")
-        expected = session.run([self._teacher.output], {self._teacher.input: feed.numpy()})[0]
-        with torch.inference_mode():
-            computed = self._teacher.run(feed).numpy()
-        if computed.shape != expected.shape or np.abs(computed - expected).max() > TOLERANCE * np.abs(expected).max():
-            raise ExperimentError(
-                "`refine.distill`: PyTorch computes another output of the float model than ONNX Runtime, so an "
-                "attribute of one of its operators has no translation",
-                "refine=best",
-            )
-
-    def _inputs(self, rows: np.ndarray, views: np.ndarray | tuple[int, int, int] = PLAIN) -> torch.Tensor:
-        """What the model reads of images in the ``views``, one for all or one for each."""
-        return torch.from_numpy(self.model.input_spec.prepare(look(self.images[rows], views)))
-
-    def _log_probabilities(self, rows: np.ndarray, view: tuple[int, int, int] = PLAIN) -> torch.Tensor:
-        """The float model's, float32 [n, classes]."""
-        with torch.no_grad():
-            logits = self._teacher.run(self._inputs(rows, view), self._teacher.logits())
-            return F.log_softmax(logits.reshape(len(rows), -1), 1)
-
-    def _teach(self, rows: np.ndarray) -> torch.Tensor:
-        """The teacher's log-probabilities, float32 [n, classes]."""
-        views, parts = averaged(self.config.refine.mirror, self.config.refine.shift), []
-        with progress(f"the float model on {len(views)} views of each image", len(rows), "images") as advance:
-            for part in _parts(rows):
-                each = torch.stack([self._log_probabilities(part, view) for view in views])
-                parts.append(torch.logsumexp(each, 0) - math.log(len(views)))
-                advance(len(part))
-        return torch.cat(parts)
-
-    def _targets(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's log-probabilities of the images to learn from, and of those held out."""
-        rows, refine = np.union1d(self.rows, self.validation), self.config.refine
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the teacher says of the images to learn from, and of those held out."""
+        rows = np.union1d(self.rows, self.validation)
         if self._cache is None:
-            taught = self._teach(rows)
+            taught = self.teacher.log_probabilities(rows)
         else:
-            if refine.distill_images is None:
-                rows = self._training.chosen  # whatever is held out or calibrates, so that other seeds find it
-            facts = {
-                "model": sha256_bytes(self.model.serialized),
-                "images": CalibrationImages.of(self.images, rows).digest,
-                "input": repr(self.model.input_spec),
-                "views": [refine.mirror, refine.shift],
-                "versions": [__version__, torch.__version__, torch.get_num_threads(), cpu_description()],
-            }
-            taught, _ = cached(
-                self._cache / "teachers",
-                cache_key(facts),
-                lambda: self._teach(rows),
-                lambda value: {"log_probabilities": value.numpy()},
-                lambda arrays: torch.from_numpy(arrays["log_probabilities"].reshape(len(rows), -1)),
-            )
+            if self.config.refine.distill_images is None:
+                rows = self._training  # whatever is held out or calibrates, so that another seed finds it
+            taught = self.teacher.cached_log_probabilities(rows, self._cache / "teachers")
         return taught[np.searchsorted(rows, self.rows)], taught[np.searchsorted(rows, self.validation)]
-
-    def _check_views(self) -> None:
-        """Refuse views in which things are seen as others: mirrored digits and signs, shifted small images."""
-        refine = self.config.refine
-        views = {"mirror": (1, 0, 0), "shift": (0, refine.shift, refine.shift)}
-        classes = {
-            view: torch.cat([self._log_probabilities(part, view).argmax(1) for part in _parts(self.validation)])
-            for view in [PLAIN, *(view for name, view in views.items() if getattr(refine, name))]
-        }
-        for name, view in views.items():
-            if view not in classes:
-                continue
-            same = (classes[PLAIN] == classes[view]).float().mean().item()
-            if same < SAME_CLASS:
-                done, off = ("mirrored", "false") if name == "mirror" else ("shifted", "0")
-                raise ExperimentError(
-                    f"`refine.{name}` averages over {done} images, but {done} the float model gives only "
-                    f"{100 * same:.0f} % of {len(self.validation)} training images the class that they have unchanged",
-                    f"refine=distill refine.{name}={off}",
-                )
 
     def _validate(self, student: Student, targets: torch.Tensor) -> tuple[float, float]:
         """Minus the loss on the held-out images, and the agreement: larger is better.
@@ -233,13 +154,13 @@ class Distiller:
         The loss is what chooses: an agreement on 2,000 images is only known to about half a percent.
         """
         with torch.no_grad():
-            logits = torch.cat([student.forward(self._inputs(part)) for part in _parts(self.validation)])
+            logits = torch.cat([student.forward(self.teacher.inputs(part)) for part in parts(self.validation)])
             agreement = (logits.argmax(1) == targets.argmax(1)).float().mean().item()
             return -_loss(logits, targets).item(), agreement
 
     def _tune(self, student: Student, emitted: onnx.ModelProto) -> tuple[Plan, Distillation]:
         refine, rows = self.config.refine, self.rows
-        targets, validation_targets = self._targets()
+        targets, validation_targets = self.targets()
         groups = [
             {"params": [parameter], "lr": 0.0, "rate": refine.learning_rate * student.rates[name]}
             for name, parameter in student.parameters.items()
@@ -271,7 +192,7 @@ class Distiller:
                     rng = np.random.default_rng([self.config.seed, 3, epoch])
                     order, views = rng.permutation(len(rows)), draw(rng, len(rows), refine.mirror, refine.shift)
                 chosen = order[place * batch : (place + 1) * batch]
-                loss = _loss(student.forward(self._inputs(rows[chosen], views[chosen])), targets[chosen])
+                loss = _loss(student.forward(self.teacher.inputs(rows[chosen], views[chosen])), targets[chosen])
                 if not torch.isfinite(loss):
                     log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), step + 1)
                     break
@@ -331,10 +252,6 @@ def _load(checkpoint: Path | None) -> dict[str, Any] | None:
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         log.warning("%s cannot be read (%s): the distillation starts anew", checkpoint, error)
         return None
-
-
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from resnet8_quant.quantizer.plan import layer_nodes
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 20  # one pair's change reaches its neighbours; ResNet8 has no chains and needs one
+ROUNDS = 100  # one pair's change reaches its neighbours; ResNet8 has no chains and needs one, MobileNet is one chain
 
 
 def equalize(model: FloatModel) -> FloatModel:
@@ -42,7 +42,7 @@ def equalize(model: FloatModel) -> FloatModel:
 
 def _pairs(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Layers whose output nothing but one other layer reads, through a Relu or directly."""
-    layers = {node.output[0]: node for node in layer_nodes(graph) if attributes(node).get("group", 1) == 1}
+    layers = {node.output[0]: node for node in layer_nodes(graph)}
     uses = Counter(name for node in graph.node for name in node.input)
     weights = {tensor.name for tensor in graph.initializer if uses[tensor.name] == 1}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -71,8 +71,10 @@ def _equalize_pair(first: onnx.NodeProto, second: onnx.NodeProto, arrays: dict[s
     between them lets a positive factor pass.
     """
     W1, W2 = arrays[first.input[1]], arrays[second.input[1]]
+    # [group, outputs, inputs, height, width]: an output of a group reads its inputs alone, in a depthwise Conv one.
+    grouped = W2.reshape(attributes(second).get("group", 1), -1, *W2.shape[1:])
     r1 = np.abs(W1).reshape(len(W1), -1).max(axis=1)
-    r2 = np.abs(W2).max(axis=(0, 2, 3))
+    r2 = np.abs(grouped).max(axis=(1, 3, 4)).reshape(-1)
 
     # s_i = sqrt(r1_i / r2_i), equation 11 of the paper in other symbols, makes both ranges sqrt(r1_i * r2_i): neither
     # layer has a channel that is small beside its scale. A channel that is zero on either side stays as it is.
@@ -82,5 +84,6 @@ def _equalize_pair(first: onnx.NodeProto, second: onnx.NodeProto, arrays: dict[s
     arrays[first.input[1]] = (W1 / s[:, None, None, None]).astype(W1.dtype)
     if len(first.input) > 2 and first.input[2]:
         arrays[first.input[2]] = (arrays[first.input[2]] / s).astype(W1.dtype)
-    arrays[second.input[1]] = (W2 * s[None, :, None, None]).astype(W2.dtype)
+    factors = s.reshape(len(grouped), 1, -1, 1, 1)
+    arrays[second.input[1]] = (grouped * factors).reshape(W2.shape).astype(W2.dtype)
     return float(np.abs(s - 1).max())

@@ -3,11 +3,12 @@
 import functools
 import shutil
 import subprocess
+from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
-from deployed import NETS, build, cut_at_logits, integers, layer, pictures, plain, predictions
+from deployed import NETS, build, cut_at_logits, integers, layer, pictures, plain, predictions, quantized
 from float_models import float_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +108,20 @@ def test_the_runtime_computes_the_reference(name):
         outputs.append(interpreter.get_output(0)[0].copy())
     np.testing.assert_array_equal(reference.run(file.read(data), inputs), outputs)
     assert file.write(lite) == data
+
+
+def test_mobilenet_on_a_microcontroller(mobilenet, sample):
+    """The bundled network: each of its depthwise convolutions, to the integer."""
+    runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime", reason="needs TensorFlow Lite Micro")
+    lite = convert(onnx.load_from_string(quantized(mobilenet, "int8", True, images=sample[:50])))
+    assert Counter(operator.kind for operator in lite.operators)["DEPTHWISE_CONV_2D"] == 10
+    inputs = ends.feed(lite, sample[-5:].astype(np.float32))
+    interpreter, outputs = runtime.Interpreter.from_bytes(file.write(lite)), []
+    for i in range(len(inputs)):
+        interpreter.set_input(inputs[i : i + 1], 0)
+        interpreter.invoke()
+        outputs.append(interpreter.get_output(0)[0].copy())
+    np.testing.assert_array_equal(reference.run(lite, inputs), outputs)
 
 
 @pytest.mark.parametrize("name", CONVERTED)

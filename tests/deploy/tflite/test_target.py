@@ -86,6 +86,7 @@ def test_a_microcontroller_passes_the_test(run):
     assert "bss 49152 bytes" in done.stdout
 
 
+@pytest.mark.any_cpu
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
 def test_c_computes_all_test_images(run, tmp_path):
     """CIFAR-10's 10,000, from the cache: top-1 is that of the model, and a sample equals the reference's bytes."""

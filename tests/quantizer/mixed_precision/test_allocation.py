@@ -29,6 +29,7 @@ from resnet8_quant.quantizer.mixed_precision.allocation import (
 from resnet8_quant.quantizer.plan import LayerBits, layer_nodes
 from resnet8_quant.quantizer.quantize import quantize
 
+pytestmark = pytest.mark.any_cpu
 WIDTHS = (2, 4, 8)
 SIZES = {"a": 800, "b": 400, "c": 4000}
 ERRORS = {"a": 1.0, "b": 20.0, "c": 0.1}

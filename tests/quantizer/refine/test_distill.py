@@ -41,6 +41,8 @@ from resnet8_quant.quantizer.refine import distill as module
 from resnet8_quant.quantizer.refine.distill import Distiller, split
 from resnet8_quant.quantizer.refine.reconstruct import reconstruct
 from resnet8_quant.quantizer.refine.student import Student, fake_quantize
+from resnet8_quant.quantizer.refine.teacher import Teacher
+from resnet8_quant.quantizer.refine.torch_graph import TorchGraph
 
 W4A4 = QuantConfig(
     activation_type=DType.uint8, weight_type=DType.int8, per_channel=True, weight_bits=4, activation_bits=4
@@ -133,6 +135,7 @@ def test_the_student_is_the_emitted_model(name, quant):
     assert_same(moved)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize(("weight_bits", "keep"), [(4, 7), (7, None)])
 def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, keep):
     """Portable before and after; probabilities of student and file agree, and so do 1,000 classes but for ties."""
@@ -175,6 +178,7 @@ def test_student_and_file_agree_on_a_thousand_images(model):
     assert (computed.argmax(1) != probabilities.argmax(1)).sum() <= 3
 
 
+@pytest.mark.any_cpu
 def test_labels_change_no_byte():
     """They decide which images calibrate; permuted or wrong on all the others they leave the same bytes."""
     config = rq.compose(
@@ -196,6 +200,7 @@ def test_labels_change_no_byte():
     assert len(serialized) == 1
 
 
+@pytest.mark.any_cpu
 def test_the_same_bytes_again_and_others_with_another_seed():
     config = Config(W4A4, refine=DISTILL)
     serialized = [
@@ -222,6 +227,7 @@ def test_nothing_gained_keeps_the_start(monkeypatch, caplog):
     assert done.serialized == quantize(branching(), pictures(12), replace(config, refine=RefineConfig())).serialized
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(compact):
     """The result starts from what refinement alone leaves: the same layers in float, the same file without training."""
@@ -302,10 +308,12 @@ def test_the_teacher_is_the_mean_over_views(model):
     crops = [padded[:, y : y + 32, x : x + 32] for y, x in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
     feeds = [model.input_spec.prepare(each) for crop in crops for each in (crop, crop[:, :, ::-1])]
     mean = sum(run(model.serialized, {name: feed}, OFF)[0] for feed in feeds) / 10
-    np.testing.assert_allclose(np.exp(distiller._teach(np.arange(50)).numpy()), mean, atol=1e-5)
+    np.testing.assert_allclose(np.exp(distiller.teacher.log_probabilities(np.arange(50)).numpy()), mean, atol=1e-5)
     swapped = replace(images, images=np.ascontiguousarray(images.images[:, :, ::-1]))
     other = Distiller(model, swapped, replace(swapped, chosen=np.arange(20)), distiller.config)
-    np.testing.assert_allclose(other._teach(np.arange(50)), distiller._teach(np.arange(50)), atol=1e-4)
+    np.testing.assert_allclose(
+        other.teacher.log_probabilities(np.arange(50)), distiller.teacher.log_probabilities(np.arange(50)), atol=1e-4
+    )
 
 
 def test_a_teacher_is_cached(model, tmp_path, monkeypatch):
@@ -315,13 +323,13 @@ def test_a_teacher_is_cached(model, tmp_path, monkeypatch):
 
     def targets(config, cache=tmp_path):
         distiller = Distiller(model, images, replace(images, chosen=np.arange(20)), config, cache)
-        return dict(zip([*distiller.rows, *distiller.validation], torch.cat(distiller._targets()), strict=True))
+        return dict(zip([*distiller.rows, *distiller.validation], torch.cat(distiller.targets()), strict=True))
 
     first, without = targets(config), targets(config, None)
     for row, target in first.items():
         np.testing.assert_array_equal(target, without[row])
     with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "_teach", None)  # another call would fail
+        patch.setattr(Teacher, "log_probabilities", None)  # another call would fail
         second = targets(replace(config, seed=7))
         with pytest.raises(TypeError):
             targets(replace(config, refine=replace(config.refine, shift=1)))
@@ -342,7 +350,7 @@ def test_a_view_that_changes_what_is_seen_is_refused(name, done, off):
 
 
 def test_a_translation_that_differs_is_refused(monkeypatch):
-    monkeypatch.setitem(module.TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
+    monkeypatch.setitem(TorchGraph.run.__globals__["OPERATORS"], "Relu", lambda x, _: x[0])
     with pytest.raises(ExperimentError, match="PyTorch computes another output of the float model"):
         Distiller(branching(), POOL, pictures(12), Config(W4A4, refine=DISTILL))
 
@@ -371,6 +379,7 @@ def test_the_row_says_how_many_images(tmp_path, monkeypatch):
         rq.run(config, tmp_path / "overlap")
 
 
+@pytest.mark.any_cpu
 def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     """The checkpoint leads to the same bytes; one that is damaged, or of other work, is of no use."""
     caplog.set_level("INFO")
@@ -406,12 +415,13 @@ def test_an_interrupted_distillation_goes_on(monkeypatch, tmp_path, caplog):
     assert "the distillation starts anew" in caplog.text
 
 
+@pytest.mark.any_cpu
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """SIGKILL after the first checkpoint; the same command again makes the bytes of an uninterrupted run."""
     command = (
         *(sys.executable, Path(__file__).parents[3] / "run.py", "data=sample", "quant=w4a4", "refine=none"),
-        *("refine.distill=true", "refine.distill_steps=60", "refine.validation_images=50", "latency.runs=0"),
+        *("refine.distill=true", "refine.distill_steps=24", "refine.validation_images=50", "latency.runs=0"),
         *("calibration.samples_per_class=3", "evaluation.threads=1"),
     )
 
