@@ -206,6 +206,6 @@ def test_damaged_tables_leave_their_section_out(
     name: str, key: str, content: bytes, make_run: MakeRun, jobs_of: Read
 ) -> None:
     (make_run(0, "quant=int8", 3) / name).write_bytes(content)
-    section = next(section for section in sections(jobs_of()) if section.key == key)
+    section = next(section for section in sections(jobs_of())[0] if section.key == key)
     assert section.missing
     assert not section.plots
