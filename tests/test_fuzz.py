@@ -5,13 +5,16 @@ FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py looks for longer, and elsewhere ea
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import pickle
 import signal
+import tarfile
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -31,7 +34,7 @@ from resnet8_quant import results
 from resnet8_quant.config import DataConfig, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.arrays import load_arrays
-from resnet8_quant.inputs.cifar10_files import decode_batch
+from resnet8_quant.inputs.cifar10_files import decode_batch, read_archive
 from resnet8_quant.inputs.folder import decode, list_files
 from resnet8_quant.inputs.keras_import import convert_h5
 from resnet8_quant.inputs.model import load_model
@@ -125,6 +128,42 @@ def h5() -> bytes:
 
 
 @cache
+def archive() -> bytes:
+    """The same as Keras 3 writes it."""
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, 2, 2, 3]}},
+        *({"class_name": kind, "config": {"name": kind, "units": 3}} for kind in ("Flatten", "Dense")),
+    ]
+    weights, stream = io.BytesIO(), io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((12, 3), np.float32)
+        file["layers/dense/vars/1"] = np.ones(3, np.float32)
+    with zipfile.ZipFile(stream, "w") as packed:
+        packed.writestr("metadata.json", "{}")
+        packed.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": layers}}))
+        packed.writestr("model.weights.h5", weights.getvalue())
+    return stream.getvalue()
+
+
+@cache
+def tar() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as packed:
+        for name in ("top/a", "top/b"):
+            info = tarfile.TarInfo(name)
+            info.size = 600
+            packed.addfile(info, io.BytesIO(bytes(600)))
+    return stream.getvalue()
+
+
+def read_packed(path: Path) -> None:
+    """gzip's checksum would catch each mutation, so it comes after them."""
+    packed = path.with_suffix(".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    list(read_archive(packed, "top", {"a": 600, "b": 700}))
+
+
+@cache
 def net() -> bytes:
     """A convolution with BatchNormalization, so that it is folded, and a Gemm."""
     rng = np.random.default_rng(0)
@@ -200,6 +239,8 @@ READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = 
     "npy": ("arrays/x_train.npy", npy, load_folder_of_npy),
     "pickle": ("data_batch_1", batch, lambda path: decode_batch(path.read_bytes(), 4, str(path))),
     "h5": ("a.h5", h5, convert_forked),
+    "keras": ("a.keras", archive, convert_forked),
+    "tar": ("a.tar", tar, read_packed),
     "onnx": ("a.onnx", net, load_onnx),
     "png": ("a.png", png, lambda path: decode(path, DataConfig(size=[3, 3]))),
     "list": ("a.csv", lambda: b"path,label\na.png,0\nb.png,1\nc.png,1\nd.png,0\n", list_and_decode),
