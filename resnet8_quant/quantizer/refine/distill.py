@@ -8,13 +8,14 @@ the emitted Q/DQ graph itself, with every weight and activation quantized as it 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import pickle
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -84,6 +85,53 @@ def split(training: CalibrationImages, calibrating: CalibrationImages, config: C
             remedy if len(training) > 3 else "refine=best",
         )
     return np.sort(rows), np.sort(validation)
+
+
+@dataclass
+class _State:
+    """Where a distillation is, which is what a checkpoint holds.
+
+    Attributes:
+        best: minus the smallest loss on the held-out images so far, and the agreement there: larger is better.
+        parameters: those of ``best``.
+        step: that were taken.
+        elapsed: seconds.
+    """
+
+    best: tuple[float, float]
+    parameters: dict[str, torch.Tensor]
+    step: int = 0
+    elapsed: float = 0.0
+
+    @classmethod
+    def resumed(cls, path: Path | None, student: Student, optimizer: torch.optim.Optimizer) -> _State | None:
+        """What an interrupted run left, also in ``student`` and ``optimizer``; None where nothing can be read."""
+        if path is None or not path.exists():
+            return None
+        try:
+            stored = torch.load(path, weights_only=True)
+            current, state = stored.pop("current"), stored.pop("optimizer")
+            resumed = cls(**stored)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            log.warning("%s cannot be read (%s): the distillation starts anew", path, error)
+            return None
+        optimizer.load_state_dict(state)
+        with torch.no_grad():
+            for name, parameter in student.parameters.items():
+                parameter.copy_(current[name])
+        log.info("distillation goes on after step %d, from %s", resumed.step, path)
+        return resumed
+
+    def save(self, path: Path, student: Student, optimizer: torch.optim.Optimizer) -> None:
+        with replacing(path) as temporary:
+            stored = {field.name: getattr(self, field.name) for field in fields(self)}
+            torch.save(stored | {"current": student.parameters, "optimizer": optimizer.state_dict()}, temporary)
+
+    def shown(self, score: tuple[float, float]) -> str:
+        """A score at this step, for the progress bar and the log."""
+        text = f"distilling, loss {-score[0]:.4f}, agreement {score[1]:.4f}"
+        log.debug("step %d: %s", self.step, text)
+        return text
 
 
 class Distiller:
@@ -166,68 +214,77 @@ class Distiller:
             for name, parameter in student.parameters.items()
         ]
         optimizer = torch.optim.Adam(groups)
-        batch, order, views = min(BATCH, len(rows)), np.empty(0, np.int64), np.empty((0, 3), np.int64)
-        before = best = self._validate(student, validation_targets)
-        step, share, elapsed, best_parameters = 0, 0.0, 0.0, _copy(student.parameters)
-        every = max(1, refine.distill_steps // VALIDATIONS)
+        before = self._validate(student, validation_targets)
         checkpoint = self._checkpoint(emitted, targets, [*student.parameters])
-        if (state := _load(checkpoint)) is not None:
-            step, elapsed, best, best_parameters = (state[name] for name in ("step", "elapsed", "best", "parameters"))
-            optimizer.load_state_dict(state["optimizer"])
-            with torch.no_grad():
-                for name, parameter in student.parameters.items():
-                    parameter.copy_(state["current"][name])
-            share = step / refine.distill_steps
-            log.info("distillation goes on after step %d, from %s", step, checkpoint)
-        started, shown = time.monotonic() - elapsed, f"distilling, loss {-best[0]:.4f}, agreement {best[1]:.4f}"
-        log.debug("step %d: %s", step, shown)
+        state = _State.resumed(checkpoint, student, optimizer) or _State(before, _copy(student.parameters))
+        self._descend(student, optimizer, state, targets, validation_targets, checkpoint)
+        log.info(
+            "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
+            "the agreement with the float model%s %.2f %%, before %.2f %%",
+            *(len(rows), state.step, min(BATCH, len(rows)), len(self.validation), -state.best[0], -before[0]),
+            " averaged over views" if refine.mirror or refine.shift else "",
+            *(100 * state.best[1], 100 * before[1]),
+        )
+        if state.best != before:
+            student.parameters = state.parameters
+        plan = student.to_plan() if state.best != before else student.plan
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        loss, agreement = (-before[0], -state.best[0]), (before[1], state.best[1])
+        return plan, Distillation(len(rows), state.step, loss, agreement)
+
+    def _descend(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        state: _State,
+        targets: torch.Tensor,
+        validation_targets: torch.Tensor,
+        checkpoint: Path | None,
+    ) -> None:
+        """Take all steps that ``state`` has not taken yet, and keep the best parameters in it."""
+        refine, batches = self.config.refine, self._batches(state.step)
+        every = max(1, refine.distill_steps // VALIDATIONS)
+        share, started = state.step / refine.distill_steps, time.monotonic() - state.elapsed
+        shown = state.shown(state.best)
         longest = None if refine.minutes is None else 60 * refine.minutes
         with progress(shown, refine.distill_steps, "steps", longest) as advance:
-            advance(step)
+            advance(state.step)
             while share < 1.0:
                 for group in optimizer.param_groups:
                     group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * share))
-                epoch, place = divmod(step, len(rows) // batch)
-                if place == 0 or not len(order):
-                    rng = np.random.default_rng([self.config.seed, 3, epoch])
-                    order, views = rng.permutation(len(rows)), draw(rng, len(rows), refine.mirror, refine.shift)
-                chosen = order[place * batch : (place + 1) * batch]
-                loss = _loss(student.forward(self.teacher.inputs(rows[chosen], views[chosen])), targets[chosen])
+                chosen, views = next(batches)
+                loss = _loss(student.forward(self.teacher.inputs(self.rows[chosen], views)), targets[chosen])
                 if not torch.isfinite(loss):
-                    log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), step + 1)
+                    log.warning("distillation: the loss is %s in step %d; it stops", loss.item(), state.step + 1)
                     break
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                step += 1
-                share, elapsed = step / refine.distill_steps, time.monotonic() - started
-                if refine.minutes is not None:  # the rates reach zero when the time is up
-                    share = max(share, elapsed / (60 * refine.minutes))
-                if step % every == 0 or share >= 1.0:
+                state.step, state.elapsed = state.step + 1, time.monotonic() - started
+                share = state.step / refine.distill_steps
+                if longest is not None:  # the rates reach zero when the time is up
+                    share = max(share, state.elapsed / longest)
+                if state.step % every == 0 or share >= 1.0:
                     now = self._validate(student, validation_targets)
-                    shown = f"distilling, loss {-now[0]:.4f}, agreement {now[1]:.4f}"
-                    log.debug("step %d: %s", step, shown)
-                    if now > best:
-                        best, best_parameters = now, _copy(student.parameters)
+                    shown = state.shown(now)
+                    if now > state.best:
+                        state.best, state.parameters = now, _copy(student.parameters)
                     if checkpoint is not None:
-                        state = {"step": step, "elapsed": elapsed, "best": best, "parameters": best_parameters}
-                        state |= {"current": _copy(student.parameters), "optimizer": optimizer.state_dict()}
-                        with replacing(checkpoint) as temporary:
-                            torch.save(state, temporary)
+                        state.save(checkpoint, student, optimizer)
                 advance(1, shown)
-        log.info(
-            "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
-            "the agreement with the float model%s %.2f %%, before %.2f %%",
-            *(len(rows), step, batch, len(self.validation), -best[0], -before[0]),
-            " averaged over views" if refine.mirror or refine.shift else "",
-            *(100 * best[1], 100 * before[1]),
-        )
-        if best != before:
-            student.parameters = best_parameters
-        plan = student.to_plan() if best != before else student.plan
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
-        return plan, Distillation(len(rows), step, (-before[0], -best[0]), (before[1], best[1]))
+
+    def _batches(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """From ``step`` on: which of ``rows`` the step learns from, and their views; each epoch in a new order."""
+        count, refine = min(BATCH, len(self.rows)), self.config.refine
+        for epoch in itertools.count(step // (len(self.rows) // count)):
+            rng = np.random.default_rng([self.config.seed, 3, epoch])
+            order = rng.permutation(len(self.rows))
+            views = draw(rng, len(self.rows), refine.mirror, refine.shift)
+            for place in range(step % (len(self.rows) // count), len(self.rows) // count):
+                chosen = order[place * count : (place + 1) * count]
+                yield chosen, views[chosen]
+            step = 0
 
     def _checkpoint(self, emitted: onnx.ModelProto, targets: torch.Tensor, names: list[str]) -> Path | None:
         """The file of this very work: same start, same images as the teacher sees them, same settings and versions."""
@@ -240,18 +297,6 @@ class Distiller:
         folder = self._cache / "distillation"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{sha256_bytes(start, targets.numpy().tobytes(), settings.encode())}.pt"
-
-
-def _load(checkpoint: Path | None) -> dict[str, Any] | None:
-    """What an interrupted run left; None where it left nothing that can be read."""
-    if checkpoint is None or not checkpoint.exists():
-        return None
-    try:
-        state = torch.load(checkpoint, weights_only=True)
-        return dict(state) if {"step", "current", "optimizer"} <= state.keys() else None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        log.warning("%s cannot be read (%s): the distillation starts anew", checkpoint, error)
-        return None
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
