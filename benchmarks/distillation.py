@@ -148,7 +148,7 @@ def measure(options: argparse.Namespace, prepared: Prepared, width: str, variati
     try:
         distill.Student = student or before[0]  # type: ignore[misc]
         distill._loss = loss or before[1]
-        training = training_images(data.train, images, config)
+        training = training_images(data.train, images, config, data.digest)
         done = quantize(model, images, config, training=training, cache=prepared.cache)
     finally:
         distill.Student, distill._loss = before  # type: ignore[misc]

@@ -132,7 +132,7 @@ def measure(case: Case) -> Measured:
         config = config_of(case, seed)
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), seed)
         images = CalibrationImages.of(data.train.images, chosen, f"train split of {data.digest}")
-        training = training_images(data.train, images, config)
+        training = training_images(data.train, images, config, data.digest)
         quantized.append(quantize(model, images, config, training=training, cache=prepared.cache))
         print(f"seed {seed}: {quantized[-1].distillation}", file=sys.stderr)
     peak, top1 = peak_rss_mb() or 0.0, []

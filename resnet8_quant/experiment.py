@@ -164,7 +164,7 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
         return data.test, None
     log.info("calibration: %d images (%s), seed %d", len(images), config.calibration.sampling.name, config.seed)
     seen = overlapping(images.images, images.chosen, data.test.images)
-    learned = training_images(data.train, images, config)
+    learned = training_images(data.train, images, config, data.digest)
     if learned is not None and (both := overlapping(learned.images, learned.chosen, data.test.images)).any():
         raise ExperimentError(
             f"`data`: {both.sum()} of {len(both)} test images are also training images, which refine=distill uses",
@@ -197,7 +197,7 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
         config,
         accuracy_drop=accuracy_drop(prepared.data.train, prepared.model, prepared.images, config),
         target_size=target_size(config, prepared.model.input_spec),
-        training=training_images(prepared.data.train, prepared.images, config),
+        training=training_images(prepared.data.train, prepared.images, config, prepared.data.digest),
         cache=prepared.cache,
     )
 

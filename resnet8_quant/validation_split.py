@@ -18,17 +18,20 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 
 
-def training_images(train: Split, images: CalibrationImages, config: Config) -> CalibrationImages | None:
+def training_images(
+    train: Split, images: CalibrationImages, config: Config, digest: str | None = None
+) -> CalibrationImages | None:
     """The images that ``refine.distill`` may learn from: all of ``train`` but the validation split of `accuracy_drop`.
 
-    No label goes with them. None where the config does not distil.
+    No label goes with them. None where the config does not distil. ``digest`` names the content of ``train`` where the
+    caller knows it.
     """
     if not config.refine.distill:
         return None
     rows = np.arange(len(train.labels))
     if config.allocate.max_accuracy_drop is not None:
         rows = np.setdiff1d(rows, _validation_rows(train, images, config.allocate.validation_images, config.seed))
-    return CalibrationImages(train.images, rows, "")
+    return CalibrationImages.of(train.images, rows, digest)
 
 
 def draw_validation(train: Split, images: CalibrationImages, count: int, seed: int) -> Split:

@@ -42,7 +42,6 @@ def _draws(config: Config) -> bool:
 
 
 # Files that a config names: their contents count instead of their paths.
-NAMES = ("x_train", "y_train", "x_test", "y_test")  # of the .npy files in a folder data.path
 FILES = ("data.path", "model.path", "model.source", "calibration.index_file")
 
 # Settings that cannot change a result in any run: where things are kept, what is done with finished results, limits.
@@ -103,6 +102,8 @@ def _images(config: Config) -> dict[str, str]:
     """What names the images of a folder: contents of .npy files; of data=folder names, sizes and times of change."""
     folder = expanded(config.data.path or "")
     if config.data.kind is DataKind.arrays and config.data.path and folder.is_dir():
+        from resnet8_quant.inputs.arrays import NAMES
+
         return {"data.path": sha256_bytes(*(_content(str(folder / f"{name}.npy")).encode() for name in NAMES))}
     if config.data.kind is not DataKind.folder:
         return {}

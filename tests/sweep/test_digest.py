@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from resnet8_quant.config import Config, DataConfig, DataKind, ModelConfig, ModelKind
+from resnet8_quant.inputs.arrays import NAMES
 from resnet8_quant.inputs.model import RESOURCES
 from resnet8_quant.sweep import digest
 from resnet8_quant.sweep.compose import compose_config
@@ -87,7 +88,7 @@ def test_content_counts_and_not_its_path(tmp_path: Path, monkeypatch: pytest.Mon
 def test_npy_files_of_a_folder_count_by_content(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        for name in digest.NAMES:
+        for name in NAMES:
             (tmp_path / folder / f"{name}.npy").write_bytes(name.encode())
     config = Config(data=DataConfig(kind=DataKind.arrays, path=str(tmp_path / "a")))
     first = digest_of(config)

@@ -161,7 +161,7 @@ class Distiller:
         Raises:
             ExperimentError: too few images; what `Teacher` refuses.
         """
-        self.model, self.config, self._training, self._cache = model, config, training.chosen, cache
+        self.model, self.config, self._training, self._cache = model, config, training, cache
         self.rows, self.validation = split(training, calibrating, config)
         self.teacher = Teacher(model, training.images, config.refine, self.validation)
 
@@ -192,8 +192,8 @@ class Distiller:
             taught = self.teacher.log_probabilities(rows)
         else:
             if self.config.refine.distill_images is None:
-                rows = self._training  # whatever is held out or calibrates, so that another seed finds it
-            taught = self.teacher.cached_log_probabilities(rows, self._cache / "teachers")
+                rows = self._training.chosen  # whatever is held out or calibrates, so that another seed finds it
+            taught = self.teacher.cached_log_probabilities(rows, self._training.digest, self._cache / "teachers")
         return taught[np.searchsorted(rows, self.rows)], taught[np.searchsorted(rows, self.validation)]
 
     def _validate(self, student: Student, targets: torch.Tensor) -> tuple[float, float]:

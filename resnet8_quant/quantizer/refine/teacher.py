@@ -19,7 +19,6 @@ from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import cpu_description
 from resnet8_quant.npz_cache import cache_key, cached
 from resnet8_quant.progress import progress
-from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.refine.torch_graph import TorchGraph
 from resnet8_quant.quantizer.refine.views import PLAIN, averaged, look
 
@@ -68,11 +67,16 @@ class Teacher:
                 advance(len(batch))
         return torch.cat(batches)
 
-    def cached_log_probabilities(self, rows: np.ndarray, folder: Path) -> torch.Tensor:
-        """`log_probabilities`, from the cache where another run left them: other seeds and bit widths ask the same."""
+    def cached_log_probabilities(self, rows: np.ndarray, digest: str, folder: Path) -> torch.Tensor:
+        """`log_probabilities`, from the cache where another run left them: other seeds and bit widths ask the same.
+
+        Args:
+            digest: of the images that ``rows`` is chosen from.
+            folder: of the cache.
+        """
         facts = {
             "model": sha256_bytes(self.model.serialized),
-            "images": CalibrationImages.of(self.images, rows).digest,
+            "images": [digest, sha256_bytes(rows.astype("<i8").tobytes())],
             "input": repr(self.model.input_spec),
             "views": [self.refine.mirror, self.refine.shift],
             "versions": [__version__, torch.__version__, torch.get_num_threads(), cpu_description()],
