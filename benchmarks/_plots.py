@@ -148,21 +148,24 @@ def draw_smallest(
     return save(figure, folder, name)
 
 
-def draw_distillation(name: str, curves: dict[str, list[tuple[int, float]]], baseline: float, folder: Path) -> str:
-    """A panel for each {title: (steps or images, top-1)}; the last words of the title name the axis."""
+def draw_distillation(
+    name: str, curves: dict[str, list[tuple[int, float, float]]], baseline: float, folder: Path
+) -> str:
+    """A panel for each {title: (steps or images, top-1, seconds)}; the last word of the title names the axis."""
     plt = plotting("distillation")
     figure, axes = plt.subplots(
         1, len(curves), figsize=(3.6 * len(curves), 2.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, points) in zip(axes[0], curves.items(), strict=True):
         axis.axhline(baseline, **DASHED)
-        axis.plot(*zip(*points, strict=True), "o-", color=BLUE, linewidth=1.2, markersize=5)
-        for at, top1 in points:
+        places, top1s, _ = zip(*points, strict=True)
+        axis.plot(places, top1s, "o-", color=BLUE, linewidth=1.2, markersize=5)
+        for at, top1, _ in points:
             axis.annotate(f"{top1:.2f}", (at, top1), (0, -12), textcoords="offset points", ha="center", color=BLUE)
         axis.set_xscale("log")
-        axis.set_xticks([at for at, _ in points], [f"{at:,}" for at, _ in points])
+        axis.set_xticks(places, [f"{at:,}\n{seconds:.0f} s" for at, _, seconds in points])
         axis.minorticks_off()
-        axis.set(xlabel=title.rpartition(" ")[2].capitalize(), title=title.partition(":")[0])
+        axis.set(xlabel=f"{title.rpartition(' ')[2].capitalize()}, and how long it took", title=title.partition(":")[0])
         axis.margins(0.12, 0.2)
         axis.grid(color="#E8E8E8", linewidth=0.6)
         axis.set_axisbelow(True)

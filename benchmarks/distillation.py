@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from _plots import draw_distillation
 from refine import CALIBRATIONS, WIDTHS, Case, config_of
@@ -37,6 +38,8 @@ from resnet8_quant.terminal import markdown
 from resnet8_quant.validation_split import training_images
 
 FEATURE_WEIGHT = 0.1  # of the layers' mean squared error, relative to each one's variance, beside the KL divergence
+ROUNDING_RATE = 2.5  # of learned rounding, which with refine.learning_rate is AdaRound's 0.01
+ROUNDING_WEIGHT = 0.1  # of its undecided weights, beside the KL divergence
 SCALES = ("weight scale", "activation scale", "zero point")
 STARTS = ("none", "gptq", "best")
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -53,6 +56,50 @@ class Partial(Student):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.rates = {name: rate if type(self).chosen(name) else 0.0 for name, rate in self.rates.items()}
+
+
+class LearnedRounding(Student):
+    """Chooses for each weight between its code and the next one on the float weight's side, in place of moving it.
+
+    AdaRound (arXiv 2004.10568, equations 23 and 24), from refined codes: soft while it learns, hard where it is judged.
+    """
+
+    last: LearnedRounding
+    steps: int
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        *_, model = arguments
+        floats = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+        self._codes, self._sides, self.step = {}, {}, 0
+        for layer in self.plan.layers:
+            name, scheme, zero = layer.output, self._schemes[layer.output], layer.weight.zero_point.astype(np.int64)
+            codes = layer.weight.codes.astype(np.int64) - zero.reshape(self._shape(layer))
+            away = floats[layer.weight.name] / layer.weight.scale.reshape(self._shape(layer)) - codes
+            low, high = scheme.qmin - zero.min(), scheme.qmax - zero.max()
+            side = np.clip(codes + np.where(away < 0, -1, 1), low, high) - codes
+            share = np.clip(np.abs(away), 0.05, 0.45)  # of the way to the other code
+            self._codes[name], self._sides[name] = (torch.tensor(x, dtype=torch.float32) for x in (codes, side))
+            stretched = (share + 0.1) / 1.2
+            self._add(f"weight {name}", np.log(stretched / (1 - stretched)), ROUNDING_RATE)
+        LearnedRounding.last = self
+
+    def share(self, name: str) -> torch.Tensor:
+        """How far each weight is on its way to the other code, 0 to 1."""
+        return torch.clamp(1.2 * torch.sigmoid(self.parameters[f"weight {name}"]) - 0.1, 0, 1)
+
+    def _weight(self, layer: Any) -> torch.Tensor:
+        share = self.share(layer.output)
+        share = share if torch.is_grad_enabled() else torch.round(share)
+        codes = self._codes[layer.output] + share * self._sides[layer.output]
+        return codes * self._weight_scale(layer).reshape(self._shape(layer))
+
+    def undecided(self) -> torch.Tensor:
+        """Mean over the weights of 1 - |2 share - 1|^beta, beta from 20 to 2: pushes each share to 0 or 1."""
+        self.step += 1
+        beta = 2 + 9 * (1 + np.cos(np.pi * self.step / self.steps))
+        shares = torch.cat([self.share(layer.output).flatten() for layer in self.plan.layers])
+        return (1 - (2 * shares - 1).abs() ** beta).mean()
 
 
 class Watched(Student):
@@ -94,7 +141,12 @@ def variations(options: argparse.Namespace) -> list[tuple[str, str, dict[str, An
         errors = Watched.last.errors
         return loss(logits, targets) + (FEATURE_WEIGHT * sum(errors) / len(errors) if errors else 0.0)
 
+    def with_rounding(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        undecided = LearnedRounding.last.undecided() if torch.is_grad_enabled() else 0.0
+        return loss(logits, targets) + ROUNDING_WEIGHT * undecided
+
     loss, steps = distill._loss, options.steps
+    LearnedRounding.steps = steps
     rows: list[tuple[str, str, dict[str, Any], Any, Any]] = []
     if "start" in options.parts:
         rows += [(f"from refine={start}", start, {}, None, None) for start in STARTS if start != "best"]
@@ -106,6 +158,8 @@ def variations(options: argparse.Namespace) -> list[tuple[str, str, dict[str, An
     if "parameters" in options.parts:
         students = {name: type("Part", (Partial,), {"chosen": staticmethod(part)}) for name, part in PARTS.items()}
         rows += [(f"only {name}", "best", {}, student, None) for name, student in students.items()]
+    if "rounding" in options.parts:
+        rows += [("learned rounding", "best", {}, LearnedRounding, with_rounding)]
     if "images" in options.parts:
         rows += [(f"{count:,} images", "best", {"distill_images": count}, None, None) for count in (1000, 5000)]
     if "steps" in options.parts:
@@ -160,7 +214,7 @@ def measure(options: argparse.Namespace, prepared: Prepared, width: str, variati
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("start", "loss", "parameters", "images", "steps")
+    parts = ("start", "loss", "parameters", "rounding", "images", "steps")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="P", help=", ".join(parts))
     parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=["W4A4"], metavar="W", help=", ".join(WIDTHS))
     parser.add_argument("--steps", type=int, default=2400, metavar="N", help="default 2400")
@@ -190,7 +244,7 @@ def main() -> None:
         tables.append(markdown(heading, [row.line() for row in rows]))
         for what in ("steps", "images"):
             chosen = [row for row in rows if row.name.startswith("default") or row.name.endswith(f" {what}")]
-            curves[f"{width}: {what}"] = sorted((getattr(row.went, what), row.top1) for row in chosen)
+            curves[f"{width}: {what}"] = sorted((getattr(row.went, what), row.top1, row.seconds) for row in chosen)
     if options.figure:
         labels = prepared.data.test.labels
         spec = prepared.model.input_spec

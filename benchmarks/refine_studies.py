@@ -31,10 +31,12 @@ from _studies import (
     write_pages,
     written,
 )
+from omegaconf import OmegaConf
 
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.terminal import markdown
 
+CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 GRIDS = {  # of each experiment what its command lines vary
     "bit_map": ("refine", "quant.weight_bits", "quant.activation_bits"),
     "ablation": ("quant", "refine", "seed"),
@@ -126,7 +128,11 @@ def load(folder: Path) -> Sweep:
         except (OSError, ValueError) as error:
             raise ExperimentError(f"{folder / name / 'run.json'} cannot be read: {error}", remedy) from error
     jobs = dict(zip(places, zip(rows.itertuples(index=False), records, strict=True), strict=True))
-    return Sweep(experiment, rows.model.iloc[0], f"python run.py {' '.join(common_words(rows))}", rows, jobs)
+    usual = OmegaConf.load(CONF / f"{experiment}.yaml").hydra.sweeper.params
+    values = [",".join(map(str, axis)) for axis in axes]
+    grid = [f"{key}={value}" for key, value in zip(GRIDS[experiment], values, strict=True) if value != str(usual[key])]
+    command = " ".join(["python run.py", *(["-m"] if grid else []), *common_words(rows), *grid])
+    return Sweep(experiment, rows.model.iloc[0], command, rows, jobs)
 
 
 def widths(sweep: Sweep) -> str:
