@@ -117,7 +117,12 @@ def draw(study: Study, folder: Path) -> str:
     plt = plotting("calibration_study")
     quants, methods, sizes = (study.values(key) for key in KEYS[:3])
     figure, axes = plt.subplots(
-        len(quants), len(methods), figsize=(9.4, 0.5 + 2.2 * len(quants)), sharex=True, sharey="row", squeeze=False
+        *(len(quants), len(methods)),
+        figsize=(9.4, 0.5 + 2.2 * len(quants)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     baseline = 100 * study.rows.float_accuracy.iloc[0]
     for row, quant in zip(axes, quants, strict=True):
@@ -153,7 +158,6 @@ def draw(study: Study, folder: Path) -> str:
         f"dashed: float model, {baseline:.2f} %",
         fontsize=8,
     )
-    figure.tight_layout(pad=0.4, w_pad=0.6)
     return save(figure, folder, f"calibration_study_{study.model}")
 
 
