@@ -165,10 +165,10 @@ class _Runner:
         self.size = input_spec.batch or BATCH
 
     def __call__(self, model: onnx.ModelProto) -> np.ndarray:
-        """Values of the first output on all images."""
+        """float32 [N, classes]: values of the first output on all images."""
         session = new_session(model.SerializeToString(), 1, entries=SIMULATED)
         parts = self.map(lambda batch: session.run(None, {self.input_spec.name: batch})[:1])
-        return np.concatenate([part[0] for part in parts])
+        return np.concatenate([part[0].reshape(len(part[0]), -1) for part in parts])
 
     def map(self, compute: Callable[[np.ndarray], list[np.ndarray]]) -> list[list[np.ndarray]]:
         """What ``compute`` makes of each batch, cut to its images where the batch had to be filled up."""

@@ -5,7 +5,7 @@ In: a ModelProto, which is not changed. Out: another one, without nodes and init
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper, s
 DEFAULT_DOMAIN = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 PRODUCER = "resnet8-quant"
+_SAME_VALUES = ("Identity", "QuantizeLinear", "Clip", "DequantizeLinear", "Flatten", "Reshape", "Squeeze")
 REDEFINED = ("RoiAlign", "Split")  # at opsets 16 and 18, under the attributes that they had
 
 
@@ -260,6 +261,18 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = shape_inference.infer_shapes(copy, data_prop=True).graph
     values = (*graph.value_info, *graph.input, *graph.output)
     return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+
+
+def before_softmax(nodes: Iterable[NodeProto], output: str) -> str:
+    """The tensor whose Softmax ``output`` is, quantized or in another shape; ``output`` itself where it is none."""
+    producers, name = {node.output[0]: node for node in nodes}, output
+    while (node := producers.get(name)) is not None:
+        if node.op_type == "Softmax":
+            return str(node.input[0])
+        if node.op_type not in _SAME_VALUES:
+            break
+        name = node.input[0]
+    return output
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

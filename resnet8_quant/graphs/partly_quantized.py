@@ -14,7 +14,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from resnet8_quant.graphs.graph import DEFAULT_DOMAIN, Graph, at_least_opset, attributes, input_name
+from resnet8_quant.graphs.graph import (
+    DEFAULT_DOMAIN,
+    Graph,
+    at_least_opset,
+    attributes,
+    before_softmax,
+    input_name,
+)
 from resnet8_quant.graphs.quantization_summary import QUANTIZERS, WEIGHTED, summarize
 
 WEIGHT_SUFFIX = "_quantized"  # onnxruntime's, of the integers that a weight becomes
@@ -135,9 +142,7 @@ class PartlyQuantized:
     @property
     def scores(self) -> str:
         """The float graph's tensor that classes are read from: what a last Softmax reads, else the output."""
-        output = self._graph.output.name
-        last = self._graph.producer(output)
-        return str(last.input[0]) if last is not None and last.op_type == "Softmax" else output
+        return before_softmax(self._graph.nodes, self._graph.output.name)
 
     def model(
         self,

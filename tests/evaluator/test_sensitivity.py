@@ -124,6 +124,28 @@ def test_the_harm_of_two_layers_is_what_numpy_computes():
     assert (second["weight_bits"], second["activation_bits"], second["images"]) == (5, 8, 137)
 
 
+@pytest.mark.parametrize("ends", [["Softmax"], ["Softmax", "Flatten"], ["Softmax", "Identity", "Reshape"]])
+def test_the_scores_are_those_before_the_last_softmax_whatever_shape_it_is_given(ends):
+    def ended(model):
+        nodes, name = list(model.graph.node), "scores"
+        for operator in ends:
+            more = ["shape"] if operator == "Reshape" else []
+            nodes.append(helper.make_node(operator, [name, *more], [operator.lower()]))
+            name = operator.lower()
+        nodes[-1].output[0] = "end"
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        result = proto(nodes, arrays | {"shape": np.array([-1, 3], np.int64)})
+        result.graph.output[0].name = "end"
+        return result
+
+    plain = rows_of(analyze(floating(), quantized(), SPEC, SPLIT))
+    rows = rows_of(analyze(ended(floating()), ended(quantized()), SPEC, SPLIT))
+    for row, expected in zip(rows, plain, strict=True):
+        assert row["layer"] == expected["layer"]
+        for name in (name for name in row if name.endswith(("_kl", "_flips", "_accuracy"))):
+            assert row[name] == (expected[name] and pytest.approx(expected[name], rel=1e-5, abs=1e-9)), name
+
+
 def test_signal_to_noise_accumulates_along_the_quantized_model():
     result = analyze(floating(), quantized(), SPEC, SPLIT)
     (scores, hidden), (true_scores, true_hidden) = by_hand(True, True, True), by_hand()

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from resnet8_quant.config import Config, DType, Rounding, WeightScale
-from resnet8_quant.graphs.graph import Graph, at_least_opset
+from resnet8_quant.graphs.graph import Graph, at_least_opset, before_softmax
 from resnet8_quant.graphs.tap import tap
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.progress import progress
@@ -64,7 +64,7 @@ def sensitivities(
     batch, source = model.input_spec.batch or BATCH, model.input_spec.name
     feed = spread_images(model, images, IMAGES)
     reads = sorted({node.input[0] for node in nodes} - {source})
-    logits = _logits(proto.graph)
+    logits = before_softmax(proto.graph.node, proto.graph.output[0].name)
     values = _run(proto, [logits, *reads], feed, batch) | {source: feed}
 
     choices: dict[str, list[Choice]] = {}
@@ -95,13 +95,6 @@ def sensitivities(
 
 def _error(logits: np.ndarray, expected: np.ndarray) -> float:
     return float(np.mean((logits.astype(np.float64) - expected) ** 2))
-
-
-def _logits(graph: onnx.GraphProto) -> str:
-    """The scores before a final Softmax, where there is one."""
-    output = graph.output[0].name
-    last = next(node for node in graph.node if output in node.output)
-    return str(last.input[0] if last.op_type == "Softmax" else output)
 
 
 def _with(

@@ -15,7 +15,7 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from resnet8_quant.errors import ExperimentError, missing_extra
-from resnet8_quant.graphs.graph import attributes
+from resnet8_quant.graphs.graph import attributes, before_softmax
 from resnet8_quant.quantizer.refine.im2col import explicit_pads
 
 try:
@@ -208,16 +208,7 @@ class TorchGraph:
 
     def logits(self) -> str:
         """The tensor whose Softmax the output is; the output itself where it is none."""
-        producers = {node.output[0]: node for node in self.nodes}
-        name: str = self.output
-        while name in producers:
-            node = producers[name]
-            if node.op_type == "Softmax":
-                return str(node.input[0])
-            if node.op_type not in ("Identity", "QuantizeLinear", "Clip", "DequantizeLinear", "Flatten", "Reshape"):
-                break
-            name = node.input[0]
-        return str(self.output)
+        return before_softmax(self.nodes, self.output)
 
 
 def _constant(stored: Any) -> torch.Tensor:

@@ -146,6 +146,9 @@ def test_a_final_softmax_is_left_out():
     weights = {"w_head": np.eye(72, 3) - 0.3, "b_head": np.zeros(3)}
     nodes, without = head("image", 72)[0], net(head("image", 72)[0], **weights)
     nodes[-1].output[0] = "logits"
-    with_softmax = net([*nodes, helper.make_node("Softmax", ["logits"], ["scores"])], **weights)
-    errors = [next(iter(measured(model, 2).values()))[0].error for model in (with_softmax, without)]
-    assert errors[0] == errors[1] > 0
+    softmax, flatten = (helper.make_node(name, ["logits"], ["scores"]) for name in ("Softmax", "Flatten"))
+    with_softmax = net([*nodes, softmax], **weights)
+    softmax.output[0] = flatten.input[0] = "probabilities"
+    flattened = net([*nodes, softmax, flatten], **weights)
+    errors = [next(iter(measured(model, 2).values()))[0].error for model in (with_softmax, flattened, without)]
+    assert errors[0] == errors[1] == errors[2] > 0
