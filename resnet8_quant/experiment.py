@@ -37,7 +37,7 @@ from resnet8_quant.quantizer.calibration.images import CalibrationImages, choose
 from resnet8_quant.quantizer.plan import layer_bits
 from resnet8_quant.record import FinalModel, FinishedRun, Prepared, failed_row, result_of, write_outputs
 from resnet8_quant.results import RunResult
-from resnet8_quant.validation import check_validation_images, validate
+from resnet8_quant.validation import check_analyzed_images, check_validation_images, validate
 from resnet8_quant.validation_split import accuracy_drop, draw_validation, training_images
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def prepare(config: Config) -> Prepared:
         chosen = choose_images(config.calibration, data.train.labels, len(data.test.labels), config.seed)
         split = "test" if config.calibration.sampling is Sampling.mlperf_tiny else "train"
         calibrating, total = len(chosen) if split == "train" else 0, len(data.train.labels)
-        check_validation_images(config, total - calibrating, calibrating, total, len(np.unique(data.train.labels)))
+        classes = len(np.unique(data.train.labels))
+        check_validation_images(config, total - calibrating, calibrating, total, classes)
+        check_analyzed_images(config, total - calibrating, total, classes)
         images = CalibrationImages.of(getattr(data, split).images, chosen, f"{split} split of {data.digest}")
     return Prepared(data, model, images, cache)
 
@@ -212,7 +214,7 @@ def analyze_layers(config: Config, prepared: Prepared, named: bytes, count: int 
         count: of images; all that are left where there are fewer.
 
     Raises:
-        ExperimentError: no training images are left, or the model is not one made of the run's float model.
+        ExperimentError: the model is not one made of the run's float model.
     """
     from resnet8_quant.quantizer.refine.equalize import equalize
 

@@ -7,6 +7,8 @@ and names such as ``w4a8`` or ``int8+weight_bits=4``, derived from what is reall
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,40 @@ def _changes(group: str, part: Any, preset: Any) -> list[str]:
         if each.name not in ("name", *_UNNAMED.get(group, ())) and value != getattr(preset, each.name):
             changes.append(each.name if isinstance(value, dict) and value else f"{each.name}={word(value)}")
     return changes
+
+
+def overrides_of(config: Config, folders: tuple[Path, ...] = (CONF,)) -> list[str]:
+    """Overrides that compose a config: of each group the closest option, and the settings that differ from it.
+
+    ``tracking`` and ``resume``, which say where a run is kept, are left out.
+    """
+    defaults = Config()
+    words: list[str] = []
+    for group, part in vars(config).items():
+        default = getattr(defaults, group)
+        if not isinstance(part, Group):
+            words += [f"{group}={_typed(part)}"] if part != default and group != "resume" else []
+        elif group != "tracking":
+            known = presets(group, folders) if group in GROUPS else {}
+            named = [option for option in options(group, folders) if option in known]
+            candidates = [[f"{group}={option}", *_differences(group, part, known[option])] for option in named]
+            closest: list[str] = min([*candidates, _differences(group, part, default)], key=len)
+            words += closest
+    return words
+
+
+def _differences(group: str, part: Any, preset: Any) -> list[str]:
+    """Overrides that make ``preset`` the same as ``part``."""
+    names = [each.name for each in dataclasses.fields(preset) if each.name != "name"]
+    return [
+        f"{group}.{name}={_typed(value)}" for name in names if (value := getattr(part, name)) != getattr(preset, name)
+    ]
+
+
+def _typed(value: Any) -> str:
+    """A value as Hydra reads it: keys without quotes, texts in them where need be."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_typed(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./+$%@:-]+", value):
+        return json.dumps(value, ensure_ascii=False)
+    return word(value)

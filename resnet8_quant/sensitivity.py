@@ -19,10 +19,12 @@ from typing import Any
 from resnet8_quant import terminal
 from resnet8_quant.config import Analysis, Config, DType, Runtime
 from resnet8_quant.errors import COMMAND as PROGRAM
-from resnet8_quant.errors import ExperimentError, as_typed_here
+from resnet8_quant.errors import ExperimentError, as_typed_here, completed, own_folders
 from resnet8_quant.files import read_json, read_regular
+from resnet8_quant.options import CONF, overrides_of
 from resnet8_quant.profile import shortened
 from resnet8_quant.results import ANALYSIS_FILES, RECORD
+from resnet8_quant.validation import FLOAT, allocates
 
 COMMAND = "python -m resnet8_quant.sensitivity"
 LAYER_WIDTH = 14  # columns of a layer's name; the table then has 80
@@ -58,7 +60,7 @@ def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
     written, result = record.get("config"), record.get("result")
     if not isinstance(written, dict) or not isinstance(result, dict):
         raise ExperimentError(f"{folder} holds no finished run ({RECORD})", f"{PROGRAM} quant=w4a8 analyze=layers")
-    again = f"{PROGRAM} {result.get('overrides') or 'quant=w4a8'} analyze=layers"
+    again = f"{PROGRAM} {result.get('overrides') or 'quant=w4a8'} analyze=layers"  # the config may not be readable
     values: dict[str, Any] = {}
     try:
         for field in dataclasses.fields(Config):
@@ -90,12 +92,17 @@ def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
     from resnet8_quant.quantizer.quantize import quantize
     from resnet8_quant.validation_split import accuracy_drop
 
-    prepared = prepare(config)
+    words = [*words_of(config, result.get("overrides") or ""), "analyze=layers"]
+    again = f"{PROGRAM} {shlex.join(words)}"
+    try:
+        prepared = prepare(config)
+    except ExperimentError as error:
+        raise completed(error, words) from error
     for name, digest in {"data": prepared.data.digest, "float_model": prepared.model.digest}.items():
         if result.get(f"{name}_sha256") != digest:
             raise ExperimentError(
                 f"{folder}: the {name.replace('_', ' ')} is not the one of the run any more",
-                f"{PROGRAM} {result.get('overrides') or ''} analyze=layers",
+                again,
             )
     assert prepared.images is not None
     if config.quant.compact or config.deploy.activation_type is not None:
@@ -116,9 +123,17 @@ def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
         except OSError as error:
             raise ExperimentError(
                 f"{folder / 'model.onnx'} cannot be read ({error.strerror})",
-                f"{PROGRAM} {result.get('overrides') or ''} analyze=layers",
+                again,
             ) from error
     write(analyze_layers(config, prepared, named), folder)
+
+
+def words_of(config: Config, overrides: str) -> list[str]:
+    """Overrides that repeat a run: as typed, or from its config where an experiment file or Python set some of it."""
+    words = shlex.split(overrides)
+    if not words or any(word.lstrip("+").startswith("experiment=") for word in words):
+        words = overrides_of(config, (CONF, *own_folders()))
+    return [word for word in words if not re.match(r"\+*(analyze|resume|hydra)\b", word)]
 
 
 def lines_of(folder: Path, config: Config, overrides: str) -> list[str]:
@@ -132,9 +147,10 @@ def lines_of(folder: Path, config: Config, overrides: str) -> list[str]:
         rows = list(csv.DictReader(file))
     lines = [*table(rows).splitlines(), "", *_summary(rows[0]).splitlines()]
     if layers := worst_layers(rows, config):
+        allocated = _allocated(rows, config, read_json(folder / RECORD)) if allocates(config) else {}
         lines += [
             f"More for the {len(layers)} that hurt most:",
-            f"  {as_typed_here(pasted(layers, config, overrides))}",
+            f"  {as_typed_here(pasted(layers, config, overrides, allocated))}",
         ]
     return lines
 
@@ -195,23 +211,43 @@ def worst_layers(rows: Sequence[dict[str, str]], config: Config) -> dict[str, di
     return layers
 
 
-def pasted(layers: dict[str, dict[str, int | bool]], config: Config, overrides: str) -> str:
-    """The run's command with ``layers`` added to its quant.layers."""
+def _allocated(
+    rows: Sequence[dict[str, str]], config: Config, record: dict[str, Any]
+) -> dict[str, dict[str, int | bool]]:
+    """What ``allocate`` chose for each layer, as in quant.layers."""
+    choices = [choice for choice in config.allocate.choices if choice != FLOAT]
+    layers: dict[str, dict[str, int | bool]] = {name: {"float": True} for name in record.get("float_layers", ())}
+    for row in rows:
+        if row["weight_bits"]:
+            bits = int(row["weight_bits"])  # that its codes take
+            layers[row["layer"]] = {"weight_bits": min((c for c in choices if c >= bits), default=bits)}
+    return layers
+
+
+def pasted(
+    layers: dict[str, dict[str, int | bool]],
+    config: Config,
+    overrides: str,
+    allocated: dict[str, dict[str, int | bool]] | None = None,
+) -> str:
+    """The run's command with ``layers`` added to its quant.layers.
+
+    Args:
+        layers: exceptions.
+        config, overrides: of the run.
+        allocated: bit widths that take the place of ``allocate``, whose limit has no room for more; None: it stays.
+    """
     merged: dict[str, dict[str, Any]] = dict(config.quant.layers)
-    for name, settings in layers.items():
+    for name, settings in (*(allocated or {}).items(), *layers.items()):
         # what Hydra or the shell's patterns would read in a name is matched by any character
         pattern = re.sub(r"[^\w./+$%@-]", "?", name)
-        old = {} if "float" in settings else merged.pop(pattern, {})
-        merged[pattern] = old | settings
-    texts = {
-        name: ", ".join(f"{key}: {str(value).lower()}" for key, value in settings.items())
-        for name, settings in merged.items()
-    }
-    value = ", ".join(f"{name}: {{{text}}}" for name, text in texts.items())
-    kept = [
-        word for word in shlex.split(overrides) if not re.match(r"\+*(quant\.layers|analyze|hydra\.run\.dir)\b", word)
-    ]
-    return f"{PROGRAM} {shlex.join([*kept, f'quant.layers={{{value}}}'])}"
+        old = merged.pop(pattern, {})
+        merged[pattern] = settings if "float" in settings else old | settings
+    changed = dataclasses.replace(config, quant=dataclasses.replace(config.quant, layers=merged))
+    (layers_word,) = (word for word in overrides_of(changed) if word.startswith("quant.layers="))
+    dropped = r"\+*(quant\.layers|allocate)\b" if allocated else r"\+*quant\.layers\b"
+    kept = [word for word in words_of(config, overrides) if not re.match(dropped, word)]
+    return f"{PROGRAM} {shlex.join([*kept, layers_word])}"
 
 
 if __name__ == "__main__":

@@ -591,3 +591,18 @@ def check_validation_images(config: Config, free: int, calibrating: int, total: 
         f"(`calibration.samples_per_class` is {config.calibration.samples_per_class}), which leaves {free}",
         f"{COMMAND} {remedy}",
     )
+
+
+def check_analyzed_images(config: Config, free: int, total: int, classes: int) -> None:
+    """Refuse an analysis of the layers if all training images calibrate; arguments as above.
+
+    ``refine.distill`` refuses that itself.
+    """
+    if config.analyze is not Analysis.layers or free or config.refine.distill:
+        return
+    each = total // 2 // classes
+    remedy = f"calibration.samples_per_class={each}" if each else "analyze=none"
+    raise ExperimentError(
+        f"`analyze` is layers, but all {total} training images calibrate, which leaves none to look at",
+        f"{COMMAND} {remedy}",
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from resnet8_quant.config import Config, DType, QuantConfig, RefineConfig
 from resnet8_quant.errors import ExperimentError
-from resnet8_quant.options import CONF, GROUPS, derive_name, options, presets, quant_name
+from resnet8_quant.options import CONF, GROUPS, derive_name, options, overrides_of, presets, quant_name
 from resnet8_quant.sweep.compose import compose_config
 from resnet8_quant.validation import validate
 
@@ -30,6 +30,24 @@ def test_option_composes_and_passes_validation(group: str, option: str) -> None:
     if group != "experiment":
         shown = getattr(part, "name", getattr(part, "method", getattr(part, "kind", None)))
         assert getattr(shown, "name", shown) == option
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        *(f"{group}={option}" for group, option in OPTIONS if group == "experiment"),
+        "seed=3 data.root='/a folder' quant=w2a8 quant.compact=true evaluation.threads=7 refine=distill refine.shift=0",
+        "allocate.choices=[2,float] allocate.max_accuracy_drop=0.5 calibration=lp calibration.norm=3 analyze=layers",
+        "'quant.layers={stack1.*: {float: true}, conv: {weight_bits: 3}}' 'model.path=\"a=(b), {c}\\\"\"' model=keras",
+    ],
+)
+def test_a_config_as_overrides_composes_the_same_config(words: str) -> None:
+    config = compose_config(shlex.split(words))
+    overrides = overrides_of(config)
+    again = compose_config(overrides)
+    assert again == config
+    assert len(overrides) <= len(shlex.split(words)) or "experiment" in words
 
 
 def test_an_option_holds_only_what_differs_and_its_first_line_says_what_it_is() -> None:

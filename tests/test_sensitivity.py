@@ -14,6 +14,8 @@ from onnx import numpy_helper
 import resnet8_quant as rq
 from resnet8_quant import sensitivity
 from resnet8_quant.config import Config
+from resnet8_quant.errors import ExperimentError, completed
+from resnet8_quant.experiment import prepare
 from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.sensitivity import pasted, table, worst_layers
@@ -101,6 +103,44 @@ def test_what_is_pasted_gives_the_worst_layers_more_bits(run, tmp_path, capsys):
     assert bits["stack1.relu1"]["activation_bits"] == 7
 
 
+def test_what_is_pasted_after_an_allocation_keeps_its_bits_but_not_its_budget(few, tmp_path, capsys):
+    words = ("quant=w4a8", "allocate=bytes", "allocate.budget_bytes=45000", "allocate.choices=[2,4,7,float]")
+    words = (*words, *few, "quant.layers={stack3.*: {float: false}}", "latency.runs=0")
+    words = tuple(dict.fromkeys(words))
+    result = rq.run(rq.compose(*words), tmp_path / "run")
+    assert result.model_bytes <= 45_000
+    code, shown, _ = command(capsys, tmp_path / "run")
+    assert code == 0
+    assert "More for the 3 that hurt most" in shown
+    (line,) = (text for text in shown.splitlines() if "python run.py" in text)
+    again = rq.compose(*shlex.split(line)[2:])
+    validate(again)
+    assert again.allocate == Config().allocate
+    rq.run(again, tmp_path / "again")
+    before, after = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "again"))
+    assert before["float_layers"] == after["float_layers"]
+    changed = [
+        (old["weight_bits"], new["weight_bits"])
+        for old, new in zip(before["layers"], after["layers"], strict=True)
+        if old != new
+    ]
+    assert len(changed) == 3
+    assert {new for _, new in changed} == {7}
+
+
+@pytest.mark.parametrize("typed", ["", "experiment=smallest seed=3 refine=none"])
+def test_what_is_pasted_names_no_experiment_and_holds_what_python_set(typed, few):
+    own = ("data=sample", "calibration.samples_per_class=5", "quant.layers={conv: {weight_bits: 7}}")
+    config = rq.compose("experiment=smallest", "seed=3", "refine=none", *own)
+    words = shlex.split(pasted({"dense": {"float": True}}, config, typed))[2:]
+    assert words[0] == "quant=w4a8"
+    assert {"calibration=mse", "allocate=bytes", "seed=3", "latency.runs=0", "quant.compact=true"} < {*words}
+    again = rq.compose(*words)
+    assert again.quant.layers == {"conv": {"weight_bits": 7}, "dense": {"float": True}}
+    again.quant.layers = config.quant.layers
+    assert again == config
+
+
 def test_what_is_pasted_is_float_where_there_are_no_more_bits_and_survives_names_of_other_tools():
     row = {"weight_bits": "8", "activation_bits": "8", "weights_kl": "1", "activations_kl": "0"}
     config = rq.compose("quant=u8s8")
@@ -142,6 +182,25 @@ def test_a_float_run_a_missing_run_and_other_data_are_sentences(kind, run, tmp_p
     }
     assert code == 1
     assert expected[kind] in error
+
+
+def test_an_analysis_without_images_is_refused_before_the_work(tmp_path, capsys):
+    """Of a run and of a finished run; the remedy is the whole command."""
+    words = ("quant=w4a8", "data=sample", "latency.runs=0")
+    with pytest.raises(ExperimentError, match="all 1000 training images calibrate") as caught:
+        prepare(rq.compose(*words, "analyze=layers"))
+    remedy = completed(caught.value, [*words, "analyze=layers"]).remedy
+    prepare(rq.compose(*shlex.split(remedy)[2:]))
+
+    rq.run(rq.compose(*words, "evaluation.threads=1"), tmp_path)
+    code, _, error = command(capsys, tmp_path)
+    assert code == 1
+    assert "all 1000 training images calibrate" in error
+    typed = error.partition("python run.py ")[2]
+    assert typed
+    again = rq.compose(*shlex.split(typed))
+    prepare(again)
+    assert (again.quant.weight_bits, again.analyze.name, again.calibration.samples_per_class) == (4, "layers", 50)
 
 
 @pytest.mark.parametrize(
