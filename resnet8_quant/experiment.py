@@ -52,8 +52,11 @@ ANALYZED = 1000  # training images that analyze=layers looks at
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, *, quantizes: bool = True) -> Prepared:
     """Validate the config; load data and model; choose the calibration images.
+
+    Args:
+        quantizes: False: the run is finished, so that nothing is asked for that only its quantization needs.
 
     Raises:
         ExperimentError: the config, the data, the model or the number of calibration images.
@@ -61,7 +64,7 @@ def prepare(config: Config) -> Prepared:
     validate(config)
     set_time_limit(config.evaluation.timeout)
     check_providers(config.evaluation.providers)
-    if config.refine.distill and find_spec("torch") is None:
+    if quantizes and config.refine.distill and find_spec("torch") is None:
         raise missing_extra("torch", "distill")
     cache = cache_folder(config.cache_dir)
     data = load_dataset(config.data, cache, config.model)

@@ -2,7 +2,8 @@
 
 In: a `FinishedRun`, what the stations of a run return. Out: a `RunResult`; and in the run's folder model.onnx,
 predictions.npy and float_predictions.npy (int64 [N]), per_class.csv, ranges.csv and histograms.npz where there was a
-calibration, run.json and, last, results.csv: where it exists the others are whole and belong to it.
+calibration, qdq.onnx where model.onnx is not the Q/DQ model with names, run.json and, last, results.csv: where it
+exists the others are whole and belong to it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def failed_row(config: Config, error: Exception, overrides: str) -> RunResult:
 def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
     """Write the files of a run; results.csv last."""
     # of an earlier run in the same, explicitly chosen folder
-    for name in (results.FILE_NAME, *TARGET_FILES, *results.CALIBRATION_FILES, *results.ANALYSIS_FILES):
+    for name in (results.FILE_NAME, results.QDQ, *TARGET_FILES, *results.CALIBRATION_FILES, *results.ANALYSIS_FILES):
         (folder / name).unlink(missing_ok=True)
     with replacing(folder / "model.onnx") as temporary:
         temporary.write_bytes(run.final.serialized)
@@ -179,6 +180,9 @@ def write_outputs(folder: Path, run: FinishedRun, result: RunResult) -> None:
     if run.quantized is not None:
         from resnet8_quant.quantizer.calibration.report import write_histograms, write_ranges
 
+        if (name := results.qdq_file(run.config)) != "model.onnx":
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(run.quantized.named)
         named = onnx.load_from_string(run.quantized.named)
         write_ranges(run.quantized.calibration, named, folder / "ranges.csv")
         write_histograms(run.quantized.calibration, folder / "histograms.npz")
@@ -202,6 +206,8 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "float_layers": list(_float_layers(run)),
         "saturating_layers": list(run.runtime.saturating_layers),
     }
+    if run.quantized is not None:
+        record["qdq_sha256"] = sha256_bytes(run.quantized.named)
     if run.prepared.images is not None:
         record["calibration_indices_sha256"] = sha256_bytes(run.prepared.images.chosen.astype("<i8").tobytes())
     return record

@@ -28,8 +28,17 @@ FILE_NAME = "results.csv"
 RECORD = "run.json"
 CALIBRATION_FILES = ("ranges.csv", "histograms.npz")
 ANALYSIS_FILES = ("layers.csv", "tensors.csv")  # of analyze=layers
+QDQ = "qdq.onnx"
 # What a run may leave beside its row and record, which says under "files" what it did leave, with sizes.
-FILES = ("model.onnx", "model.tflite", "per_class.csv", "predictions.npy", "float_predictions.npy", *CALIBRATION_FILES)
+FILES = (
+    "model.onnx",
+    QDQ,
+    "model.tflite",
+    "per_class.csv",
+    "predictions.npy",
+    "float_predictions.npy",
+    *CALIBRATION_FILES,
+)
 
 NO_SETTINGS = ("tracking",)  # groups that only say where runs are logged
 # A value longer than this is written as its SHA-256, so that equal values stay equal; run.json has the value itself.
@@ -219,6 +228,11 @@ def settings_of(config: Config) -> dict[str, str]:
         for setting in sorted(dataclasses.fields(default), key=lambda setting: setting.name)
         if (value := getattr(getattr(config, group.name), setting.name)) != getattr(default, setting.name)
     }
+
+
+def qdq_file(config: Config) -> str:
+    """The file with a run's Q/DQ model: model.onnx, or one beside it where that has no names or other operators."""
+    return QDQ if config.quant.compact or config.deploy.activation_type is not None else "model.onnx"
 
 
 def write(result: RunResult, folder: Path) -> Path:

@@ -20,10 +20,10 @@ from resnet8_quant import terminal
 from resnet8_quant.config import Analysis, Config, DType, Runtime
 from resnet8_quant.errors import COMMAND as PROGRAM
 from resnet8_quant.errors import ExperimentError, as_typed_here, completed, own_folders
-from resnet8_quant.files import read_json, read_regular
+from resnet8_quant.files import read_json, read_regular, sha256_bytes
 from resnet8_quant.options import CONF, overrides_of
 from resnet8_quant.profile import shortened
-from resnet8_quant.results import ANALYSIS_FILES, RECORD
+from resnet8_quant.results import ANALYSIS_FILES, RECORD, qdq_file
 from resnet8_quant.validation import FLOAT, allocates
 
 COMMAND = "python -m resnet8_quant.sensitivity"
@@ -42,15 +42,15 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=as_typed_here(COMMAND), description="Which layer of a run hurts.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of a quantized model")
     options = terminal.parsed(parser, arguments, COMMAND)
-    config, result = read_record(options.run)
-    analyze_run(options.run, config, result)
+    config, record = read_record(options.run)
+    analyze_run(options.run, config, record)
     written = [f"  {terminal.shown(options.run / name)}" for name in ANALYSIS_FILES]
-    lines = lines_of(options.run, config, result.get("overrides") or "")
+    lines = lines_of(options.run, config, record["result"].get("overrides") or "")
     terminal.show("\n".join([*lines, "", "Written to", *written]))
 
 
 def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """The config and the row of the run in ``folder``, from its run.json.
+    """The config of the run in ``folder``, and its run.json.
 
     Raises:
         ExperimentError: there is no such run, another version wrote it, or it quantized nothing.
@@ -75,56 +75,44 @@ def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
         raise ExperimentError(
             f"{folder} is a float run, which has nothing quantized to analyze", f"{PROGRAM} quant=w4a8 analyze=layers"
         )
-    return config, result
+    return config, record
 
 
-def analyze_run(folder: Path, config: Config, result: dict[str, Any]) -> None:
-    """Analyze a finished run and write layers.csv and tensors.csv beside its results.
+def analyze_run(folder: Path, config: Config, record: dict[str, Any]) -> None:
+    """Analyze a finished run and write layers.csv and tensors.csv beside its results; nothing is quantized again.
 
-    The model is quantized again where its file has no names or other operators: that gives the same integers.
+    Args:
+        folder: of the run.
+        config: of the run.
+        record: its run.json.
 
     Raises:
-        ExperimentError: data or model are others now, or there is no model to be found.
+        ExperimentError: data, float model or quantized model are others now or gone, or all training images calibrate.
     """
     from resnet8_quant.evaluator.sensitivity import write
     from resnet8_quant.experiment import analyze_layers, prepare
     from resnet8_quant.inputs.model import LARGEST_FILE as LARGEST_MODEL
-    from resnet8_quant.quantizer.quantize import quantize
-    from resnet8_quant.validation_split import accuracy_drop
 
+    result = record["result"]
     words = [*words_of(config, result.get("overrides") or ""), "analyze=layers"]
     again = f"{PROGRAM} {shlex.join(words)}"
     try:
-        prepared = prepare(config)
+        prepared = prepare(config, quantizes=False)
     except ExperimentError as error:
         raise completed(error, words) from error
-    for name, digest in {"data": prepared.data.digest, "float_model": prepared.model.digest}.items():
-        if result.get(f"{name}_sha256") != digest:
-            raise ExperimentError(
-                f"{folder}: the {name.replace('_', ' ')} is not the one of the run any more",
-                again,
-            )
-    assert prepared.images is not None
-    if config.quant.compact or config.deploy.activation_type is not None:
-        from resnet8_quant.deploy.deploy import target_size
 
-        drop = accuracy_drop(prepared.data.train, prepared.model, prepared.images, config)
-        named = quantize(
-            prepared.model,
-            prepared.images,
-            config,
-            accuracy_drop=drop,
-            target_size=target_size(config, prepared.model.input_spec),
-            cache=prepared.cache,
-        ).named
-    else:
-        try:
-            named = read_regular(folder / "model.onnx", LARGEST_MODEL)
-        except OSError as error:
-            raise ExperimentError(
-                f"{folder / 'model.onnx'} cannot be read ({error.strerror})",
-                again,
-            ) from error
+    def check(name: str, digest: str | None, found: str) -> None:
+        if digest != found:
+            raise ExperimentError(f"{folder}: {name} is not the one of the run any more", again)
+
+    check("the data", result.get("data_sha256"), prepared.data.digest)
+    check("the float model", result.get("float_model_sha256"), prepared.model.digest)
+    path = folder / qdq_file(config)
+    try:
+        named = read_regular(path, LARGEST_MODEL)
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be read ({error.strerror})", again) from error
+    check(path.name, record.get("qdq_sha256") or result.get("model_sha256"), sha256_bytes(named))
     write(analyze_layers(config, prepared, named), folder)
 
 

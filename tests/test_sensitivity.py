@@ -163,6 +163,61 @@ def test_a_wide_model_still_fits_80_columns():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_finished_run_is_not_quantized_again_and_its_model_has_its_digest(run, few, tmp_path, capsys):
+    rq.run(rq.compose(*W4A8, *few, "deploy=x86"), tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["files"]["qdq.onnx"]
+    assert (tmp_path / "qdq.onnx").read_bytes() == (run / "model.onnx").read_bytes()
+    assert not (run / "qdq.onnx").exists()
+    (tmp_path / "model.onnx").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet8_quant.quantizer.quantize.quantize", None)
+        assert command(capsys, tmp_path)[0] == 0
+    assert (tmp_path / "layers.csv").read_bytes() == (run / "layers.csv").read_bytes()
+
+    (tmp_path / "layers.csv").unlink()
+    (tmp_path / "qdq.onnx").write_bytes((run / "model.onnx").read_bytes() + b" ")
+    code, _, error = command(capsys, tmp_path)
+    assert code == 1
+    assert "qdq.onnx is not the one of the run any more" in error
+    assert not (tmp_path / "layers.csv").exists()
+    (tmp_path / "qdq.onnx").unlink()
+    code, _, error = command(capsys, tmp_path)
+    assert "qdq.onnx cannot be read (No such file" in error
+    assert "python run.py quant=w4a8 calibration=percentile" in error
+    assert "deploy=x86" in error
+    assert code == 1
+
+
+def test_a_model_of_another_run_is_refused(run, few, tmp_path, capsys):
+    rq.run(rq.compose("quant=u8s7", *few), tmp_path)
+    (tmp_path / "model.onnx").write_bytes((run / "model.onnx").read_bytes())
+    code, _, error = command(capsys, tmp_path)
+    assert code == 1
+    assert "model.onnx is not the one of the run any more" in error
+
+
+def test_a_distilled_run_is_analyzed_without_torch(run, tmp_path, capsys, monkeypatch):
+    for name in ("model.onnx", "run.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["refine"] |= {"distill": True, "validation_images": 200}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr("resnet8_quant.experiment.find_spec", lambda name: None)
+    code, _, error = command(capsys, tmp_path)
+    assert (code, error) == (0, "")
+
+
+def test_the_remedy_for_other_operators_keeps_the_command_of_the_run(run, tmp_path, capsys):
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["quant"] |= {"format": "QOperator", "weight_bits": None, "keep_first_last": None}
+    record["result"]["overrides"] = "quant=u8s8 quant.format=QOperator data=sample seed=3"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    code, _, error = command(capsys, tmp_path)
+    assert code == 1
+    assert "`quant.format` is QOperator" in error
+    assert error.endswith("python run.py quant=u8s8 quant.format=QDQ data=sample seed=3 analyze=layers")
+
+
 @pytest.mark.parametrize("kind", ["float", "none", "moved", "other"])
 def test_a_float_run_a_missing_run_and_other_data_are_sentences(kind, run, tmp_path, capsys):
     if kind == "float":
