@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
+from resnet8_quant.errors import missing_extra
 from resnet8_quant.results import RunResult
 
 LARGE_LOSS = 0.05  # accuracy ratio; a warning whatever its p-value
@@ -103,11 +104,20 @@ def _accuracy_remedy(result: RunResult) -> str:
     if not result.calibration_method:
         return "Quantize the float model instead: quant=u8s7 model=onnx model.path=MODEL.onnx."
     # Allocated widths differ by layer, and weight_bits is that of most layers: the types show whether any is low.
+    refine = (result.refine or "").partition("+")[0]  # "best+damping=0.1": with other parameters
     low = any(dtype in (result.weight_type or "") for dtype in ("int2", "int4"))
     if low or min(weight_bits, activation_bits) < LOW_BITS:
-        if (result.refine or "").partition("+")[0] != "best":  # "best+damping=0.1": with other parameters
+        if refine not in ("best", "distill"):
             per_channel = () if result.per_channel else ("quant.per_channel=true",)
             return f"So few bits want refined weights. Try:{_command(result, *per_channel, 'refine=best')}"
+        if refine == "best":
+            # Of the sample's 100 training images of each class some must be held out.
+            few = (
+                ("calibration.samples_per_class=50", "refine.validation_images=250") if result.data == "sample" else ()
+            )
+            extra = missing_extra("torch", "distill").remedy
+            command = _command(result, "refine=distill", *few)
+            return f"Distillation finds better weights; it takes minutes, and PyTorch ({extra}). Try:{command}"
         return _more_bits(result, weight_bits)
     if not result.per_channel:
         overrides = "quant.per_channel=true" if result.quant_type == "u8s7" else "quant=u8s7"
@@ -115,7 +125,12 @@ def _accuracy_remedy(result: RunResult) -> str:
     if result.calibration_method != "percentile":
         return f"Outliers may widen the ranges. Try:{_command(result, 'calibration=percentile')}"
     # A refinement is written as Q/DQ, and does not go with reduce_range.
-    if result.refine != "best" and result.format == "QDQ" and "config.quant.reduce_range" not in result.settings:
+    if (
+        result.refine != "best"
+        and refine != "distill"
+        and result.format == "QDQ"
+        and "config.quant.reduce_range" not in result.settings
+    ):
         return f"Try:{_command(result, 'refine=best')}"
     return "ranges.csv and per_class.csv show where it is lost."
 

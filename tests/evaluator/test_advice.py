@@ -87,16 +87,24 @@ CHAIN = [
     ({"weight_bits": 4, "per_channel": False}, "quant.per_channel=true refine=best"),
     ({"weight_bits": 7, "weight_type": "int2+int4+int8", "overrides": "allocate=bytes"}, "allocate=bytes refine=best"),
     ({"weight_bits": 4, "refine": "gptq", "overrides": "refine=gptq refine.bias=true"}, "refine=best"),
-    ({"weight_bits": 4, "refine": "best", "overrides": "quant=w4a8"}, "quant=w4a8 allocate=accuracy"),
-    ({"weight_bits": 4, "refine": "best", "data": "sample"}, "quant.weight_bits=7"),
-    ({"activation_bits": 4, "refine": "best+damping=0.1"}, "quant.activation_bits=8"),
     (
-        {"weight_bits": 2, "refine": "best", "overrides": "allocate=bytes allocate.budget_bytes=40000",
+        {"weight_bits": 4, "refine": "best+damping=0.1", "overrides": "quant=w4a8 refine=best refine.damping=0.1"},
+        "quant=w4a8 refine=distill",
+    ),
+    (
+        {"weight_bits": 4, "refine": "best", "data": "sample", "overrides": "calibration.samples_per_class=100"},
+        "refine=distill calibration.samples_per_class=50 refine.validation_images=250",
+    ),
+    ({"weight_bits": 4, "refine": "distill", "overrides": "quant=w4a8"}, "quant=w4a8 allocate=accuracy"),
+    ({"weight_bits": 4, "refine": "distill", "data": "sample"}, "quant.weight_bits=7"),
+    ({"activation_bits": 4, "refine": "distill+damping=0.1"}, "quant.activation_bits=8"),
+    (
+        {"weight_bits": 2, "refine": "distill", "overrides": "allocate=bytes allocate.budget_bytes=40000",
          "settings": {"config.allocate.budget_bytes": "40000"}},
         "allocate=bytes allocate.budget_bytes=50000",
     ),
     (
-        {"weight_bits": 2, "refine": "best", "overrides": "allocate=accuracy",
+        {"weight_bits": 2, "refine": "distill", "overrides": "allocate=accuracy",
          "settings": {"config.allocate.max_accuracy_drop": "0.01"}},
         "allocate=accuracy allocate.max_accuracy_drop=0.005",
     ),
@@ -116,8 +124,13 @@ def test_what_to_try_against_a_loss(changes: dict[str, object], overrides: str) 
     assert only(**LOSS, **changes)[1] == f"{RUN} {overrides}"
 
 
-def test_when_all_was_tried_no_command_is_left() -> None:
-    sentence, command = only(**LOSS, calibration_method="percentile", refine="best")
+def test_distillation_says_what_it_needs() -> None:
+    assert "pip install -c constraints.txt -e '.[distill]'" in only(**LOSS, weight_bits=4, refine="best")[0]
+
+
+@pytest.mark.parametrize("refine", ["best", "distill", "distill+shift=0"])
+def test_when_all_was_tried_no_command_is_left(refine: str) -> None:
+    sentence, command = only(**LOSS, calibration_method="percentile", refine=refine)
     assert "ranges.csv" in sentence
     assert command == ""
 
@@ -133,7 +146,7 @@ def test_a_run_without_overrides_of_its_own_is_told_the_new_ones_alone(start: di
     per_channel=st.booleans(),
     form=st.sampled_from(["QDQ", "QOperator"]),
     method=st.sampled_from(["minmax", "percentile", "mse"]),
-    refine=st.sampled_from(["none", "gptq", "best"]),
+    refine=st.sampled_from(["none", "gptq", "best", "distill"]),
     deploy=st.sampled_from(["none", "x86", "arm"]),
     kernels=st.sampled_from(["integer", "mixed", "simulated"]),
     quant=st.sampled_from(["int8", "u8s8", "u8s7"]),
