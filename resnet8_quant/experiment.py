@@ -208,7 +208,7 @@ def _quantize(config: Config, prepared: Prepared) -> QuantizedModel | None:
 
 
 def analyze_layers(config: Config, prepared: Prepared, named: bytes, count: int = ANALYZED) -> Sensitivity:
-    """Which layer hurts, on TRAIN images that do not calibrate.
+    """Which layer hurts, on TRAIN images that do not calibrate and that no distillation learned from.
 
     Args:
         config: of the run.
@@ -219,12 +219,21 @@ def analyze_layers(config: Config, prepared: Prepared, named: bytes, count: int 
     Raises:
         ExperimentError: the model is not one made of the run's float model.
     """
+    from resnet8_quant.quantizer.refine.distill_images import split
     from resnet8_quant.quantizer.refine.equalize import equalize
 
     assert prepared.images is not None  # validate refuses an analysis of a float run
     model = equalize(prepared.model) if config.refine.equalize else prepared.model
-    split = draw_validation(prepared.data.train, prepared.images, count, config.seed)
-    return analyze(model.proto(), onnx.load_from_string(named), model.input_spec, split)
+    train, images = prepared.data.train, prepared.images
+    if (training := training_images(train, images, config, prepared.data.digest)) is not None:
+        _, held_out = split(training, images, config)
+        train = Split(train.images[held_out], train.labels[held_out])
+    return analyze(
+        model.proto(),
+        onnx.load_from_string(named),
+        model.input_spec,
+        draw_validation(train, images, count, config.seed),
+    )
 
 
 def _export(

@@ -12,12 +12,14 @@ import pytest
 from onnx import numpy_helper
 
 import resnet8_quant as rq
-from resnet8_quant import sensitivity
+from resnet8_quant import experiment, sensitivity
 from resnet8_quant.config import Config
 from resnet8_quant.errors import ExperimentError, completed
 from resnet8_quant.experiment import prepare
 from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.inputs.sample import load_sample
+from resnet8_quant.quantizer.calibration.images import CalibrationImages, overlapping
+from resnet8_quant.quantizer.refine import distill_images
 from resnet8_quant.sensitivity import pasted, table, worst_layers
 from resnet8_quant.validation import validate
 
@@ -205,6 +207,23 @@ def test_a_distilled_run_is_analyzed_without_torch(run, tmp_path, capsys, monkey
     monkeypatch.setattr("resnet8_quant.experiment.find_spec", lambda name: None)
     code, _, error = command(capsys, tmp_path)
     assert (code, error) == (0, "")
+    assert set(pandas.read_csv(tmp_path / "layers.csv").images) == {200}
+
+
+def test_after_a_distillation_the_images_are_those_that_it_held_out(monkeypatch):
+    config = rq.compose(*W4A8, "data=sample", "refine=distill", "calibration.samples_per_class=20")
+    config.refine.validation_images = 150
+    prepared, seen = prepare(config, quantizes=False), []
+    monkeypatch.setattr(experiment, "analyze", lambda *arguments: seen.append(arguments[-1]))
+    named = prepared.model.serialized
+    experiment.analyze_layers(config, prepared, named, 100)
+    experiment.analyze_layers(config, prepared, named)
+    train, images = prepared.data.train, prepared.images
+    learned, held_out = distill_images.split(CalibrationImages.of(train.images), images, config)
+    assert [len(part.labels) for part in seen] == [100, 150]
+    np.testing.assert_array_equal(seen[1].images, train.images[held_out])
+    np.testing.assert_array_equal(seen[1].labels, train.labels[held_out])
+    assert not overlapping(train.images, learned, seen[0].images).any()
 
 
 def test_the_remedy_for_other_operators_keeps_the_command_of_the_run(run, tmp_path, capsys):

@@ -22,7 +22,7 @@ import onnx
 
 from resnet8_quant import __version__
 from resnet8_quant.config import Config
-from resnet8_quant.errors import ExperimentError, missing_extra
+from resnet8_quant.errors import missing_extra
 from resnet8_quant.files import replacing, sha256_bytes
 from resnet8_quant.inputs.model import FloatModel
 from resnet8_quant.machine import usable_cores
@@ -30,6 +30,7 @@ from resnet8_quant.progress import progress
 from resnet8_quant.quantizer.calibration.images import CalibrationImages
 from resnet8_quant.quantizer.emit import emit
 from resnet8_quant.quantizer.plan import LayerBits, Plan
+from resnet8_quant.quantizer.refine.distill_images import split
 from resnet8_quant.quantizer.refine.student import Student
 from resnet8_quant.quantizer.refine.teacher import Teacher, parts
 from resnet8_quant.quantizer.refine.views import draw
@@ -61,30 +62,6 @@ class Distillation:
     steps: int
     loss: tuple[float, float]
     agreement: tuple[float, float]
-
-
-def split(training: CalibrationImages, calibrating: CalibrationImages, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to learn from and of the held-out ones.
-
-    The calibration images are the first to learn from; the held-out ones never calibrated.
-    """
-    refine, same = config.refine, training.images is calibrating.images
-    used = np.intersect1d(calibrating.chosen, training.chosen) if same else np.empty(0, np.int64)
-    # The number keeps this draw apart from others of the same seed.
-    free = np.random.default_rng([config.seed, 2]).permutation(np.setdiff1d(training.chosen, used))
-    validation, others = free[: refine.validation_images], free[refine.validation_images :]
-    rows = np.concatenate([used, others])[: refine.distill_images]
-    if len(validation) < refine.validation_images or not len(rows):
-        remedy = f"refine.validation_images={len(free) // 2}"
-        if len(free) < 4:  # calibrate on half of the images, hold out a quarter
-            calibrating_each = max(1, config.calibration.samples_per_class // 2)
-            remedy = f"calibration.samples_per_class={calibrating_each} refine.validation_images={len(training) // 4}"
-        raise ExperimentError(
-            f"`refine.validation_images` is {refine.validation_images}, but of {len(training)} training images "
-            f"{len(used)} calibrate, which leaves {len(free)} to hold out and to learn from",
-            remedy if len(training) > 3 else "refine=best",
-        )
-    return np.sort(rows), np.sort(validation)
 
 
 @dataclass
