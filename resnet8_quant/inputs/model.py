@@ -41,6 +41,7 @@ REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 IMAGE_RANK = 4  # [N, C, H, W]
 BUNDLED = (ModelKind.resnet8, ModelKind.mobilenet)
+EXPORT = "export the model with one float32 input and one float32 output, the scores of the classes"
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 KERAS_USAGE = "python run.py model=keras model.path=FILE.h5"
 
@@ -199,7 +200,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         _check_external_data(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph  # also of computed shapes
         outputs = inferred.output
         del model.graph.output[:]
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
@@ -285,7 +286,7 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         return ExperimentError(
             f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
             f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{required.classes}]",
-            f"choose data of that shape ({how}) or export the model with such an input",
+            f"choose data of that shape ({how}) or export the model with such an input" if how else EXPORT,
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -294,9 +295,9 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     for values, side in ((inputs, "input"), (outputs, "output")):
         description = ", ".join(_describe(value) for value in values)
         if len(values) != 1:
-            raise refuse(f"{len(values)} {side}s ({description})")
+            raise refuse(f"{len(values)} {side}s ({description})", "")
         if values[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise refuse(f"{side} {description}")
+            raise refuse(f"{side} {description}", "")
 
     sizes, output_sizes = _sizes(inputs[0]), _sizes(outputs[0])
     shapes = {Layout.NHWC: (height, width, channels), Layout.NCHW: (channels, height, width)}

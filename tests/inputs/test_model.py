@@ -111,8 +111,10 @@ def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, 
     ],
 )
 def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, message):
-    with pytest.raises(ExperimentError, match=message):
+    with pytest.raises(ExperimentError, match=message) as caught:
         load(classifier(shape, **options), tmp_path)
+    other_kind = {"inputs", "dtype"} & set(options)
+    assert ("export the model with one float32 input" in caught.value.remedy) == bool(other_kind)
 
 
 @pytest.mark.parametrize(
@@ -435,4 +437,20 @@ def test_an_activation_of_gigabytes_is_refused(tmp_path):
     with pytest.raises(
         ExperimentError, match=r"computes large float32 .*: 10,\d+,\d+,\d+ bytes for one image, more than"
     ):
+        load(tmp_path / "net.onnx", tmp_path)
+
+
+def test_a_computed_constant_of_gigabytes_is_refused(tmp_path):
+    """It would be made before anything else when the constants are folded."""
+    nodes = [
+        helper.make_node("Mul", ["sizes", "sizes"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["products"]),
+        helper.make_node("Add", ["products", "zero"], ["scores"]),
+    ]
+    ends = [("image", TensorProto.FLOAT, ["N", 4, 4, 3])], [("scores", TensorProto.FLOAT, ["N", CLASSES])]
+    save(tmp_path / "net.onnx", nodes, *ends, {"w": np.ones((48, CLASSES), np.float32), "sizes": np.array([300, 300])})
+    with pytest.raises(ExperimentError, match=r"computes zeros float32 .*: 32,400,000,000 bytes"):
         load(tmp_path / "net.onnx", tmp_path)
