@@ -106,6 +106,7 @@ def _norms_into_products(model: onnx.ModelProto) -> int:
     folded: list[onnx.NodeProto] = []
     if has_inner_graphs(model):  # which may read any tensor
         return 0
+    product: onnx.NodeProto
     for i, (scale, shift) in _norms(model, PRODUCT_RANK).items():
         norm, tensors = model.graph.node[i], {tensor.name: tensor for tensor in model.graph.initializer}
         before = next((node for node in model.graph.node if norm.input[0] in node.output), None)
