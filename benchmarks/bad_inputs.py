@@ -286,6 +286,8 @@ def folder_cases(folder: Path, model: Path) -> Iterator[Case]:
     words = ["data=folder", "calibration.samples_per_class=2", "model=onnx", f"model.path={model}", "quant=u8s8"]
     words += ["evaluation.allow_chance=true"]
 
+    rng = np.random.default_rng(0)
+
     def tree(
         name: str, classes: tuple[str, ...] = ("a", "b", "c"), splits: tuple[str, ...] = ("train", "test")
     ) -> Path:
