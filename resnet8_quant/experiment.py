@@ -177,7 +177,8 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
         raise ExperimentError(
             f"`data`: {overlap} of {len(seen)} test images are also among the {len(images)} calibration images, which "
             "would make the accuracy look better than it is",
-            "remove them from the training images, or leave them out of the evaluation: calibration.allow_test_images=true",
+            "remove them from the training images, or leave them out of the evaluation: "
+            "calibration.allow_test_images=true",
         )
     if overlap == len(seen):
         raise ExperimentError("`data`: every test image is used for calibration", "give other test images")
