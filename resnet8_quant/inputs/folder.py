@@ -21,9 +21,10 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from resnet8_quant.config import DataConfig, Resize
-from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.errors import COMMAND, ExperimentError, typed_setting
 from resnet8_quant.files import expanded, locked, open_regular, read_json, read_regular, replacing, sha256_bytes
 from resnet8_quant.inputs.splits import Dataset, Split, array_digest, combined_digest
 from resnet8_quant.machine import usable_cores
@@ -48,7 +49,7 @@ LARGEST_LIST = 64 << 20  # bytes of a CSV file
 LARGEST_FILE = 64 << 20  # bytes of an image's file
 MOST_PIXELS = 64 << 20  # of an image
 MOST_CLASSES = 10_000
-SHOWN = 5  # broken images that a message names; the entry of the cache lists all
+SHOWN = 5  # broken images that a message names, or suffixes; the entry of the cache lists all images
 ENTRY = 1  # count up when decoding or the content of an entry changes
 MARKER = "images.json"
 REMEDY = f"{COMMAND} data=folder data.path=DIR, where DIR holds train/CLASS/*.png and test/CLASS/*.png"
@@ -71,6 +72,21 @@ class ImageFile:
         return os.path.join(self.root, self.name)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The image files; classes that have a folder without images; of other files there, the count of each suffix."""
+
+    files: Files = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def passed_over(self) -> str:
+        """How many files in folders of classes are no images, by their suffix; empty without any."""
+        common = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+        counts = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in common)
+        return counts and f"{self.others.total():,} files other than {', '.join(SUFFIXES)} are passed over: {counts}"
+
+
 def load_folder(config: DataConfig, cache: Path) -> Dataset:
     """Load the images below ``config.path``, decoded at the first time into the folder ``images`` of ``cache``.
 
@@ -78,8 +94,10 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
         ExperimentError: no images, unknown classes, sizes that differ, too many broken images, or the cache cannot be
             written.
     """
-    files = list_files(config)
-    classes = _class_names(files, config.classes)
+    listing = list_files(config)
+    files, classes = listing.files, _class_names(listing, config)
+    if passed_over := listing.passed_over():
+        log.warning("`data.path`: %s", passed_over)
     known = cache / "images" / f"{_digest(files, config, classes, _state)}.json"
     entry = _open(cache / "images" / str(read_json(known).get("entry", "")))
     if entry is None:
@@ -102,8 +120,14 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
 # ---------------------------------------------------------------- which files
 
 
-def list_files(config: DataConfig) -> Files:
+def _command(path: object, *words: str) -> str:
+    """The command that reads the images of ``path``."""
+    return " ".join([COMMAND, "data=folder", typed_setting("data.path", str(path)), *words])
+
+
+def list_files(config: DataConfig) -> Listing:
     """The image files of both splits; nothing is read but CSV files."""
+    listing = Listing()
     if not config.path:
         raise ExperimentError("`data.path` is not set, and data=folder reads its images from there", REMEDY)
     root = expanded(config.path)
@@ -116,46 +140,51 @@ def list_files(config: DataConfig) -> Files:
         elif root.is_file():
             parts = [_listed(root, root.parent)]
         elif all(map(Path.is_dir, folders)):
-            parts = [_walked(folder, root) for folder in folders]
+            parts = [_walked(folder, root, listing) for folder in folders]
         elif any(map(Path.is_dir, folders)):
             present, absent = sorted(folders, key=Path.is_dir, reverse=True)
             raise ExperimentError(
                 f"{where} holds the folder {present.name} and lacks {absent.name}",
-                f"{COMMAND} data=folder data.path={present} data.test_fraction=0.2",
+                _command(present, "data.test_fraction=0.2"),
             )
         else:
-            parts = [_walked(root, root)]
+            parts = [_walked(root, root, listing)]
     except OSError as error:
         raise ExperimentError(f"{where} cannot be read ({error.strerror or error})", REMEDY) from error
     if len(parts) == 1:
         if config.test_fraction is None:
             raise ExperimentError(
                 f"{where} is not divided into train and test, and `data.test_fraction` is not set",
-                f"{COMMAND} data=folder data.path={config.path} data.test_fraction=0.2",
+                _command(config.path, "data.test_fraction=0.2"),
             )
         parts = _divided(parts[0], config.test_fraction, config.split_seed)
     elif config.test_fraction is not None:
         raise ExperimentError(
             f"{where} is divided into train and test, but `data.test_fraction` is {config.test_fraction}",
-            f"{COMMAND} data=folder data.path={config.path} data.test_fraction=null",
+            _command(config.path, "data.test_fraction=null"),
         )
-    files = dict(zip(SPLITS, parts, strict=True))
-    for split, part in files.items():
+    listing.files.update(zip(SPLITS, parts, strict=True))
+    for split, part in listing.files.items():
         if not part:
-            raise ExperimentError(
-                f"{where} holds no {split} images ({', '.join(SUFFIXES)}) in folders of classes", REMEDY
-            )
-    return files
+            problem = f"{where} holds no {split} images ({', '.join(SUFFIXES)}) in folders of classes"
+            raise ExperimentError("; ".join(filter(None, [problem, listing.passed_over()])), REMEDY)
+    return listing
 
 
-def _walked(folder: Path, root: Path) -> list[ImageFile]:
-    """The images in the folders of classes below ``folder``, in turns."""
+def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
+    """The images in the folders of classes below ``folder``, in turns; what else is there is noted in ``listing``."""
     found: list[tuple[int, ImageFile]] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         paths: list[list[str]] = []
         for parent, _, names in os.walk(place):
             parts = Path(parent).relative_to(root).parts
-            paths += [[*parts, name] for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+            for name in sorted(name for name in names if not name.startswith(".")):
+                if name.lower().endswith(SUFFIXES):
+                    paths.append([*parts, name])
+                else:
+                    listing.others[ascii(os.path.splitext(name)[1].lower())[1:-1]] += 1
+        if not paths:
+            listing.empty.add(place.name)
         found += [(turn, ImageFile(str(root), "/".join(p), place.name)) for turn, p in enumerate(sorted(paths))]
     return [file for _, file in sorted(found, key=lambda item: item[0])]
 
@@ -185,9 +214,19 @@ def _divided(files: Sequence[ImageFile], fraction: float, seed: int) -> list[lis
     return [[file for index, file in enumerate(files) if (index in testing) is wanted] for wanted in (False, True)]
 
 
-def _class_names(files: Files, order: Sequence[str] | None) -> list[str]:
+def _class_names(listing: Listing, config: DataConfig) -> list[str]:
     """The names of the classes in the order of their numbers."""
+    files, order = listing.files, config.classes
     train, test = ({file.class_name for file in files[split]} for split in SPLITS)
+    if order is None and (empty := sorted(listing.empty - train)):
+        # Left out, it would renumber the classes behind it.
+        passed_over = listing.passed_over()
+        names = sorted(train | test | listing.empty)
+        raise ExperimentError(
+            f"`data.path`: class {empty[0]!r} has a folder, but no training images{passed_over and f'; {passed_over}'}",
+            f"{typed_setting('data.classes', names)} in the model's order; or convert its images to PNG or JPEG, or "
+            "remove its folder",
+        )
     if order is not None:
         names, reason = list(order), "which `data.classes` does not list"
     elif all(name.isascii() and name.isdigit() and len(name) < 6 for name in train | test):
@@ -198,7 +237,7 @@ def _class_names(files: Files, order: Sequence[str] | None) -> list[str]:
                 raise ExperimentError(
                     "`data.path`: its classes are numbers, which may stand for 0,1,2,...,10 or, as torchvision and "
                     "Keras sort names of folders, for 0,1,10,...,2",
-                    f"{COMMAND} data=folder data.path=DIR 'data.classes=[{','.join(names)}]', in the model's order",
+                    f"{typed_setting('data.classes', names)} in the model's order",
                 )
     else:
         names, reason = sorted(train), "of which there are no training images"
@@ -273,8 +312,8 @@ def _digest(files: Files, config: DataConfig, classes: Sequence[str], look: Call
 
 def listing_digest(config: DataConfig) -> str:
     """What names the images without reading them: their names, sizes and times of change."""
-    files = list_files(config)
-    return _digest(files, config, _class_names(files, config.classes), _state)
+    listing = list_files(config)
+    return _digest(listing.files, config, _class_names(listing, config), _state)
 
 
 def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Path) -> None:
@@ -303,7 +342,7 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
                         f"`data.path`: images differ in size, {image_file.name} is "
                         f"{pixels.shape[1]}x{pixels.shape[0]} and others are {shape[1]}x{shape[0]}, and `data.size` "
                         "is not set",
-                        f"{COMMAND} data=folder data.path={config.path} data.size=[{shape[0]},{shape[1]}]",
+                        _command(config.path, typed_setting("data.size", shape[:2])),
                     )
                 content = np.ascontiguousarray(pixels).data.cast("B")
                 file.write(content)
@@ -353,7 +392,7 @@ def _check_bytes(files: Files, shape: Sequence[int], config: DataConfig) -> None
     if total > config.max_bytes:
         raise ExperimentError(
             f"`data.path`: decoded, the images take {total:,} bytes, more than `data.max_bytes`, {config.max_bytes:,}",
-            f"{COMMAND} data=folder data.path={config.path} data.max_bytes={total}, if the cache has so much space",
+            f"{_command(config.path, f'data.max_bytes={total}')}, if the cache has so much space",
         )
 
 

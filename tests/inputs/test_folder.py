@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,28 @@ def test_the_order_of_classes_can_be_given(root):
     assert (data.classes, data.class_names) == (3, ("dog", "bird", "cat"))
     assert data.train.labels.tolist() == [2, 0, 2]
     assert "class 'cat', which `data.classes` does not list" in refusal(root, classes=["dog"]).problem
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("suffix", [".webp", None])
+def test_a_class_folder_without_images_does_not_renumber_the_others(root, suffix, split, caplog):
+    place = root / split / "bird"
+    place.mkdir()
+    if suffix:
+        (place / f"a{suffix}").write_bytes(b"an image of another kind")
+    error = refusal(root)
+    assert "class 'bird' has a folder, but no training images" in error.problem
+    assert ("are passed over: 1 .txt, 1 .webp" in error.problem) is bool(suffix)
+    (word,) = shlex.split(error.remedy.partition(" in the model")[0])
+    config = compose("data=folder", f"data.path={root}", word)
+    data = load(root, classes=config.data.classes)
+    assert (data.class_names, data.train.labels.tolist()) == (("bird", "cat", "dog"), [1, 2, 1])
+    assert "are passed over: 1 ." in caplog.text
+
+
+def test_a_class_may_be_without_test_images(root):
+    (root / "test" / "dog" / "d.png").rename(root / "test" / "dog" / "d.webp")
+    assert load(root).test.labels.tolist() == [0]
 
 
 def test_csv_files_keep_their_order_and_numbers(root):
