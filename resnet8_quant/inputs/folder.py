@@ -339,7 +339,7 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
                     start = _write_header(file, (len(part), *shape))
                 if pixels.shape != shape:
                     raise ExperimentError(
-                        f"`data.path`: images differ in size, {image_file.name} is "
+                        f"`data.path`: images differ in size, {image_file.name!r} is "
                         f"{pixels.shape[1]}x{pixels.shape[0]} and others are {shape[1]}x{shape[0]}, and `data.size` "
                         "is not set",
                         _command(config.path, typed_setting("data.size", shape[:2])),
@@ -350,7 +350,7 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
                 used.append(image_file)
                 labels.append(number[image_file.class_name])
             if not used:
-                first = f": {broken[0][0]} ({broken[0][1]})" if broken else ""
+                first = f": {broken[0][0]!r} ({broken[0][1]})" if broken else ""
                 raise ExperimentError(f"`data.path`: no {split} image can be read{first}", REMEDY)
             assert shape is not None
             file.seek(0)
@@ -359,7 +359,11 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
         label_array = np.array(labels, np.int64)
         with replacing(folder / f"{split}_labels.npy") as temporary, temporary.open("wb") as file:
             np.save(file, label_array)
-        with replacing(folder / f"{split}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+        # Names of files need not be UTF-8: Python's surrogates are written as the bytes that they stand for.
+        with (
+            replacing(folder / f"{split}.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text,
+        ):
             csv.writer(text, lineterminator="\n").writerows(
                 [["path", "label"], *([each.name, each.class_name] for each in used)]
             )

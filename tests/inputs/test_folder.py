@@ -164,10 +164,21 @@ def test_modes_of_png_and_jpeg(tmp_path):
     assert np.abs(images.astype(int) - pixels).max() <= 4
 
 
+def test_a_name_that_is_not_utf_8(root):
+    name = b"caf\xe9.png"
+    os.rename(root / "test" / "cat" / "e.png", os.fsencode(root / "test" / "cat") + b"/" + name)
+    assert load(root).test.labels.tolist() == [0, 1]
+    (table,) = (root.parent / "cache" / "images").glob("*/test.csv")
+    assert b"test/cat/" + name + b",cat\n" in table.read_bytes()
+    Image.new("RGB", (3, 3)).save(root / "test" / "cat" / "f.png")
+    os.rename(root / "test" / "cat" / "f.png", os.fsencode(root / "test" / "cat") + b"/" + name)
+    refusal(root).problem.encode()  # names it, and can be printed
+
+
 def test_images_of_other_sizes_need_a_size(root):
     write(root / "test" / "dog" / "large.png", picture(9, 20, 30))
     error = refusal(root)
-    assert "test/dog/large.png is 30x20 and others are 8x6" in error.problem
+    assert "'test/dog/large.png' is 30x20 and others are 8x6" in error.problem
     assert load(root, size=[6, 8]).test.images.shape == (3, 6, 8, 3)
     assert "data.size=[6,8]" in error.remedy
 
