@@ -150,7 +150,8 @@ def list_files(config: DataConfig) -> Listing:
         else:
             parts = [_walked(root, root, listing)]
     except OSError as error:
-        raise ExperimentError(f"{where} cannot be read ({error.strerror or error})", REMEDY) from error
+        at = f": {error.filename!r}" if error.filename not in (None, str(root)) else ""
+        raise ExperimentError(f"{where}{at} cannot be read ({error.strerror or error})", REMEDY) from error
     if len(parts) == 1:
         if config.test_fraction is None:
             raise ExperimentError(
@@ -174,9 +175,13 @@ def list_files(config: DataConfig) -> Listing:
 def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
     """The images in the folders of classes below ``folder``, in turns; what else is there is noted in ``listing``."""
     found: list[tuple[int, ImageFile]] = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for place in sorted(folder.iterdir()):
+        if place.name.startswith(".") or not (place.is_dir() or (place.is_symlink() and not place.exists())):
+            continue  # a link that leads nowhere is walked, which raises: it may be a class
         paths: list[list[str]] = []
-        for parent, _, names in os.walk(place):
+        seen = {place.resolve(), *place.resolve().parents}  # a link to one of those has no end
+        for parent, folders, names in os.walk(place, onerror=_raise, followlinks=True):
+            folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _first(parent, name, seen)]
             parts = Path(parent).relative_to(root).parts
             for name in sorted(name for name in names if not name.startswith(".")):
                 if name.lower().endswith(SUFFIXES):
@@ -187,6 +192,18 @@ def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
             listing.empty.add(place.name)
         found += [(turn, ImageFile(str(root), "/".join(p), place.name)) for turn, p in enumerate(sorted(paths))]
     return [file for _, file in sorted(found, key=lambda item: item[0])]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _first(parent: str, name: str, seen: set[Path]) -> bool:
+    """Whether the folder is seen for the first time, wherever links lead; it is seen from now on."""
+    folder = Path(parent, name).resolve()
+    first = folder not in seen
+    seen.add(folder)
+    return first
 
 
 def _listed(table: Path, root: Path) -> list[ImageFile]:

@@ -91,6 +91,42 @@ def test_a_class_may_be_without_test_images(root):
     assert load(root).test.labels.tolist() == [0]
 
 
+def test_hidden_folders_are_passed_over(root):
+    write(root / "test" / "dog" / ".ipynb_checkpoints" / "a-checkpoint.png", picture(9))
+    assert len(load(root).test.labels) == 2
+
+
+def test_links_to_folders_are_followed_once(root, tmp_path):
+    write(tmp_path / "elsewhere" / "f.png", picture(9))
+    (root / "test" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "test" / "dog" / "same").symlink_to(tmp_path / "elsewhere")
+    (root / "test" / "dog" / "loop").symlink_to(root / "test" / "dog")
+    (root / "test" / "dog" / "up").symlink_to(root)  # would make dogs of cats
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "test")
+    assert load(root).test.labels.tolist() == [0, 1, 1]
+    table = next((root.parent / "cache" / "images").glob("*/test.csv"))
+    assert table.read_text().splitlines()[3] == "test/dog/more/f.png,dog"
+
+
+@pytest.mark.parametrize("name", ["dog", "dog/deep"])
+def test_a_folder_that_cannot_be_read_is_named(root, name, monkeypatch):
+    """Not by its mode: root may read any folder."""
+    scandir = os.scandir
+
+    def refusing(path: str):
+        if Path(path) == root / "train" / name:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert f"train/{name}' cannot be read (Permission denied)" in refusal(root).problem
+
+
+def test_a_link_of_a_class_that_leads_nowhere_is_named(root):
+    (root / "train" / "ant").symlink_to(root / "gone")
+    assert "train/ant' cannot be read (No such file" in refusal(root).problem
+
+
 def test_csv_files_keep_their_order_and_numbers(root):
     (root / "train.csv").write_text("label,path\n2,train/dog/deep/b.PNG\n0,train/cat/a.png\n")
     (root / "test.csv").write_text("path,label\r\ntest/dog/d.png,2\r\n")
