@@ -21,6 +21,7 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,10 @@ class Listing:
         """How many files in folders of classes are no images, by their suffix; empty without any."""
         common = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
         counts = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in common)
-        return counts and f"{self.others.total():,} files other than {', '.join(SUFFIXES)} are passed over: {counts}"
+        return (
+            counts
+            and f"files other than {', '.join(SUFFIXES)} that are passed over: {self.others.total():,} ({counts})"
+        )
 
 
 def load_folder(config: DataConfig, cache: Path) -> Dataset:
@@ -111,6 +115,7 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
     if entry is None:
         raise ExperimentError(f"{folder} changes while it is read", "remove that folder, or cache_dir=FOLDER")
     arrays, facts = entry
+    _check_bytes(files, arrays["train_images"].shape[1:], config)
     _check_broken(facts["broken"], sum(map(len, files.values())), config.max_broken)
     train, test = (Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in SPLITS)
     digest = combined_digest({name: (array.shape, facts["digests"][name]) for name, array in arrays.items()})
@@ -136,7 +141,7 @@ def list_files(config: DataConfig) -> Listing:
     folders = [root / split for split in SPLITS]
     try:
         if all(map(Path.is_file, tables)):
-            parts = [_listed(table, table.parent) for table in tables]
+            parts = [_listed(table, table.parent, all(map(Path.is_dir, folders))) for table in tables]
         elif root.is_file():
             parts = [_listed(root, root.parent)]
         elif all(map(Path.is_dir, folders)):
@@ -151,7 +156,8 @@ def list_files(config: DataConfig) -> Listing:
             parts = [_walked(root, root, listing)]
     except OSError as error:
         at = f": {error.filename!r}" if error.filename not in (None, str(root)) else ""
-        raise ExperimentError(f"{where}{at} cannot be read ({error.strerror or error})", REMEDY) from error
+        remedy = "make it readable, or remove it" if at else REMEDY
+        raise ExperimentError(f"{where}{at} cannot be read ({error.strerror or error})", remedy) from error
     if len(parts) == 1:
         if config.test_fraction is None:
             raise ExperimentError(
@@ -206,17 +212,23 @@ def _first(parent: str, name: str, seen: set[Path]) -> bool:
     return first
 
 
-def _listed(table: Path, root: Path) -> list[ImageFile]:
-    """The images that a CSV file lists; paths in it begin at its folder."""
+def _listed(table: Path, root: Path, beside: bool = False) -> list[ImageFile]:
+    """The images that a CSV file lists; paths in it begin at its folder.
+
+    ``beside``: there are folders train and test, which are not read, as the two CSV files are there.
+    """
     try:
         text = read_regular(table, LARGEST_LIST).decode("utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return [ImageFile(str(root), row["path"], row["label"].strip(), True) for row in rows]
     except (UnicodeDecodeError, csv.Error, KeyError, AttributeError, TypeError) as error:
-        raise ExperimentError(
-            f"`data.path`: {table} is not a CSV file with the columns path and label ({type(error).__name__}: {error})",
-            "begin it with the line path,label and write one image on each further line: images/a.png,cat",
-        ) from error
+        problem = f"`data.path`: {table} is not a CSV file with the columns path and label"
+        problem = f"{problem} ({type(error).__name__}: {error})"
+        remedy = "begin it with the line path,label and write one image on each further line: images/a.png,cat"
+        if beside:
+            problem = f"{problem}; train.csv and test.csv are read before the folders train and test"
+            remedy = f"to read the folders: mv {shlex.quote(str(table))} {shlex.quote(f'{table}.other')}; or {remedy}"
+        raise ExperimentError(problem, remedy) from error
 
 
 def _divided(files: Sequence[ImageFile], fraction: float, seed: int) -> list[list[ImageFile]]:
@@ -258,12 +270,20 @@ def _class_names(listing: Listing, config: DataConfig) -> list[str]:
                 )
     else:
         names, reason = sorted(train), "of which there are no training images"
-    unknown = sorted((train | test) - set(names))
-    if unknown:
-        problem = f"`data.path`: there are images of class {unknown[0]!r}, {reason}"
-        raise ExperimentError(problem, "rename or move them, or list all classes: 'data.classes=[cat,dog]'")
-    if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
-        raise ExperimentError("`data.path`: names of classes must be printable, and each once", "rename the folders")
+    if len(once := list(dict.fromkeys(names))) < len(names):
+        twice = next(name for name in once if names.count(name) > 1)
+        raise ExperimentError(f"`data.classes` lists {twice!r} more than once", typed_setting("data.classes", once))
+    if unknown := sorted((train | test) - set(names)):
+        every = sorted(train | test) if order is None else [*names, *unknown]
+        raise ExperimentError(
+            f"`data.path`: there are images of class {unknown[0]!r}, {reason}",
+            f"rename or move them, or list all classes in the model's order: {typed_setting('data.classes', every)}",
+        )
+    if wrong := [name for name in names if not name or not name.isprintable()]:
+        raise ExperimentError(
+            f"`data.path`: a class is named {wrong[0]!r}; names of classes must be printable",
+            "rename it: its folder, its label in the CSV file, its name in `data.classes`",
+        )
     if len(names) > MOST_CLASSES:
         raise ExperimentError(f"`data.path`: {len(names):,} classes, more than {MOST_CLASSES:,}", REMEDY)
     return names

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,11 @@ def test_the_order_of_classes_can_be_given(root):
     data = load(root, classes=["dog", "bird", "cat"])
     assert (data.classes, data.class_names) == (3, ("dog", "bird", "cat"))
     assert data.train.labels.tolist() == [2, 0, 2]
-    assert "class 'cat', which `data.classes` does not list" in refusal(root, classes=["dog"]).problem
+    error = refusal(root, classes=["dog"])
+    assert "class 'cat', which `data.classes` does not list" in error.problem
+    assert error.remedy.endswith(": 'data.classes=[dog,cat]'")
+    error = refusal(root, classes=["dog", "cat", "dog"])
+    assert (error.problem, error.remedy) == ("`data.classes` lists 'dog' more than once", "'data.classes=[dog,cat]'")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -78,12 +83,12 @@ def test_a_class_folder_without_images_does_not_renumber_the_others(root, suffix
         (place / f"a{suffix}").write_bytes(b"an image of another kind")
     error = refusal(root)
     assert "class 'bird' has a folder, but no training images" in error.problem
-    assert ("are passed over: 1 .txt, 1 .webp" in error.problem) is bool(suffix)
+    assert ("are passed over: 2 (1 .txt, 1 .webp)" in error.problem) is bool(suffix)
     (word,) = shlex.split(error.remedy.partition(" in the model")[0])
     config = compose("data=folder", f"data.path={root}", word)
     data = load(root, classes=config.data.classes)
     assert (data.class_names, data.train.labels.tolist()) == (("bird", "cat", "dog"), [1, 2, 1])
-    assert "are passed over: 1 ." in caplog.text
+    assert "are passed over: " in caplog.text
 
 
 def test_a_class_may_be_without_test_images(root):
@@ -142,6 +147,24 @@ def test_csv_files_keep_their_order_and_numbers(root):
 def test_a_csv_file_without_the_columns_is_refused(root, content):
     (root / "all.csv").write_bytes(content)
     assert re.search("is not a CSV file|holds no train images", refusal(root / "all.csv", test_fraction=0.5).problem)
+
+
+def test_csv_files_of_another_layout_beside_the_folders_are_named(root):
+    for split in ("train", "test"):
+        (root / f"{split}.csv").write_text("id,label\n1,cat\n")  # as Kaggle's
+    error = refusal(root)
+    assert "train.csv and test.csv are read before the folders train and test" in error.problem
+    subprocess.run(["sh", "-c", re.search("mv .*?(?=;)", error.remedy)[0]], check=True)
+    assert len(load(root).train.labels) == 3
+    assert "begin it with" in refusal(root / "test.csv", test_fraction=0.5).remedy[:13]
+
+
+def test_remedies_quote_the_path(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "my [own] images" / "train" / "class (1)" / f"{name}.png", picture(0))
+    error = refusal(tmp_path / "my [own] images")
+    data = compose(*shlex.split(error.remedy)[2:]).data
+    assert len(load_dataset(data, tmp_path).test.labels) == 1
 
 
 def test_a_split_is_stratified_and_decided_by_its_seed(tmp_path):
@@ -267,6 +290,11 @@ def test_files_are_decoded_once_and_changes_are_seen(root, monkeypatch):
     assert len(load(root).train.labels) == 2
 
 
+def test_the_limit_of_bytes_holds_for_decoded_images(root):
+    assert load(root, max_bytes=720)
+    assert "decoded, the images take 720 bytes" in refusal(root, max_bytes=719).problem
+
+
 def test_a_damaged_entry_is_made_anew(root, caplog):
     first = load(root)
     (array,) = (root.parent / "cache" / "images").glob("*/train_images.npy")
@@ -291,7 +319,7 @@ def test_a_damaged_entry_is_made_anew(root, caplog):
         (["train/a/a.png", "test/a/a.txt"], {}, "holds no test images"),
         (["train/a/a.png", "test/a/a.png"], {"test_fraction": 0.2}, "is divided into train and test"),
         (["train/a/a.png", "test/b/a.png"], {}, "images of class 'b', of which there are no training images"),
-        (["train/\x1b[31m/a.png", "test/\x1b[31m/a.png"], {}, "must be printable"),
+        (["train/\x1b[31m/a.png", "test/\x1b[31m/a.png"], {}, "named '\\x1b[31m'; names of classes must be"),
         (["train/a/a.png", "test/a/a.png"], {"max_bytes": 287}, "decoded, the images take 288 bytes, more than"),
     ],
 )
