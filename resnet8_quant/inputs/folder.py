@@ -50,8 +50,9 @@ LARGEST_LIST = 64 << 20  # bytes of a CSV file
 LARGEST_FILE = 64 << 20  # bytes of an image's file
 MOST_PIXELS = 64 << 20  # of an image
 MOST_CLASSES = 10_000
+PNG_DEPTH = 24  # offset of the bits a channel in a PNG file: signature, then IHDR with width and height
 SHOWN = 5  # broken images that a message names, or suffixes; the entry of the cache lists all images
-ENTRY = 1  # count up when decoding or the content of an entry changes
+ENTRY = 2  # count up when decoding or the content of an entry changes
 MARKER = "images.json"
 REMEDY = f"{COMMAND} data=folder data.path=DIR, where DIR holds train/CLASS/*.png and test/CLASS/*.png"
 
@@ -296,10 +297,11 @@ def decode(path: Path, config: DataConfig) -> NDArray[np.uint8] | str:
     """An image as uint8 [H,W,C], or why it cannot be read; neither EXIF orientation nor transparency is looked at."""
     try:
         with open_regular(path, LARGEST_FILE) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            file.seek(PNG_DEPTH)  # Pillow opens RGB of 16 bits as of 8
+            if image.format == "PNG" and ord(file.read(1)) > 8:
+                return "its pixels have more than 8 bits"
             if math.prod(image.size) > MOST_PIXELS:
                 return f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}"
-            if image.mode.startswith(("I", "F")):
-                return "its pixels have more than 8 bits"
             plain = image.convert("RGBA") if "transparency" in image.info else image
             pixels = np.asarray(_fitted(plain.convert("L" if config.gray else "RGB"), config))
             return pixels[..., None] if config.gray else pixels

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -242,20 +244,33 @@ def test_images_of_other_sizes_need_a_size(root):
     assert "data.size=[6,8]" in error.remedy
 
 
+def png_of_16_bits(color: int) -> bytes:
+    """A PNG file of 6 rows of 8 pixels of the PNG specification's colour type."""
+    channels = {0: 1, 2: 3, 6: 4}[color]
+    rows = b"".join(b"\0" + picture(row, 1, 16)[..., 0].tobytes() * channels for row in range(6))
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 8, 6, 16, color, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
 def break_(path: Path, how: str) -> None:
     content = path.read_bytes()
     path.unlink()
     if how == "pipe":
         os.mkfifo(path)
-    elif how == "16 bits":
-        Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(path)
+    elif how.endswith("16 bits"):
+        path.write_bytes(png_of_16_bits({"gray 16 bits": 0, "RGB 16 bits": 2, "RGBA 16 bits": 6}[how]))
     elif how == "many pixels":
         Image.new("1", (9000, 9000)).save(path)
     elif how != "missing":
         path.write_bytes({"cut": content[:60], "empty": b"", "text": b"no image", "gif": b"GIF89a" + bytes(30)}[how])
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "text", "gif", "pipe", "16 bits", "many pixels"])
+@pytest.mark.parametrize(
+    "how", ["cut", "empty", "text", "gif", "pipe", "gray 16 bits", "RGB 16 bits", "RGBA 16 bits", "many pixels"]
+)
 def test_a_broken_image_is_named_and_left_out(root, how, caplog):
     break_(root / "train" / "cat" / "a.png", how)
     error = refusal(root)
