@@ -157,7 +157,7 @@ def list_files(config: DataConfig) -> Listing:
             parts = [_walked(root, root, listing)]
     except OSError as error:
         at = f": {error.filename!r}" if error.filename not in (None, str(root)) else ""
-        remedy = "make it readable, or remove it" if at else REMEDY
+        remedy = "make it readable, or name another folder: data.path=DIR" if at else REMEDY
         raise ExperimentError(f"{where}{at} cannot be read ({error.strerror or error})", remedy) from error
     if len(parts) == 1:
         if config.test_fraction is None:
@@ -186,7 +186,7 @@ def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
         if place.name.startswith(".") or not (place.is_dir() or (place.is_symlink() and not place.exists())):
             continue  # a link that leads nowhere is walked, which raises: it may be a class
         paths: list[list[str]] = []
-        seen = {place.resolve(), *place.resolve().parents}  # a link to one of those has no end
+        seen = {*_with_parents(folder), *_with_parents(place)}  # links to these have no end, or lead to other classes
         for parent, folders, names in os.walk(place, onerror=_raise, followlinks=True):
             folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _first(parent, name, seen)]
             parts = Path(parent).relative_to(root).parts
@@ -205,9 +205,15 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def _with_parents(folder: Path) -> list[Path]:
+    """The folder and those that it is in, wherever links lead."""
+    real = Path(os.path.realpath(folder))  # Path.resolve raises a RuntimeError for links that lead to themselves
+    return [real, *real.parents]
+
+
 def _first(parent: str, name: str, seen: set[Path]) -> bool:
     """Whether the folder is seen for the first time, wherever links lead; it is seen from now on."""
-    folder = Path(parent, name).resolve()
+    folder = Path(os.path.realpath(os.path.join(parent, name)))
     first = folder not in seen
     seen.add(folder)
     return first

@@ -110,6 +110,9 @@ def test_links_to_folders_are_followed_once(root, tmp_path):
     (root / "test" / "dog" / "loop").symlink_to(root / "test" / "dog")
     (root / "test" / "dog" / "up").symlink_to(root)  # would make dogs of cats
     (tmp_path / "elsewhere" / "back").symlink_to(root / "test")
+    (root / "test" / "cat").rename(tmp_path / "cats")
+    (root / "test" / "cat").symlink_to(tmp_path / "cats")
+    (tmp_path / "cats" / "up").symlink_to(root / "test")
     assert load(root).test.labels.tolist() == [0, 1, 1]
     table = next((root.parent / "cache" / "images").glob("*/test.csv"))
     assert table.read_text().splitlines()[3] == "test/dog/more/f.png,dog"
@@ -129,9 +132,10 @@ def test_a_folder_that_cannot_be_read_is_named(root, name, monkeypatch):
     assert f"train/{name}' cannot be read (Permission denied)" in refusal(root).problem
 
 
-def test_a_link_of_a_class_that_leads_nowhere_is_named(root):
-    (root / "train" / "ant").symlink_to(root / "gone")
-    assert "train/ant' cannot be read (No such file" in refusal(root).problem
+@pytest.mark.parametrize(("target", "reason"), [("gone", "No such file"), ("ant", "Too many levels of symbolic links")])
+def test_a_link_of_a_class_that_leads_nowhere_is_named(root, target, reason):
+    (root / "train" / "ant").symlink_to(root / "train" / target)
+    assert f"train/ant' cannot be read ({reason}" in refusal(root).problem
 
 
 def test_csv_files_keep_their_order_and_numbers(root):
