@@ -86,10 +86,8 @@ class Listing:
         """How many files in folders of classes are no images, by their suffix; empty without any."""
         common = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
         counts = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in common)
-        return (
-            counts
-            and f"files other than {', '.join(SUFFIXES)} that are passed over: {self.others.total():,} ({counts})"
-        )
+        total, suffixes = f"{self.others.total():,}", ", ".join(SUFFIXES)
+        return counts and f"files other than {suffixes} that are passed over: {total} ({counts})"
 
 
 def load_folder(config: DataConfig, cache: Path) -> Dataset:
@@ -254,6 +252,13 @@ def _class_names(listing: Listing, config: DataConfig) -> list[str]:
     """The names of the classes in the order of their numbers."""
     files, order = listing.files, config.classes
     train, test = ({file.class_name for file in files[split]} for split in SPLITS)
+    if wrong := [
+        name for name in (*(order or ()), *sorted(train | test | listing.empty)) if not name or not name.isprintable()
+    ]:
+        raise ExperimentError(
+            f"`data.path`: a class is named {wrong[0]!r}; names of classes must be printable",
+            "rename it: its folder, its label in the CSV file, its name in `data.classes`",
+        )
     if order is None and (empty := sorted(listing.empty - train)):
         # Left out, it would renumber the classes behind it.
         passed_over = listing.passed_over()
@@ -286,11 +291,6 @@ def _class_names(listing: Listing, config: DataConfig) -> list[str]:
             f"`data.path`: there are images of class {unknown[0]!r}, {reason}",
             f"rename or move them, or list all classes in the model's order: {typed_setting('data.classes', every)}",
         )
-    if wrong := [name for name in names if not name or not name.isprintable()]:
-        raise ExperimentError(
-            f"`data.path`: a class is named {wrong[0]!r}; names of classes must be printable",
-            "rename it: its folder, its label in the CSV file, its name in `data.classes`",
-        )
     if len(names) > MOST_CLASSES:
         raise ExperimentError(f"`data.path`: {len(names):,} classes, more than {MOST_CLASSES:,}", REMEDY)
     return names
@@ -302,15 +302,17 @@ def _class_names(listing: Listing, config: DataConfig) -> list[str]:
 def decode(path: Path, config: DataConfig) -> NDArray[np.uint8] | str:
     """An image as uint8 [H,W,C], or why it cannot be read; neither EXIF orientation nor transparency is looked at."""
     try:
-        with open_regular(path, LARGEST_FILE) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            file.seek(PNG_DEPTH)  # Pillow opens RGB of 16 bits as of 8
-            if image.format == "PNG" and ord(file.read(1)) > 8:
+        with open_regular(path, LARGEST_FILE) as file:
+            start = file.read(PNG_DEPTH + 1)
+            if start.startswith(b"\x89PNG") and start[PNG_DEPTH:] > b"\x08":  # Pillow would open RGB as of 8 bits
                 return "its pixels have more than 8 bits"
-            if math.prod(image.size) > MOST_PIXELS:
-                return f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}"
-            plain = image.convert("RGBA") if "transparency" in image.info else image
-            pixels = np.asarray(_fitted(plain.convert("L" if config.gray else "RGB"), config))
-            return pixels[..., None] if config.gray else pixels
+            file.seek(0)
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                if math.prod(image.size) > MOST_PIXELS:
+                    return f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}"
+                plain = image.convert("RGBA") if "transparency" in image.info else image
+                pixels = np.asarray(_fitted(plain.convert("L" if config.gray else "RGB"), config))
+                return pixels[..., None] if config.gray else pixels
     except Exception as error:  # Pillow's decoders raise their own kinds, and any of them means a broken image
         return (str(error) if not isinstance(error, OSError) or not error.strerror else error.strerror).split(" <")[0]
 

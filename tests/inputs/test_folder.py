@@ -339,6 +339,7 @@ def test_a_damaged_entry_is_made_anew(root, caplog):
         (["train/a/a.png", "test/a/a.png"], {"test_fraction": 0.2}, "is divided into train and test"),
         (["train/a/a.png", "test/b/a.png"], {}, "images of class 'b', of which there are no training images"),
         (["train/\x1b[31m/a.png", "test/\x1b[31m/a.png"], {}, "named '\\x1b[31m'; names of classes must be"),
+        (["train/a/a.png", "test/a/a.png", "test/\x1b/a.txt"], {}, "named '\\x1b'; names of classes must be"),
         (["train/a/a.png", "test/a/a.png"], {"max_bytes": 287}, "decoded, the images take 288 bytes, more than"),
     ],
 )
@@ -348,7 +349,9 @@ def test_refusals(tmp_path, names, settings, message):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(0)).save(path, format="PNG")
     (tmp_path / "images").mkdir(exist_ok=True)
-    assert message in refusal(tmp_path / "images", **settings).problem
+    error = refusal(tmp_path / "images", **settings)
+    assert message in error.problem
+    assert str(error).replace("\n", "").isprintable()
 
 
 def test_a_missing_path_is_named(tmp_path):
