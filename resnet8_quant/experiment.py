@@ -155,6 +155,12 @@ def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
     classes, names = model.input_spec.classes, data.class_names
     if data.name in ("cifar10", "sample") and classes == len(CIFAR10_CLASSES):
         names = CIFAR10_CLASSES
+    if data.name == "folder" and len(names) < classes:
+        log.warning(
+            "`data.path`: %d classes, and the model has %d outputs: are class folders missing? data.classes=[...] "
+            "lists the classes in the order of the outputs",
+            *(len(names), classes),
+        )
     return (*names, *(str(label) for label in range(len(names), classes)))
 
 
