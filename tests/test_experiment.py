@@ -6,11 +6,12 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from resnet8_quant import results
+from resnet8_quant import experiment, results
 from resnet8_quant.config import (
     CalibrationConfig,
     Config,
@@ -182,3 +183,11 @@ def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch) ->
     row = run_experiment(replace(config, quant=u8s7), tmp_path)
     assert (row.portable, row.default_session_accuracy, row.default_session_changed) == (True, None, None)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["saturating_layers"] == []
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_fewer_folders_of_classes_than_outputs_are_noted(outputs: int, caplog: pytest.LogCaptureFixture) -> None:
+    data = replace(load_sample(), name="folder", class_names=("a", "b"))
+    model = SimpleNamespace(input_spec=SimpleNamespace(classes=outputs))
+    assert experiment._class_names(data, model) == ("a", "b", "2")[:outputs]
+    assert ("2 classes, and the model has 3 outputs" in caplog.text) is (outputs == 3)
