@@ -63,11 +63,11 @@ def typed_setting(key: str, value: str | int | Sequence[str | int]) -> str:
         key: such as data.path.
         value: text, a whole number, or a list of them; text is never read as a number, true or null.
     """
-    text = _hydra_value(value) if isinstance(value, str | int) else f"[{','.join(map(_hydra_value, value))}]"
+    text = hydra_value(value) if isinstance(value, str | int) else f"[{','.join(map(hydra_value, value))}]"
     return shlex.quote(f"{key}={text}")
 
 
-def _hydra_value(value: str | int) -> str:
+def hydra_value(value: str | int) -> str:
     """A value of a string setting in Hydra's grammar: in quotes unless it is a plain word or a whole number."""
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z_/][\w./-]*|0|[1-9][0-9]*", text, re.ASCII)

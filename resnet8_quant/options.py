@@ -7,13 +7,12 @@ and names such as ``w4a8`` or ``int8+weight_bits=4``, derived from what is reall
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from resnet8_quant.config import Config
+from resnet8_quant.errors import hydra_value
 from resnet8_quant.settings import Group, word
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -133,6 +132,4 @@ def _typed(value: Any) -> str:
     """A value as Hydra reads it: keys without quotes, texts in them where need be."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_typed(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./+$%@:-]+", value):
-        return json.dumps(value, ensure_ascii=False)
-    return word(value)
+    return hydra_value(value) if isinstance(value, str) else word(value)
