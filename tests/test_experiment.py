@@ -114,7 +114,7 @@ def test_the_row_has_the_settings_that_differ(config: Config, tmp_path: Path) ->
 def test_without_bins_there_is_no_file_of_histograms(config: Config, tmp_path: Path) -> None:
     row = run_experiment(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == (
-        {*results.FILES, results.RECORD, results.FILE_NAME} - {"model.tflite"}
+        {*results.FILES, results.RECORD, results.FILE_NAME} - {results.QDQ, "model.tflite"}
     )
     assert is_whole(tmp_path, row)
     row = run_experiment(replace(config, calibration=replace(config.calibration, bins=None)), tmp_path)
