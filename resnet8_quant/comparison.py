@@ -29,7 +29,6 @@ from resnet8_quant.sweep.report.pair import (
     images_of,
     layers,
     settings,
-    widths_of,
 )
 
 COMMAND = f"{PROGRAM} compare"
@@ -53,9 +52,9 @@ def run(arguments: Sequence[str]) -> None:
     check_images(jobs, (options.first, options.second))
     evidence = gather(jobs)
     sentence, moved = flips(evidence)
-    tables = [table for table in (settings(jobs), figures(jobs), moved, layers(jobs)) if table is not None]
-    unread = [name for name, job in zip("AB", jobs, strict=True) if widths_of(job) is None]
-    sentences = [sentence, *(SENTENCES["no_layers"].format(name=name) for name in unread)]
+    unnamed, bits = layers(jobs)
+    tables = [table for table in (settings(jobs), figures(jobs), moved, bits) if table is not None]
+    sentences = [sentence, *unnamed]
     names = [f"A: {terminal.shown(options.first)}", f"B: {terminal.shown(options.second)}"]
     texts = [terminal.markdown(table.heading, [[_cut(cell) for cell in row] for row in table.rows]) for table in tables]
     terminal.show("\n\n".join(["\n".join(names), *texts, "\n".join(map(terminal.wrapped, sentences))]))

@@ -31,6 +31,8 @@ from resnet8_quant.evaluator.kernels import RuntimeCheck
 from resnet8_quant.evaluator.sensitivity import Sensitivity
 from resnet8_quant.evaluator.statistics import ClassRow, Comparison, mcnemar_p
 from resnet8_quant.files import replacing, sha256_bytes
+from resnet8_quant.graphs.partly_quantized import WEIGHT_SUFFIX
+from resnet8_quant.graphs.quantization_summary import WEIGHTED
 from resnet8_quant.inputs.dataset import Dataset
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
@@ -198,13 +200,29 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "runtime_operators": run.runtime.kernels.ops,
         "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
         "operators": run.final.summary.operators,
-        "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
+        "layers": _layers(run),
         "float_layers": list(_float_layers(run)),
         "saturating_layers": list(run.runtime.saturating_layers),
     }
     if run.prepared.images is not None:
         record["calibration_indices_sha256"] = sha256_bytes(run.prepared.images.chosen.astype("<i8").tobytes())
     return record
+
+
+def _layers(run: FinishedRun) -> list[dict[str, Any]]:
+    """The layers with integer weights, each with its name in the float graph, as quant.layers has it.
+
+    Which tensor a quantized layer computes depends on what was fused into it; its weight keeps the name.
+    """
+    names: dict[str, list[str]] = {}  # several where layers share a weight
+    for node in run.prepared.model.proto().graph.node:
+        if node.op_type in WEIGHTED:
+            for read in node.input[:2]:
+                names.setdefault(f"{read}{WEIGHT_SUFFIX}", []).append(node.output[0])
+    return [
+        {"name": names[layer.weight].pop(0) if names.get(layer.weight) else layer.output} | dataclasses.asdict(layer)
+        for layer in run.final.layers
+    ]
 
 
 def _request_columns(config: Config, overrides: str, started: datetime) -> dict[str, Any]:

@@ -42,6 +42,8 @@ SENTENCES = {
     + COMPARE
     + "` has it",
     "no_layers": "{name}: its run.json cannot be read, so that the bits of its layers are not known.",
+    "old_layers": "{name}: its run.json is of an earlier version, which names a layer after a Relu that is part of it; "
+    "run it again to see the same layers side by side.",
 }
 HEADINGS = {
     "setting": ("Setting", "A", "B"),
@@ -70,6 +72,18 @@ class Figure(NamedTuple):
     text: str
     value: float | None
     kind: str
+
+
+class Layers(NamedTuple):
+    """The quantized layers of a run.
+
+    Attributes:
+        bits: {its name in the float model: bits of weight and input in words}.
+        model: digest of that model; "" in a run.json of an earlier version, which has names of the quantized model.
+    """
+
+    bits: dict[str, str]
+    model: str
 
 
 def images_of(row: RunResult) -> tuple[Any, ...]:
@@ -165,25 +179,33 @@ def flips(evidence: Evidence) -> tuple[str, Table | None]:
     return sentence, Table("class", rows) if rows else None
 
 
-def layers(jobs: Sequence[Job]) -> Table | None:
-    """Bits of weights and activations, layer by layer; None where both have the same, or a run.json is damaged."""
-    widths = [widths_of(job) for job in jobs]
-    if widths[0] == widths[1] or None in widths:
-        return None
-    names = dict.fromkeys(name for width in widths for name in width or {})
-    return Table("layer", [(name, *((width or {}).get(name, "float") for width in widths)) for name in names])
+def layers(jobs: Sequence[Job]) -> tuple[list[str], Table | None]:
+    """What stands in the way, in sentences, and the bits of weights and activations by layer; None: both the same."""
+    both = [layers_of(job) for job in jobs]
+    unread = [SENTENCES["no_layers"].format(name=name) for name, own in zip("AB", both, strict=True) if own is None]
+    a, b = both
+    if a is None or b is None or a.bits == b.bits:
+        return unread, None
+    absent = "float" if a.model and a.model == b.model else "-"
+    rows: list[tuple[str, ...]] = [
+        (name, a.bits.get(name, absent), b.bits.get(name, absent)) for name in a.bits | b.bits
+    ]
+    old = [SENTENCES["old_layers"].format(name=name) for name, own in zip("AB", (a, b), strict=True) if not own.model]
+    return old, Table("layer", rows)
 
 
-def widths_of(job: Job) -> dict[str, str] | None:
-    """{output of a layer: its bits in words}; None where the run.json cannot be read."""
+def layers_of(job: Job) -> Layers | None:
+    """The quantized layers of a run; None where its run.json cannot be read."""
     entries = read_json(job.path / "run.json").get("layers")
     if not isinstance(entries, list):
         return None
-    widths: dict[str, str] = {}
-    for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry.get("output"), str):
-            widths[entry["output"]] = f"{entry.get('weight_bits')}, {entry.get('activation_bits')} bits"
-    return widths
+    found = [entry for entry in entries if isinstance(entry, dict)]
+    named = all("name" in entry for entry in found)
+    bits = {
+        str(entry.get("name", entry.get("output"))): f"{entry.get('weight_bits')}, {entry.get('activation_bits')} bits"
+        for entry in found
+    }
+    return Layers(bits, str(job.row.float_model_sha256) if named else "")
 
 
 # ---- any two runs of a page
@@ -208,8 +230,8 @@ def page_data(jobs: Sequence[Job], evidence: Evidence) -> tuple[dict[str, Any], 
     images = _places(groups)
     packed, note = _packed_predictions(finished, sets)
     predictions, cpus = _places(packed.values()), _places(job.row.cpu for job in finished)
-    widths = {id(job): _short_widths(job) for job in finished}
-    layers = _places(widths.values())
+    layered = {id(job): _short_layers(job) for job in finished}
+    layers = _places(layered.values())
     every = [settings_of(job.row) for job in finished]
     keys = {key for key in {key for setting in every for key in setting} if len({own.get(key) for own in every}) > 1}
 
@@ -221,7 +243,7 @@ def page_data(jobs: Sequence[Job], evidence: Evidence) -> tuple[dict[str, Any], 
             "figures": [(shortened(figure.text), figure.value) for figure in figures_of(job.row)],
             "cpu": cpus[job.row.cpu],
             "images": images[images_of(job.row)],
-            "layers": layers[widths[id(job)]],
+            "layers": layers[layered[id(job)]],
             "predictions": None if text is None else predictions[text] if text else -1,
         }
 
@@ -281,9 +303,11 @@ def _packed_predictions(jobs: Sequence[Job], sets: Sequence[Evidence]) -> tuple[
     return packed, ""
 
 
-def _short_widths(job: Job) -> tuple[tuple[str, str], ...] | None:
-    widths = widths_of(job)
-    return None if widths is None else tuple((shortened(name), shortened(text)) for name, text in widths.items())
+def _short_layers(job: Job) -> tuple[str, tuple[tuple[str, str], ...]] | None:
+    own = layers_of(job)
+    if own is None:
+        return None
+    return shortened(own.model, 13), tuple((shortened(name), shortened(text)) for name, text in own.bits.items())
 
 
 def _places(values: Iterable[Hashable]) -> dict[Any, int]:
