@@ -311,10 +311,12 @@ def _memory_columns(run: FinishedRun) -> dict[str, Any]:
     columns = {"macs": run.memory.macs}
     if not kept:  # else they depend on where the runtime goes over to float
         columns["peak_activation_bytes"] = (1 if layers else 4) * run.memory.peak_activation_bytes
-    # Both list the layers in the graph's order; another layer that stayed in float leaves it open which one it is.
-    if len(layers) in (0, len(names) - len(kept)):
-        widths = iter(layer.weight_bits for layer in layers)
-        bits = [FLOAT_BITS if name in kept else next(widths) for name in names] if layers else None
+    if run.quantized is None or not layers:  # of a model that was quantized before, the order is the same
+        bits = [layer.weight_bits for layer in layers] or None
+    else:
+        widths = {layer["name"]: layer["weight_bits"] for layer in _layers(run)} | dict.fromkeys(kept, FLOAT_BITS)
+        bits = [widths[name] for name in names if name in widths]
+    if bits is None or len(bits) == len(names):  # else a layer stayed in float that nobody asked to
         per_channel = any(layer.per_channel for layer in layers)
         columns["weights_bytes"] = flash_bytes(run.memory.layers, bits, per_channel)
     return columns
