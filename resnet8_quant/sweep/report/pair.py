@@ -43,7 +43,7 @@ SENTENCES = {
     + "` has it",
     "no_layers": "{name}: its run.json cannot be read, so that the bits of its layers are not known.",
     "old_layers": "{name}: its run.json is of an earlier version, which names a layer after a Relu that is part of it; "
-    "run it again to see the same layers side by side.",
+    "this version names it as quant.layers does, so run that again.",
 }
 HEADINGS = {
     "setting": ("Setting", "A", "B"),
