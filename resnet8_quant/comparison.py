@@ -112,7 +112,10 @@ def _cut(text: str) -> str:
 
 
 def _write(path: Path, jobs: Sequence[Job], evidence: Evidence) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("table", "name", "a", "b", "difference"))
         writer.writerows(values(jobs, evidence))

@@ -111,6 +111,16 @@ def test_layers_without_names_of_the_float_model_are_not_said_to_be_float(runs, 
     assert "B: its run.json is of an earlier version" in " ".join(shown.split())
 
 
+def test_a_run_json_may_say_anything_about_layers(runs, tmp_path, capsys):
+    shutil.copytree(runs[1], tmp_path / "copy")
+    hostile = [{"name": "\ud800|", "weight_bits": [8], "activation_bits": 4}, {"weight_bits": 1e999}, 7, {"name": {}}]
+    (tmp_path / "copy" / "run.json").write_text(json.dumps({"layers": hostile}))
+    code, shown, _ = compare(capsys, runs[0], tmp_path / "copy", "--csv", tmp_path / "pair.csv")
+    assert code == 0
+    assert re.search(r"\?\? +\| +- \| +None, 4 bits ", shown)
+    assert "activation_bits,\\ud800|,,4,\n" in (tmp_path / "pair.csv").read_text()
+
+
 def test_without_predictions_there_is_no_paired_test(runs, tmp_path, capsys):
     shutil.copytree(runs[1], tmp_path / "copy")
     (tmp_path / "copy" / "predictions.npy").write_bytes(b"no array")

@@ -46,7 +46,7 @@ SENTENCES = {
     "old_layers": "{name}: its run.json is of an earlier version, which names a layer after a Relu that is part of it; "
     "this version names it as quant.layers does, so run that again.",
 }
-Bits = tuple[Any, Any]  # of weight and input; whatever a run.json says
+Bits = tuple[int | None, int | None]  # of weight and input
 IN_FLOAT: Bits = (FLOAT_BITS, None)
 ABSENT: Bits = (None, None)
 HEADINGS = {
@@ -246,10 +246,15 @@ def layers_of(job: Job) -> Layers | None:
     found = [entry for entry in entries if isinstance(entry, dict)]
     named = all("name" in entry for entry in found)
     bits = {
-        str(entry.get("name", entry.get("output"))): (entry.get("weight_bits"), entry.get("activation_bits"))
+        str(entry.get("name", entry.get("output"))): (_bits(entry, "weight"), _bits(entry, "activation"))
         for entry in found
     }
     return Layers(bits, str(job.row.float_model_sha256) if named else "")
+
+
+def _bits(entry: dict[str, Any], part: str) -> int | None:
+    bits = entry.get(f"{part}_bits")
+    return bits if isinstance(bits, int) else None
 
 
 # ---- any two runs of a page
