@@ -290,7 +290,7 @@ class RefineConfig(Group):
         0, "of distill: they are averaged over shifts by so many pixels, too, and shifts up to it are learned from"
     )
     minutes: Optional[float] = setting(
-        None, "of distill: time limit; the result then depends on the machine's speed; null: none"
+        None, "of distill: time limit, with the teacher's time; the result then depends on the machine; null: none"
     )
     validation_images: int = setting(
         2000, "of distill: training images held out; the loss on them chooses the best state"

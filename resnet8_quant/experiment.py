@@ -168,7 +168,7 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
     if learned is not None and (both := overlapping(learned.images, learned.chosen, data.test.images)).any():
         raise ExperimentError(
             f"`data`: {both.sum()} of {len(both)} test images are also training images, which refine=distill uses",
-            "remove them from x_train, or refine=best",
+            "remove them from the training images, or refine=best",
         )
     overlap = int(seen.sum())
     if overlap == 0:
@@ -177,7 +177,7 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
         raise ExperimentError(
             f"`data`: {overlap} of {len(seen)} test images are also among the {len(images)} calibration images, which "
             "would make the accuracy look better than it is",
-            "remove them from x_train, or leave them out of the evaluation: calibration.allow_test_images=true",
+            "remove them from the training images, or leave them out of the evaluation: calibration.allow_test_images=true",
         )
     if overlap == len(seen):
         raise ExperimentError("`data`: every test image is used for calibration", "give other test images")

@@ -391,6 +391,9 @@ def test_an_option_folder_of_ones_own_and_its_name_in_a_sweep(start: Start, tmp_
         (("allocate=bytes", "allocate.budget_bytes=1e21"), "`allocate.budget_bytes`: value '1e+21'", "allocate=bytes"),
         (("model=onnx", "model.path=/dev/zero"), "/dev/zero cannot be read as an ONNX file", "model.path=FILE.onnx"),
         (("model=onnx", "model.path='~no_such_user/x'"), "`model.path`: ~no_such_user/x cannot be read", "model.path="),
+        (("model=onnx", "model.path=~/no.onnx"), f"{Path.home()}/no.onnx cannot be read", "model.path=FILE.onnx"),
+        (("model=onnx", "model.path=~no_such_user/x"), "cannot be read", """'model.path="~no_such_user/x"'"""),
+        (("model=onnx", "model.path=my net (1).onnx"), "cannot be read", """'model.path="my net (1).onnx"'"""),
         (
             ("data=arrays", "data.path=/dev/zero"),
             "`data.path`: /dev/zero is neither an .npz file nor a folder",

@@ -49,7 +49,8 @@ weights are random, so the table says what runs and in which kernels, nothing ab
 - "4 bit" is `quant=w4a8`: how many layers have 4-bit weights; the first and the last keep 8.
 - `deploy=tflite` is with `quant=tflite_int8`: the bytes of model.tflite, or what has no counterpart there. A network
   that is refused there runs with the others.
-- BatchNorm behind a Conv is folded into it; elsewhere, as in DenseNet, it becomes a depthwise 1x1 Conv.
+- BatchNorm behind a Conv, or beside a Gemm, is folded into it; one of images elsewhere, as in DenseNet, becomes a
+  depthwise 1x1 Conv.
 - A binary classifier with one output, a logit z or its Sigmoid, gets the logits 0 and z, or their Softmax, when it is
   loaded: class 1 is where z is above 0, or the Sigmoid above 0.5, as before. Its last layer must be a Gemm, MatMul or
   Conv with constant weights, with at most a mean, a Sigmoid and changes of shape behind it. The quantized and the
@@ -164,6 +165,20 @@ def vgg(n: Net) -> str:
     return n.op("Softmax", n.dense(x, 16, CLASSES), axis=1)
 
 
+def linear_norm(n: Net) -> str:
+    """BatchNorm of features between two Gemms."""
+    x = n.op("Flatten", n.op("GlobalAveragePool", n.op("Relu", n.conv("image", 3, 8, stride=2))))
+    return n.dense(n.op("Relu", n.norm(n.dense(x, 8, 16), 16)), 16, CLASSES)
+
+
+def upsampling(n: Net) -> str:
+    """ConvTranspose and Resize, as in the second half of an autoencoder."""
+    x = n.op("Relu", n.conv("image", 3, 8, stride=2))
+    x = n.op("Relu", n.op("ConvTranspose", x, n.random(8, 8, 2, 2), n.random(8), strides=[2, 2]))
+    x = n.op("Resize", x, "", n.constant([1.0, 1.0, 0.5, 0.5]), mode="nearest")
+    return n.head(n.op("Relu", n.conv(x, 8, 8)), 8)
+
+
 def mlp(n: Net) -> str:
     """Gemms alone."""
     x = n.op("Relu", n.dense(n.op("Flatten", "image"), 3 * SIZE**2, 16))
@@ -208,6 +223,8 @@ NETWORKS: dict[str, Callable[[Net], str]] = {
     "HardSwish, squeeze-excite": hard_swish,
     "ShuffleNet": shufflenet,
     "VGG": vgg,
+    "Linear, BatchNorm": linear_norm,
+    "ConvTranspose, Resize": upsampling,
     "MLP": mlp,
     "ViT": vit,
     "One logit, Sigmoid": one_logit,

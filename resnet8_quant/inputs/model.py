@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import expanded, open_regular, sha256_bytes
 from resnet8_quant.graphs import runtime
+from resnet8_quant.graphs.graph import attributes
 from resnet8_quant.graphs.session import first_line, open_session, run_batch
 from resnet8_quant.inputs.exported import normalize
 from resnet8_quant.inputs.fold import fold
@@ -39,6 +41,7 @@ REFERENCE = "mlperf_tiny"  # name of the file whose digest is known
 LARGEST_BATCH = 10_000  # images, as evaluation.batch_size may have
 IMAGE_RANK = 4  # [N, C, H, W]
 BUNDLED = (ModelKind.resnet8, ModelKind.mobilenet)
+EXPORT = "export the model with one float32 input and one float32 output, the scores of the classes"
 USAGE = "python run.py model=onnx model.path=FILE.onnx"
 KERAS_USAGE = "python run.py model=keras model.path=FILE.h5"
 
@@ -193,12 +196,16 @@ def _parse(path: Path) -> onnx.ModelProto:
                 "export it with torch.onnx.export, as examples/own_model/export.py does, and give that file",
             )
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        _check_external_data(model, path)
+        onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph  # also of computed shapes
         outputs = inferred.output
         del model.graph.output[:]
         model.graph.output.extend(outputs)  # their shapes; those of inner tensors would only make the file larger
+    except ExperimentError:
+        raise
     except Exception as error:  # protobuf, checker and shape inference raise their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if (elsewhere := re.search(r"should be stored in (.+?), but", reason)) is not None:
@@ -209,6 +216,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ExperimentError(f"`model.path`: {path} is not a valid ONNX model: {reason}", remedy) from error
     if not model.graph.node:
         raise ExperimentError(f"`model.path`: {path} holds an empty graph", remedy)
+    _refuse_training_mode(model, path)
     if len(model.graph.node) > MOST_OPERATORS:
         problem = f"`model.path`: {path} has {len(model.graph.node):,} operators, more than {MOST_OPERATORS:,}"
         raise ExperimentError(problem, f"simplify it, or give a smaller one: {USAGE}")
@@ -218,6 +226,35 @@ def _parse(path: Path) -> onnx.ModelProto:
             problem = f"`model.path`: {path} computes {_describe(value)}: {size:,} bytes for one image"
             raise ExperimentError(f"{problem}, more than {LARGEST_TENSOR:,}", remedy)
     return model
+
+
+def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse weights in files of their own that are too large, before they are read."""
+    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    places = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
+    size = sum(place.stat().st_size for place in places if place.is_file())
+    if size > LARGEST_FILE:
+        raise ExperimentError(
+            f"`model.path`: the weights of {path} are in files of {size:,} bytes, more than {LARGEST_FILE:,}",
+            f"give a smaller model: {USAGE}",
+        )
+
+
+def _refuse_training_mode(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a BatchNormalization or Dropout that goes on learning or dropping."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and (value := attributes(node).get("value")) is not None:
+            constants[node.output[0]] = value
+    for node in model.graph.node:
+        training = node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0)
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in constants:
+            training = bool(np.any(onnx.numpy_helper.to_array(constants[node.input[2]])))
+        if training:
+            raise ExperimentError(
+                f"`model.path`: {path} was exported in training mode: {node.op_type} {node.name!r} is in it",
+                "call model.eval() before torch.onnx.export, and export it again",
+            )
 
 
 def _with_batch_that_runs(serialized: bytes, input_spec: InputSpec) -> InputSpec:
@@ -249,7 +286,7 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
         return ExperimentError(
             f"`model`: found {actual}; expected one float32 input [N,{height},{width},{channels}] (NHWC) or "
             f"[N,{channels},{height},{width}] (NCHW) and one float32 output [N,{required.classes}]",
-            f"choose data of that shape ({how}) or export the model with such an input",
+            f"choose data of that shape ({how}) or export the model with such an input" if how else EXPORT,
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -258,9 +295,9 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     for values, side in ((inputs, "input"), (outputs, "output")):
         description = ", ".join(_describe(value) for value in values)
         if len(values) != 1:
-            raise refuse(f"{len(values)} {side}s ({description})")
+            raise refuse(f"{len(values)} {side}s ({description})", "")
         if values[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise refuse(f"{side} {description}")
+            raise refuse(f"{side} {description}", "")
 
     sizes, output_sizes = _sizes(inputs[0]), _sizes(outputs[0])
     shapes = {Layout.NHWC: (height, width, channels), Layout.NCHW: (channels, height, width)}

@@ -101,7 +101,7 @@ def bias_codes(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def layer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The layers of a graph, in its order: 2-D convolutions and matrix products, each with a weight of its own."""
+    """The layers of a graph, in its order: 2-D convolutions and matrix products, each with its own float32 weight."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
     return [
@@ -110,6 +110,7 @@ def layer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         if node.op_type in LAYERS
         and node.input[1] in weights
         and uses[node.input[1]] == 1
+        and weights[node.input[1]].data_type == onnx.TensorProto.FLOAT
         and len(weights[node.input[1]].dims) == (4 if node.op_type == "Conv" else 2)
         and all(attributes(node).get(name, plain) == plain for name, plain in PLAIN_GEMM.items())
     ]

@@ -139,15 +139,13 @@ def quantize(
             f"onnxruntime quantizes {', '.join(OPERATORS)}",
         )
     log.info(
-        "quantized with %s on %d images: %s activations, %s weights%s, %s; %d operators quantized, %d float",
+        "quantized with %s on %d images: %s activations, %s weights%s, %s",
         config.calibration.method.name,
         len(images),
         summary.activation_type,
         summary.weight_type,
         " per channel" if summary.per_channel else "",
         quant.format.name,
-        summary.quantized_ops,
-        summary.float_ops,
     )
     seconds = time.perf_counter() - calibrated
     return QuantizedModel(serialized, named, summary, calibration, seconds, distillation, kept)

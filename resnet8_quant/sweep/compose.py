@@ -44,6 +44,7 @@ from resnet8_quant.validation import layer_override
 HELP = f"{COMMAND} --help"
 UNCOMPOSED = "uncomposed"  # in the config of a job that cannot be composed: the problem and the remedy
 PLUGIN_GROUPS = ("hydra/launcher", "hydra/sweeper")
+_PATHS = ("path", "source", "root", "index_file", "cache_dir", "dir")  # last words of settings that name files
 _LAYERS = "quant.layers"
 
 
@@ -297,7 +298,10 @@ def explain(
             return _wrong_layer(error.override, "")
         if "=" not in error.override:
             return _no_setting(error.override, overrides)
-        return ExperimentError(f"the override {error.override!r} cannot be read: {error}", HELP)
+        key, _, value = error.override.partition("=")
+        is_path = key.rpartition(".")[2] in _PATHS and '"' not in value
+        remedy = shlex.quote(f'{key}="{value}"') if is_path else HELP
+        return ExperimentError(f"the override {error.override!r} cannot be read: {error}", remedy)
     if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:
         return ExperimentError(
             f"{ambiguous[1]} lists several values, which a single run cannot take",

@@ -80,12 +80,16 @@ def test_files_that_are_no_model(tmp_path):
         load_model(ModelConfig(kind=ModelKind.onnx), SHAPE, CLASSES, tmp_path)
 
 
-def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, tmp_path):
+def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, tmp_path, monkeypatch):
     """As PyTorch's exporter writes them."""
     model = onnx.load(classifier(["batch", *SHAPE]))
     path, data = tmp_path / "split.onnx", tmp_path / "split.onnx.data"
     onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
     assert load(path, tmp_path).input_spec.classes == CLASSES
+    monkeypatch.setattr("resnet8_quant.inputs.model.LARGEST_FILE", path.stat().st_size)
+    os.utime(path)
+    with pytest.raises(ExperimentError, match=r"in files of .* bytes, more than"):
+        load(path, tmp_path)
     data.unlink()
     os.utime(path)  # else what was read before is handed out
     with pytest.raises(ExperimentError, match=r"weights of .*split\.onnx are in .*split\.onnx\.data, which") as caught:
@@ -107,8 +111,10 @@ def test_weights_in_a_file_of_their_own_are_read_and_missed_by_name(classifier, 
     ],
 )
 def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, message):
-    with pytest.raises(ExperimentError, match=message):
+    with pytest.raises(ExperimentError, match=message) as caught:
         load(classifier(shape, **options), tmp_path)
+    other_kind = {"inputs", "dtype"} & set(options)
+    assert ("export the model with one float32 input" in caught.value.remedy) == bool(other_kind)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +246,17 @@ def test_affine_operators_are_folded_into_conv(tmp_path, nodes, names, shape):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def assert_same_outputs(model, folded):
+    pixels = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
+    expected, actual = (
+        onnxruntime.InferenceSession(data.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"image": pixels}
+        )[0]
+        for data in (model, folded)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_norm_behind_something_else_than_a_conv_becomes_one_with_integer_kernels(tmp_path):
     """As in DenseNet; ONNX Runtime's own outputs of the file are the oracle."""
     norm = helper.make_node("BatchNormalization", ["p", "scale", "bias", "mean", "var"], ["n"], "norm", epsilon=0.01)
@@ -255,14 +272,77 @@ def test_a_norm_behind_something_else_than_a_conv_becomes_one_with_integer_kerne
     assert [node.op_type for node in folded.graph.node] == ["MaxPool", "Conv", "Relu", "Conv"]
     assert folded.graph.node[1].name == "norm"
     assert {tensor.name for tensor in folded.graph.initializer} == {"w", "b", "n.weight", "n.bias"}
-    pixels = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
-    expected, actual = (
-        onnxruntime.InferenceSession(data.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            None, {"image": pixels}
-        )[0]
-        for data in (model, folded)
-    )
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert_same_outputs(model, folded)
+
+
+@pytest.mark.parametrize("product", ["Gemm", "Gemm transB", "MatMul"])
+@pytest.mark.parametrize("behind", [True, False], ids=["norm behind", "norm in front"])
+def test_a_norm_beside_a_gemm_goes_into_it(tmp_path, product, behind):
+    """BatchNorm1d and Linear in either order; ONNX Runtime's own outputs of the file are the oracle."""
+    op_type, *transposed = product.split()
+    options = {"transB": 1} if transposed else {}
+    weights = {name: array(4 if behind else 48) for name in ("scale", "bias", "mean", "var")}
+    weights |= {"w": array(*((4, 48) if transposed else (48, 4))), "b": array(*((4,) if product == "Gemm" else (1, 4)))}
+    operands = ["w"] if op_type == "MatMul" else ["w", "b"]
+    weights = {name: values for name, values in weights.items() if name != "b" or len(operands) > 1}
+    norm = ["scale", "bias", "mean", "var"]
+    first, second = ("f", "x"), ("x", "y")
+    nodes = [helper.make_node("Flatten", ["image"], ["f"])]
+    at = first if behind else second
+    nodes.append(helper.make_node(op_type, [at[0], *operands], [at[1]], "product", **options))
+    at = second if behind else first
+    nodes.insert(2 if behind else 1, helper.make_node("BatchNormalization", [at[0], *norm], [at[1]], "norm"))
+    nodes.append(helper.make_node("Relu", ["y"], ["scores"]))
+    image = "image", TensorProto.FLOAT, ["batch", 3, 4, 4]
+    model = save(tmp_path / "net.onnx", nodes, [image], [("scores", TensorProto.FLOAT, ["batch", 4])], weights)
+    folded = fold(model, SPEC)
+    assert [node.op_type for node in folded.graph.node] == ["Flatten", "Gemm", "Relu"]
+    assert len(folded.graph.initializer) == 2
+    assert_same_outputs(model, folded)
+
+
+def test_a_norm_of_a_gemm_that_others_read_stays(tmp_path):
+    """The Gemm's own output is needed as it is."""
+    nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["x"])]
+    nodes += [helper.make_node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["n"], "norm")]
+    nodes += [helper.make_node("Mul", ["x", "n"], ["scores"])]
+    weights = {name: array(4) for name in ("scale", "bias", "mean", "var")} | {"w": array(48, 4)}
+    image = "image", TensorProto.FLOAT, ["batch", 3, 4, 4]
+    model = save(tmp_path / "net.onnx", nodes, [image], [("scores", TensorProto.FLOAT, ["batch", 4])], weights)
+    folded = fold(model, SPEC)
+    assert "BatchNormalization" in {node.op_type for node in folded.graph.node}
+    assert_same_outputs(model, folded)
+
+
+def test_what_is_computed_from_constants_is_folded(tmp_path):
+    """A bias that is a sum of constants, and a weight that is cast, as exporters leave them."""
+    nodes = [helper.make_node("Add", ["b", "b"], ["bias"]), helper.make_node("Cast", ["w"], ["weight"], to=1)]
+    nodes += [helper.make_node("Conv", ["image", "weight", "bias"], ["scores"])]
+    weights = {"w": array(4, 3, 3, 3).astype(np.float64), "b": array(4)}
+    image, scores = ("image", TensorProto.FLOAT, ["batch", 3, 4, 4]), ("scores", TensorProto.FLOAT, ["batch", 4, 2, 2])
+    model = save(tmp_path / "net.onnx", nodes, [image], [scores], weights)
+    folded = fold(model, SPEC)
+    assert [node.op_type for node in folded.graph.node] == ["Conv"]
+    assert {tensor.data_type for tensor in folded.graph.initializer} == {TensorProto.FLOAT}
+    assert_same_outputs(model, folded)
+
+
+@pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout"])
+def test_a_model_in_training_mode_is_refused(tmp_path, op_type):
+    """As torch.onnx.export writes it of a network without model.eval()."""
+    nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["x"])]
+    if op_type == "Dropout":
+        nodes.append(helper.make_node("Dropout", ["x", "ratio", "training"], ["scores"], "drop"))
+        weights = {"ratio": np.float32(0.5), "training": np.bool_(True)}
+    else:
+        names = ["scale", "bias", "mean", "var"]
+        nodes.append(helper.make_node(op_type, ["x", *names], ["scores", "m", "v"], "norm", training_mode=1))
+        weights = {name: array(5) for name in names}
+    image, scores = ("image", TensorProto.FLOAT, ["batch", *SHAPE]), ("scores", TensorProto.FLOAT, ["batch", 5])
+    save(tmp_path / "net.onnx", nodes, [image], [scores], weights | {"w": array(48, 5)})
+    with pytest.raises(ExperimentError, match=f"exported in training mode: {op_type}") as caught:
+        load(tmp_path / "net.onnx", tmp_path)
+    assert "model.eval()" in caught.value.remedy
 
 
 def test_a_norm_of_features_stays(tmp_path, caplog):
@@ -272,7 +352,7 @@ def test_a_norm_of_features_stays(tmp_path, caplog):
     image, scores = ("image", TensorProto.FLOAT, ["batch", 3, 4, 4]), ("scores", TensorProto.FLOAT, ["batch", 48])
     folded = fold(save(tmp_path / "features.onnx", nodes, [image], [scores], weights), SPEC)
     assert folded.graph.node[-1].op_type == "BatchNormalization"
-    assert "'norm' could not be folded into a Conv: it stays float" in caplog.text
+    assert "'norm' could not be folded into a Conv or a Gemm: it stays float" in caplog.text
 
 
 def test_nothing_to_fold_is_left_alone(tmp_path):
@@ -357,4 +437,20 @@ def test_an_activation_of_gigabytes_is_refused(tmp_path):
     with pytest.raises(
         ExperimentError, match=r"computes large float32 .*: 10,\d+,\d+,\d+ bytes for one image, more than"
     ):
+        load(tmp_path / "net.onnx", tmp_path)
+
+
+def test_a_computed_constant_of_gigabytes_is_refused(tmp_path):
+    """It would be made before anything else when the constants are folded."""
+    nodes = [
+        helper.make_node("Mul", ["sizes", "sizes"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["products"]),
+        helper.make_node("Add", ["products", "zero"], ["scores"]),
+    ]
+    ends = [("image", TensorProto.FLOAT, ["N", 4, 4, 3])], [("scores", TensorProto.FLOAT, ["N", CLASSES])]
+    save(tmp_path / "net.onnx", nodes, *ends, {"w": np.ones((48, CLASSES), np.float32), "sizes": np.array([300, 300])})
+    with pytest.raises(ExperimentError, match=r"computes zeros float32 .*: 32,400,000,000 bytes"):
         load(tmp_path / "net.onnx", tmp_path)

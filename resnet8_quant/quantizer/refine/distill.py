@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 64  # images in a step
 VALIDATIONS = 12  # in a whole run
+ROUNDING = 1e-9  # of the share of the work that is done
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Distiller:
             return -_loss(logits, targets).item(), agreement
 
     def _tune(self, student: Student, emitted: onnx.ModelProto) -> tuple[Plan, Distillation]:
-        refine, rows = self.config.refine, self.rows
+        refine, rows, started = self.config.refine, self.rows, time.monotonic()
         targets, validation_targets = self.targets()
         groups = [
             {"params": [parameter], "lr": 0.0, "rate": refine.learning_rate * student.rates[name]}
@@ -217,7 +218,7 @@ class Distiller:
         before = self._validate(student, validation_targets)
         checkpoint = self._checkpoint(emitted, targets, [*student.parameters])
         state = _State.resumed(checkpoint, student, optimizer) or _State(before, _copy(student.parameters))
-        self._descend(student, optimizer, state, targets, validation_targets, checkpoint)
+        self._descend(student, optimizer, state, targets, validation_targets, checkpoint, started)
         log.info(
             "distilled on %d training images in %d steps of %d; on %d held-out ones the loss is %.4f, before %.4f, and "
             "the agreement with the float model%s %.2f %%, before %.2f %%",
@@ -241,18 +242,30 @@ class Distiller:
         targets: torch.Tensor,
         validation_targets: torch.Tensor,
         checkpoint: Path | None,
+        started: float,
     ) -> None:
-        """Take all steps that ``state`` has not taken yet, and keep the best parameters in it."""
+        """Take all steps that ``state`` has not taken yet, and keep the best parameters in it.
+
+        The teacher's time counts: ``started`` is when it was asked.
+        """
         refine, batches = self.config.refine, self._batches(state.step)
-        every = max(1, refine.distill_steps // VALIDATIONS)
-        share, started = state.step / refine.distill_steps, time.monotonic() - state.elapsed
-        shown = state.shown(state.best)
         longest = None if refine.minutes is None else 60 * refine.minutes
+        started -= state.elapsed
+
+        def share() -> float:
+            """Of the work that is done; with a time limit the rates reach zero when the time is up."""
+            state.elapsed = time.monotonic() - started
+            steps = state.step / refine.distill_steps
+            return steps if longest is None else max(steps, state.elapsed / longest)
+
+        done, shown = share(), state.shown(state.best)
+        if done >= 1 and not state.step:
+            log.warning("distillation: refine.minutes was over when the teacher had spoken; the start is kept")
         with progress(shown, refine.distill_steps, "steps", longest) as advance:
             advance(state.step)
-            while share < 1.0:
+            while done < 1:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * share))
+                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * done))
                 chosen, views = next(batches)
                 loss = _loss(student.forward(self.teacher.inputs(self.rows[chosen], views)), targets[chosen])
                 if not torch.isfinite(loss):
@@ -261,11 +274,9 @@ class Distiller:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                state.step, state.elapsed = state.step + 1, time.monotonic() - started
-                share = state.step / refine.distill_steps
-                if longest is not None:  # the rates reach zero when the time is up
-                    share = max(share, state.elapsed / longest)
-                if state.step % every == 0 or share >= 1.0:
+                state.step += 1
+                before, done = done, share()
+                if int(done * VALIDATIONS + ROUNDING) > int(before * VALIDATIONS + ROUNDING):
                     now = self._validate(student, validation_targets)
                     shown = state.shown(now)
                     if now > state.best:

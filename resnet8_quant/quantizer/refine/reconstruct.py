@@ -211,8 +211,9 @@ class NodeRunner:
             constants: {name: array that is the same for all images}.
         """
         self.sessions.clear()  # their memory is of no use to the next node
-        if not inputs:
-            return self._call(node, constants)
+        axes = {array.shape[:1] for array in inputs.values()}
+        if len(axes) != 1 or axes == {()}:  # constants alone, or a value of all images, as a ReduceMax makes
+            return self._call(node, inputs | constants)
         count = len(next(iter(inputs.values())))
         parts = []
         for start in range(0, count, self.batch):

@@ -138,7 +138,7 @@ def test_the_student_is_the_emitted_model(name, quant):
 @pytest.mark.any_cpu
 @pytest.mark.parametrize(("weight_bits", "keep"), [(4, 7), (7, None)])
 def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, keep):
-    """Portable before and after; probabilities of student and file agree, and so do 1,000 classes but for ties."""
+    """Portable before and after, and the loss falls."""
     images = CalibrationImages.of(load_sample().train.images, np.arange(0, 1000, 10))
     quant = replace(W4A4, weight_bits=weight_bits, keep_first_last=keep)
     refine = replace(DISTILL, distill_steps=25, validation_images=100, learning_rate=0.002)
@@ -165,10 +165,23 @@ def test_the_bundled_model_keeps_its_grids_and_comes_closer(model, weight_bits, 
 
 
 def test_student_and_file_agree_on_a_thousand_images(model):
+    """Also after steps that moved everything: probabilities, and 1,000 classes but for ties."""
     pixels = load_sample().test.images[:1000]
     images = CalibrationImages.of(load_sample().train.images, np.arange(0, 1000, 10))
     quantized, student, plan = student_of(model, images, Config(W4A4, refine=RefineConfig(bias=True)))
     feed = model.input_spec.prepare(pixels)
+    teacher = run(model.proto(), {model.input_spec.name: feed[:64]}, OFF)[0]
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": 0.02 * student.rates[n]} for n, p in student.parameters.items()]
+    )
+    for _ in range(10):
+        optimizer.zero_grad()
+        logits = student.forward(torch.from_numpy(feed[:64]))
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(teacher)).backward()
+        optimizer.step()
+    moved = student.to_plan()
+    assert any((a.weight.codes != b.weight.codes).any() for a, b in zip(plan.layers, moved.layers, strict=True))
+    plan = moved
     with torch.no_grad():
         computed = torch.softmax(student.forward(torch.from_numpy(feed)), 1).numpy()
     graph = emit(quantized, plan)
@@ -254,9 +267,16 @@ def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(com
 
 
 def test_a_time_limit_ends_it():
-    refine = replace(DISTILL, distill_steps=10_000_000, minutes=0.01)
+    refine = replace(DISTILL, distill_steps=10_000_000, minutes=0.05)
     done = quantize(branching(), pictures(12), Config(W4A4, refine=refine), training=POOL)
     assert 0 < done.distillation.steps < 100_000
+
+
+def test_a_time_limit_that_the_teacher_takes_keeps_the_start(caplog):
+    refine = replace(DISTILL, minutes=1e-6)
+    done = quantize(branching(), pictures(12), Config(W4A4, refine=refine), training=POOL)
+    assert done.distillation.steps == 0
+    assert "refine.minutes was over" in caplog.text
 
 
 def test_images_that_calibrate_are_learned_from_and_never_in_the_validation_split():
