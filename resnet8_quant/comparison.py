@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=as_typed_here(COMMAND), description="Two runs side by side.")
     parser.add_argument("first", type=Path, metavar="RUN_A", help="folder of a run")
     parser.add_argument("second", type=Path, metavar="RUN_B", help="folder of another, on the same test images")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all that they say, as values")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write what is shown as values, in one table")
     options = terminal.parsed(parser, arguments, COMMAND)
     check_output("--csv", options.csv, "comparison.csv")
     jobs = [read_run(folder) for folder in (options.first, options.second)]
