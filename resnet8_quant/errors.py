@@ -56,6 +56,28 @@ def similar_word(word: str, choices: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=0.6)), None)
 
 
+def typed_setting(key: str, value: str | int | Sequence[str | int]) -> str:
+    """The word of the command line that sets ``key``, with the quotes that Hydra and the shell need.
+
+    Args:
+        key: such as data.path.
+        value: text, a whole number, or a list of them; text is never read as a number, true or null.
+    """
+    text = _hydra_value(value) if isinstance(value, str | int) else f"[{','.join(map(_hydra_value, value))}]"
+    return shlex.quote(f"{key}={text}")
+
+
+def _hydra_value(value: str | int) -> str:
+    """A value of a string setting in Hydra's grammar: in quotes unless it is a plain word or a whole number."""
+    text = str(value)
+    plain = re.fullmatch(r"[A-Za-z_/][\w./-]*|0|[1-9][0-9]*", text, re.ASCII)
+    if plain and text.lower() not in ("true", "false", "null", "inf", "nan"):
+        return text
+    # Backslashes count only before a quote, which they escape, and before an interpolation of OmegaConf.
+    escaped = re.sub(r'(\\*)("|\$\{|\Z)', lambda at: 2 * at[1] + ("\\" if at[2] else "") + at[2], text)
+    return f'"{escaped}"'
+
+
 def shown_command() -> str:
     """How this program was started: the console command, or run.py."""
     return "resnet8-quant" if Path(sys.argv[0]).stem == "resnet8-quant" else COMMAND

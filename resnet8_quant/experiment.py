@@ -155,6 +155,12 @@ def _class_names(data: Dataset, model: FloatModel) -> tuple[str, ...]:
     classes, names = model.input_spec.classes, data.class_names
     if data.name in ("cifar10", "sample") and classes == len(CIFAR10_CLASSES):
         names = CIFAR10_CLASSES
+    if data.name == "folder" and len(names) < classes:
+        log.warning(
+            "`data.path`: %d classes, and the model has %d outputs: are class folders missing? data.classes=[...] "
+            "lists the classes in the order of the outputs",
+            *(len(names), classes),
+        )
     return (*names, *(str(label) for label in range(len(names), classes)))
 
 
@@ -177,7 +183,8 @@ def _evaluation_images(config: Config, data: Dataset, images: CalibrationImages 
         raise ExperimentError(
             f"`data`: {overlap} of {len(seen)} test images are also among the {len(images)} calibration images, which "
             "would make the accuracy look better than it is",
-            "remove them from the training images, or leave them out of the evaluation: calibration.allow_test_images=true",
+            "remove them from the training images, or leave them out of the evaluation: "
+            "calibration.allow_test_images=true",
         )
     if overlap == len(seen):
         raise ExperimentError("`data`: every test image is used for calibration", "give other test images")

@@ -21,9 +21,9 @@ import onnxruntime
 import pandas
 import pytest
 
-from resnet8_quant import __version__, terminal
+from resnet8_quant import __version__, compose, terminal
 from resnet8_quant.cli import main
-from resnet8_quant.errors import COMMANDS, ExperimentError, as_typed_here, completed
+from resnet8_quant.errors import COMMANDS, ExperimentError, as_typed_here, completed, typed_setting
 from resnet8_quant.inputs.sample import load_sample
 from resnet8_quant.results import COLUMNS
 
@@ -346,6 +346,55 @@ def test_remedies_repeat_what_else_was_typed() -> None:
     assert error.remedy == shlex.join(["python", "run.py", *shlex.split(typed[2])])
     for remedy in ("python run.py --help", "give it once", "python run.py -m quant=int8", "a=b, or c=d", "it's"):
         assert completed(ExperimentError("no", remedy), typed).remedy == remedy
+
+
+NAMES = [
+    "New York",
+    "zoo's",
+    'a"b',
+    "b,comma",
+    "c (1)=x",
+    "[d]",
+    "é",
+    "中",
+    "true",
+    "Null",
+    "NaN",
+    "1e3",
+    "1_000",
+    "007",
+    "-1",
+]
+NAMES += [
+    "12",
+    "a/b.c-d",
+    "~user",
+    "",
+    " e ",
+    "f\\",
+    '\\"',
+    "${oc.env:HOME}",
+    "\\${g}",
+    "$HOME",
+    "`h`",
+    "i:j",
+    "*",
+    "%",
+    "#",
+    "\t",
+    "@",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_in_a_remedy_can_be_typed(name):
+    """As Hydra and the shell read it."""
+    words = typed_setting("data.path", f"/x/{name}/y"), typed_setting("data.classes", [name, "other"])
+    script = f"printf '%s\\0' {' '.join(words)}"
+    typed = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    data = compose("data=folder", *typed).data
+    assert (data.path, data.classes) == (f"/x/{name}/y", [name, "other"])
+    assert compose("data=folder", *shlex.split(typed_setting("data.path", name))).data.path == name
 
 
 def test_the_console_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

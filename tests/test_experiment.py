@@ -6,11 +6,12 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from resnet8_quant import results
+from resnet8_quant import experiment, results
 from resnet8_quant.config import (
     CalibrationConfig,
     Config,
@@ -200,3 +201,12 @@ def test_bytes_of_weights_are_those_of_the_layers_that_have_fewer_bits(config: C
         replace(config, model=given, quant=QuantConfig("float", DType.float32, DType.float32)), tmp_path / "given"
     )
     assert row.weights_bytes == plain - 16 * 32 // 2
+    assert (row.model_bytes or 0) <= (tmp_path / "stack2.skip" / "model.onnx").stat().st_size  # 4-bit integers stay
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_fewer_folders_of_classes_than_outputs_are_noted(outputs: int, caplog: pytest.LogCaptureFixture) -> None:
+    data = replace(load_sample(), name="folder", class_names=("a", "b"))
+    model = SimpleNamespace(input_spec=SimpleNamespace(classes=outputs))
+    assert experiment._class_names(data, model) == ("a", "b", "2")[:outputs]
+    assert ("2 classes, and the model has 3 outputs" in caplog.text) is (outputs == 3)

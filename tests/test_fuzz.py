@@ -230,7 +230,7 @@ def png() -> bytes:
 
 
 def list_and_decode(path: Path) -> None:
-    for file in list_files(DataConfig(path=str(path), test_fraction=0.5))["train"]:
+    for file in list_files(DataConfig(path=str(path), test_fraction=0.5)).files["train"]:
         decode(file.path, DataConfig())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant.config import Config, DataKind, EvaluationConfig, ModelKind
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, typed_setting
 from resnet8_quant.evaluator.accuracy import Classifier, Evaluation, predict
 from resnet8_quant.evaluator.statistics import wilson_interval
 from resnet8_quant.inputs.input_spec import InputSpec, conventions, override
@@ -123,10 +123,10 @@ def _other_labels(evaluation: Evaluation, kind: DataKind) -> tuple[str, str] | N
     accuracy = float(np.mean(order[predictions] == labels))
     if len(set(order.tolist())) < classes or accuracy < FITTED:
         return None
-    names = ",".join(evaluation.class_names[label] for label in order)
+    names = [evaluation.class_names[label] for label in order]
     return (
-        f"with the classes in the order {names} top-1 is {100 * accuracy:.2f} %",
-        f"'data.classes=[{names}]'" if kind is DataKind.folder else "renumber the labels in that order",
+        f"with the classes in the order {','.join(names)} top-1 is {100 * accuracy:.2f} %",
+        typed_setting("data.classes", names) if kind is DataKind.folder else "renumber the labels in that order",
     )
 
 

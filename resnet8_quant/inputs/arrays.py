@@ -252,6 +252,8 @@ def _numbered(labels: NDArray[Any]) -> NDArray[Any]:
 
     What can be read in another way, or not at all, is returned as it is.
     """
+    if labels.size == 0:
+        return labels
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind == "b":

@@ -21,9 +21,11 @@ import json
 import logging
 import math
 import os
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from resnet8_quant.config import DataConfig, Resize
-from resnet8_quant.errors import COMMAND, ExperimentError
+from resnet8_quant.errors import COMMAND, ExperimentError, typed_setting
 from resnet8_quant.files import expanded, locked, open_regular, read_json, read_regular, replacing, sha256_bytes
 from resnet8_quant.inputs.splits import Dataset, Split, array_digest, combined_digest
 from resnet8_quant.machine import usable_cores
@@ -48,8 +50,9 @@ LARGEST_LIST = 64 << 20  # bytes of a CSV file
 LARGEST_FILE = 64 << 20  # bytes of an image's file
 MOST_PIXELS = 64 << 20  # of an image
 MOST_CLASSES = 10_000
-SHOWN = 5  # broken images that a message names; the entry of the cache lists all
-ENTRY = 1  # count up when decoding or the content of an entry changes
+PNG_DEPTH = 24  # offset of the bits a channel in a PNG file: signature, then IHDR with width and height
+SHOWN = 5  # broken images that a message names, or suffixes; the entry of the cache lists all images
+ENTRY = 2  # count up when decoding or the content of an entry changes
 MARKER = "images.json"
 REMEDY = f"{COMMAND} data=folder data.path=DIR, where DIR holds train/CLASS/*.png and test/CLASS/*.png"
 
@@ -71,6 +74,22 @@ class ImageFile:
         return os.path.join(self.root, self.name)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The image files; classes that have a folder without images; of other files there, the count of each suffix."""
+
+    files: Files = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def passed_over(self) -> str:
+        """How many files in folders of classes are no images, by their suffix; empty without any."""
+        common = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
+        counts = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in common)
+        total, suffixes = f"{self.others.total():,}", ", ".join(SUFFIXES)
+        return counts and f"files other than {suffixes} that are passed over: {total} ({counts})"
+
+
 def load_folder(config: DataConfig, cache: Path) -> Dataset:
     """Load the images below ``config.path``, decoded at the first time into the folder ``images`` of ``cache``.
 
@@ -78,8 +97,10 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
         ExperimentError: no images, unknown classes, sizes that differ, too many broken images, or the cache cannot be
             written.
     """
-    files = list_files(config)
-    classes = _class_names(files, config.classes)
+    listing = list_files(config)
+    files, classes = listing.files, _class_names(listing, config)
+    if passed_over := listing.passed_over():
+        log.warning("`data.path`: %s", passed_over)
     known = cache / "images" / f"{_digest(files, config, classes, _state)}.json"
     entry = _open(cache / "images" / str(read_json(known).get("entry", "")))
     if entry is None:
@@ -93,6 +114,7 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
     if entry is None:
         raise ExperimentError(f"{folder} changes while it is read", "remove that folder, or cache_dir=FOLDER")
     arrays, facts = entry
+    _check_bytes(files, arrays["train_images"].shape[1:], config)
     _check_broken(facts["broken"], sum(map(len, files.values())), config.max_broken)
     train, test = (Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in SPLITS)
     digest = combined_digest({name: (array.shape, facts["digests"][name]) for name, array in arrays.items()})
@@ -102,8 +124,14 @@ def load_folder(config: DataConfig, cache: Path) -> Dataset:
 # ---------------------------------------------------------------- which files
 
 
-def list_files(config: DataConfig) -> Files:
+def _command(path: object, *words: str) -> str:
+    """The command that reads the images of ``path``."""
+    return " ".join([COMMAND, "data=folder", typed_setting("data.path", str(path)), *words])
+
+
+def list_files(config: DataConfig) -> Listing:
     """The image files of both splits; nothing is read but CSV files."""
+    listing = Listing()
     if not config.path:
         raise ExperimentError("`data.path` is not set, and data=folder reads its images from there", REMEDY)
     root = expanded(config.path)
@@ -112,65 +140,100 @@ def list_files(config: DataConfig) -> Files:
     folders = [root / split for split in SPLITS]
     try:
         if all(map(Path.is_file, tables)):
-            parts = [_listed(table, table.parent) for table in tables]
+            parts = [_listed(table, table.parent, all(map(Path.is_dir, folders))) for table in tables]
         elif root.is_file():
             parts = [_listed(root, root.parent)]
         elif all(map(Path.is_dir, folders)):
-            parts = [_walked(folder, root) for folder in folders]
+            parts = [_walked(folder, root, listing) for folder in folders]
         elif any(map(Path.is_dir, folders)):
             present, absent = sorted(folders, key=Path.is_dir, reverse=True)
             raise ExperimentError(
                 f"{where} holds the folder {present.name} and lacks {absent.name}",
-                f"{COMMAND} data=folder data.path={present} data.test_fraction=0.2",
+                _command(present, "data.test_fraction=0.2"),
             )
         else:
-            parts = [_walked(root, root)]
+            parts = [_walked(root, root, listing)]
     except OSError as error:
-        raise ExperimentError(f"{where} cannot be read ({error.strerror or error})", REMEDY) from error
+        at = f": {error.filename!r}" if error.filename not in (None, str(root)) else ""
+        remedy = "make it readable, or name another folder: data.path=DIR" if at else REMEDY
+        raise ExperimentError(f"{where}{at} cannot be read ({error.strerror or error})", remedy) from error
     if len(parts) == 1:
         if config.test_fraction is None:
             raise ExperimentError(
                 f"{where} is not divided into train and test, and `data.test_fraction` is not set",
-                f"{COMMAND} data=folder data.path={config.path} data.test_fraction=0.2",
+                _command(config.path, "data.test_fraction=0.2"),
             )
         parts = _divided(parts[0], config.test_fraction, config.split_seed)
     elif config.test_fraction is not None:
         raise ExperimentError(
             f"{where} is divided into train and test, but `data.test_fraction` is {config.test_fraction}",
-            f"{COMMAND} data=folder data.path={config.path} data.test_fraction=null",
+            _command(config.path, "data.test_fraction=null"),
         )
-    files = dict(zip(SPLITS, parts, strict=True))
-    for split, part in files.items():
+    listing.files.update(zip(SPLITS, parts, strict=True))
+    for split, part in listing.files.items():
         if not part:
-            raise ExperimentError(
-                f"{where} holds no {split} images ({', '.join(SUFFIXES)}) in folders of classes", REMEDY
-            )
-    return files
+            problem = f"{where} holds no {split} images ({', '.join(SUFFIXES)}) in folders of classes"
+            raise ExperimentError("; ".join(filter(None, [problem, listing.passed_over()])), REMEDY)
+    return listing
 
 
-def _walked(folder: Path, root: Path) -> list[ImageFile]:
-    """The images in the folders of classes below ``folder``, in turns."""
+def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
+    """The images in the folders of classes below ``folder``, in turns; what else is there is noted in ``listing``."""
     found: list[tuple[int, ImageFile]] = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for place in sorted(folder.iterdir()):
+        if place.name.startswith(".") or not (place.is_dir() or (place.is_symlink() and not place.exists())):
+            continue  # a link that leads nowhere is walked, which raises: it may be a class
         paths: list[list[str]] = []
-        for parent, _, names in os.walk(place):
+        seen = {*_with_parents(folder), *_with_parents(place)}  # links to these have no end, or lead to other classes
+        for parent, folders, names in os.walk(place, onerror=_raise, followlinks=True):
+            folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _first(parent, name, seen)]
             parts = Path(parent).relative_to(root).parts
-            paths += [[*parts, name] for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+            for name in sorted(name for name in names if not name.startswith(".")):
+                if name.lower().endswith(SUFFIXES):
+                    paths.append([*parts, name])
+                else:
+                    listing.others[ascii(os.path.splitext(name)[1].lower())[1:-1]] += 1
+        if not paths:
+            listing.empty.add(place.name)
         found += [(turn, ImageFile(str(root), "/".join(p), place.name)) for turn, p in enumerate(sorted(paths))]
     return [file for _, file in sorted(found, key=lambda item: item[0])]
 
 
-def _listed(table: Path, root: Path) -> list[ImageFile]:
-    """The images that a CSV file lists; paths in it begin at its folder."""
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _with_parents(folder: Path) -> list[Path]:
+    """The folder and those that it is in, wherever links lead."""
+    real = Path(os.path.realpath(folder))  # Path.resolve raises a RuntimeError for links that lead to themselves
+    return [real, *real.parents]
+
+
+def _first(parent: str, name: str, seen: set[Path]) -> bool:
+    """Whether the folder is seen for the first time, wherever links lead; it is seen from now on."""
+    folder = Path(os.path.realpath(os.path.join(parent, name)))
+    first = folder not in seen
+    seen.add(folder)
+    return first
+
+
+def _listed(table: Path, root: Path, beside: bool = False) -> list[ImageFile]:
+    """The images that a CSV file lists; paths in it begin at its folder.
+
+    ``beside``: there are folders train and test, which are not read, as the two CSV files are there.
+    """
     try:
         text = read_regular(table, LARGEST_LIST).decode("utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return [ImageFile(str(root), row["path"], row["label"].strip(), True) for row in rows]
     except (UnicodeDecodeError, csv.Error, KeyError, AttributeError, TypeError) as error:
-        raise ExperimentError(
-            f"`data.path`: {table} is not a CSV file with the columns path and label ({type(error).__name__}: {error})",
-            "begin it with the line path,label and write one image on each further line: images/a.png,cat",
-        ) from error
+        problem = f"`data.path`: {table} is not a CSV file with the columns path and label"
+        problem = f"{problem} ({type(error).__name__}: {error})"
+        remedy = "begin it with the line path,label and write one image on each further line: images/a.png,cat"
+        if beside:
+            problem = f"{problem}; train.csv and test.csv are read before the folders train and test"
+            remedy = f"to read the folders: mv {shlex.quote(str(table))} {shlex.quote(f'{table}.other')}; or {remedy}"
+        raise ExperimentError(problem, remedy) from error
 
 
 def _divided(files: Sequence[ImageFile], fraction: float, seed: int) -> list[list[ImageFile]]:
@@ -185,9 +248,26 @@ def _divided(files: Sequence[ImageFile], fraction: float, seed: int) -> list[lis
     return [[file for index, file in enumerate(files) if (index in testing) is wanted] for wanted in (False, True)]
 
 
-def _class_names(files: Files, order: Sequence[str] | None) -> list[str]:
+def _class_names(listing: Listing, config: DataConfig) -> list[str]:
     """The names of the classes in the order of their numbers."""
+    files, order = listing.files, config.classes
     train, test = ({file.class_name for file in files[split]} for split in SPLITS)
+    if wrong := [
+        name for name in (*(order or ()), *sorted(train | test | listing.empty)) if not name or not name.isprintable()
+    ]:
+        raise ExperimentError(
+            f"`data.path`: a class is named {wrong[0]!r}; names of classes must be printable",
+            "rename it: its folder, its label in the CSV file, its name in `data.classes`",
+        )
+    if order is None and (empty := sorted(listing.empty - train)):
+        # Left out, it would renumber the classes behind it.
+        passed_over = listing.passed_over()
+        names = sorted(train | test | listing.empty)
+        raise ExperimentError(
+            f"`data.path`: class {empty[0]!r} has a folder, but no training images{passed_over and f'; {passed_over}'}",
+            f"{typed_setting('data.classes', names)} in the model's order; or convert its images to PNG or JPEG, or "
+            "remove its folder",
+        )
     if order is not None:
         names, reason = list(order), "which `data.classes` does not list"
     elif all(name.isascii() and name.isdigit() and len(name) < 6 for name in train | test):
@@ -198,16 +278,19 @@ def _class_names(files: Files, order: Sequence[str] | None) -> list[str]:
                 raise ExperimentError(
                     "`data.path`: its classes are numbers, which may stand for 0,1,2,...,10 or, as torchvision and "
                     "Keras sort names of folders, for 0,1,10,...,2",
-                    f"{COMMAND} data=folder data.path=DIR 'data.classes=[{','.join(names)}]', in the model's order",
+                    f"{typed_setting('data.classes', names)} in the model's order",
                 )
     else:
         names, reason = sorted(train), "of which there are no training images"
-    unknown = sorted((train | test) - set(names))
-    if unknown:
-        problem = f"`data.path`: there are images of class {unknown[0]!r}, {reason}"
-        raise ExperimentError(problem, "rename or move them, or list all classes: 'data.classes=[cat,dog]'")
-    if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
-        raise ExperimentError("`data.path`: names of classes must be printable, and each once", "rename the folders")
+    if len(once := list(dict.fromkeys(names))) < len(names):
+        twice = next(name for name in once if names.count(name) > 1)
+        raise ExperimentError(f"`data.classes` lists {twice!r} more than once", typed_setting("data.classes", once))
+    if unknown := sorted((train | test) - set(names)):
+        every = sorted(train | test) if order is None else [*names, *unknown]
+        raise ExperimentError(
+            f"`data.path`: there are images of class {unknown[0]!r}, {reason}",
+            f"rename or move them, or list all classes in the model's order: {typed_setting('data.classes', every)}",
+        )
     if len(names) > MOST_CLASSES:
         raise ExperimentError(f"`data.path`: {len(names):,} classes, more than {MOST_CLASSES:,}", REMEDY)
     return names
@@ -219,14 +302,17 @@ def _class_names(files: Files, order: Sequence[str] | None) -> list[str]:
 def decode(path: Path, config: DataConfig) -> NDArray[np.uint8] | str:
     """An image as uint8 [H,W,C], or why it cannot be read; neither EXIF orientation nor transparency is looked at."""
     try:
-        with open_regular(path, LARGEST_FILE) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            if math.prod(image.size) > MOST_PIXELS:
-                return f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}"
-            if image.mode.startswith(("I", "F")):
+        with open_regular(path, LARGEST_FILE) as file:
+            start = file.read(PNG_DEPTH + 1)
+            if start.startswith(b"\x89PNG") and start[PNG_DEPTH:] > b"\x08":  # Pillow would open RGB as of 8 bits
                 return "its pixels have more than 8 bits"
-            plain = image.convert("RGBA") if "transparency" in image.info else image
-            pixels = np.asarray(_fitted(plain.convert("L" if config.gray else "RGB"), config))
-            return pixels[..., None] if config.gray else pixels
+            file.seek(0)
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                if math.prod(image.size) > MOST_PIXELS:
+                    return f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}"
+                plain = image.convert("RGBA") if "transparency" in image.info else image
+                pixels = np.asarray(_fitted(plain.convert("L" if config.gray else "RGB"), config))
+                return pixels[..., None] if config.gray else pixels
     except Exception as error:  # Pillow's decoders raise their own kinds, and any of them means a broken image
         return (str(error) if not isinstance(error, OSError) or not error.strerror else error.strerror).split(" <")[0]
 
@@ -273,8 +359,8 @@ def _digest(files: Files, config: DataConfig, classes: Sequence[str], look: Call
 
 def listing_digest(config: DataConfig) -> str:
     """What names the images without reading them: their names, sizes and times of change."""
-    files = list_files(config)
-    return _digest(files, config, _class_names(files, config.classes), _state)
+    listing = list_files(config)
+    return _digest(listing.files, config, _class_names(listing, config), _state)
 
 
 def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Path) -> None:
@@ -300,10 +386,10 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
                     start = _write_header(file, (len(part), *shape))
                 if pixels.shape != shape:
                     raise ExperimentError(
-                        f"`data.path`: images differ in size, {image_file.name} is "
+                        f"`data.path`: images differ in size, {image_file.name!r} is "
                         f"{pixels.shape[1]}x{pixels.shape[0]} and others are {shape[1]}x{shape[0]}, and `data.size` "
                         "is not set",
-                        f"{COMMAND} data=folder data.path={config.path} data.size=[{shape[0]},{shape[1]}]",
+                        _command(config.path, typed_setting("data.size", shape[:2])),
                     )
                 content = np.ascontiguousarray(pixels).data.cast("B")
                 file.write(content)
@@ -311,7 +397,7 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
                 used.append(image_file)
                 labels.append(number[image_file.class_name])
             if not used:
-                first = f": {broken[0][0]} ({broken[0][1]})" if broken else ""
+                first = f": {broken[0][0]!r} ({broken[0][1]})" if broken else ""
                 raise ExperimentError(f"`data.path`: no {split} image can be read{first}", REMEDY)
             assert shape is not None
             file.seek(0)
@@ -320,7 +406,11 @@ def _store(files: Files, config: DataConfig, classes: Sequence[str], folder: Pat
         label_array = np.array(labels, np.int64)
         with replacing(folder / f"{split}_labels.npy") as temporary, temporary.open("wb") as file:
             np.save(file, label_array)
-        with replacing(folder / f"{split}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+        # Names of files need not be UTF-8: Python's surrogates are written as the bytes that they stand for.
+        with (
+            replacing(folder / f"{split}.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text,
+        ):
             csv.writer(text, lineterminator="\n").writerows(
                 [["path", "label"], *([each.name, each.class_name] for each in used)]
             )
@@ -353,7 +443,7 @@ def _check_bytes(files: Files, shape: Sequence[int], config: DataConfig) -> None
     if total > config.max_bytes:
         raise ExperimentError(
             f"`data.path`: decoded, the images take {total:,} bytes, more than `data.max_bytes`, {config.max_bytes:,}",
-            f"{COMMAND} data=folder data.path={config.path} data.max_bytes={total}, if the cache has so much space",
+            f"{_command(config.path, f'data.max_bytes={total}')}, if the cache has so much space",
         )
 
 

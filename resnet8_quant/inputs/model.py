@@ -305,7 +305,7 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     layouts = [layout for layout in candidates if _fits(sizes, shapes[layout])]
     if not layouts:
         stated = "" if required.layout is Layout.auto else f" while `model.layout` is {required.layout.name}"
-        raise refuse(f"input {_describe(inputs[0])}{stated}", *_resizing(sizes, channels))
+        raise refuse(f"input {_describe(inputs[0])}{stated}", *_resizing(sizes, required.shape))
     if len(layouts) > 1:
         raise ExperimentError(
             f"`model.layout`: input {_describe(inputs[0])} can be read as NHWC and as NCHW",
@@ -330,11 +330,16 @@ def _infer_input_spec(model: onnx.ModelProto, required: InputSpec) -> InputSpec:
     )
 
 
-def _resizing(sizes: list[int | None], channels: int) -> list[str]:
-    """What brings images to an input of these sizes; empty where their height and width are not what differs."""
-    places = ((1, sizes[2:]), (3, sizes[1:3])) if len(sizes) == 4 else ()
-    fitting = [size for place, size in places if sizes[place] == channels and None not in size]
-    return [f"data=folder data.size=[{height},{width}]" for height, width in fitting[:1]]
+def _resizing(sizes: list[int | None], shape: tuple[int, int, int]) -> list[str]:
+    """What makes images [H,W,C] of files fit an input of these sizes; empty where neither their size nor gray does."""
+    colour = {(3, 1): ["data.gray=true"], (1, 3): ["data.gray=false"], (shape[2], shape[2]): []}
+    for place, size in ((1, sizes[2:]), (3, sizes[1:3])) if len(sizes) == 4 else ():
+        words = colour.get((shape[2], sizes[place] or 0))
+        if words is not None and None not in size and size != [*shape[:2]]:
+            words = [*words, f"data.size=[{size[0]},{size[1]}]"]
+        if words:
+            return [f"data=folder {' '.join(words)}"]
+    return []
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:

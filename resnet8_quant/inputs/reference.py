@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, typed_setting
 from resnet8_quant.files import locked, sha256_file
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ def reference_weights(source: str | None, cache: Path) -> tuple[str, Path]:
         return "mlperf_tiny", path
     name = f"keras:{path.stem}"
     log.warning(
-        "%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s; model=keras model.path=%s loads it "
-        "under its own name",
-        *(path, digest, name, path),
+        "%s is not the MLPerf Tiny reference (its SHA-256 is %s): shown as %s; model=keras %s loads it under its own "
+        "name",
+        *(path, digest, name, typed_setting("model.path", str(path))),
     )
     return name, path
 

@@ -283,11 +283,19 @@ def _allocated(
     widest = {layer: widths[-1] for layer, widths in allowed.items()}
     built = builder.build(widest)
     allocation.check_drop(accuracy_drop(built.serialized), config)
-    return builder.distilled(
-        allocation.shrink(
-            lambda widths: built if widths == widest else builder.build(widths),
-            lambda candidate: accuracy_drop(candidate.serialized),
-            choices(),
-            config.allocate.max_accuracy_drop,
-        )
+    limit = config.allocate.max_accuracy_drop
+    smallest = allocation.shrink(
+        lambda widths: built if widths == widest else builder.build(widths),
+        lambda candidate: accuracy_drop(candidate.serialized),
+        choices(),
+        limit,
     )
+    distilled = builder.distilled(smallest)
+    if distilled is not smallest and (drop := accuracy_drop(distilled.serialized)) > limit:
+        log.warning(
+            "the distilled model loses %.2f points on the validation images, more than allocate.max_accuracy_drop; the "
+            "model before is kept",
+            100 * drop,
+        )
+        return smallest
+    return distilled

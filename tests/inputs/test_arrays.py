@@ -93,6 +93,7 @@ def test_images_with_channels_first_or_without(tmp_path, axes, channels):
         ({"x_test": np.zeros((2, 8, 6, 0), np.uint8)}, "x_test is empty"),
         ({"x_test": np.zeros((2, 6, 8, 3), np.uint8)}, r"x_train are \[8, 6, 3\], of x_test \[6, 8, 3\]"),
         ({"y_train": np.zeros((4, 3), int)}, r"y_train is int64 \[4, 3\], expected whole numbers \[N\]"),
+        ({"y_train": np.zeros((0, 0))}, r"y_train is float64 \[0, 0\], expected whole numbers"),
         ({"y_train": np.full(4, 0.5)}, r"y_train is float64 \[4\], expected whole numbers"),
         ({"y_train": np.array([0, 1, np.nan, np.inf])}, r"y_train is float64 \[4\], expected whole numbers"),
         ({"y_train": np.full((4, 3), 1 / 3)}, r"y_train is float64 \[4, 3\], expected whole numbers"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import struct
+import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +69,73 @@ def test_the_order_of_classes_can_be_given(root):
     data = load(root, classes=["dog", "bird", "cat"])
     assert (data.classes, data.class_names) == (3, ("dog", "bird", "cat"))
     assert data.train.labels.tolist() == [2, 0, 2]
-    assert "class 'cat', which `data.classes` does not list" in refusal(root, classes=["dog"]).problem
+    error = refusal(root, classes=["dog"])
+    assert "class 'cat', which `data.classes` does not list" in error.problem
+    assert error.remedy.endswith(": 'data.classes=[dog,cat]'")
+    error = refusal(root, classes=["dog", "cat", "dog"])
+    assert (error.problem, error.remedy) == ("`data.classes` lists 'dog' more than once", "'data.classes=[dog,cat]'")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("suffix", [".webp", None])
+def test_a_class_folder_without_images_does_not_renumber_the_others(root, suffix, split, caplog):
+    place = root / split / "bird"
+    place.mkdir()
+    if suffix:
+        (place / f"a{suffix}").write_bytes(b"an image of another kind")
+    error = refusal(root)
+    assert "class 'bird' has a folder, but no training images" in error.problem
+    assert ("are passed over: 2 (1 .txt, 1 .webp)" in error.problem) is bool(suffix)
+    (word,) = shlex.split(error.remedy.partition(" in the model")[0])
+    config = compose("data=folder", f"data.path={root}", word)
+    data = load(root, classes=config.data.classes)
+    assert (data.class_names, data.train.labels.tolist()) == (("bird", "cat", "dog"), [1, 2, 1])
+    assert "are passed over: " in caplog.text
+
+
+def test_a_class_may_be_without_test_images(root):
+    (root / "test" / "dog" / "d.png").rename(root / "test" / "dog" / "d.webp")
+    assert load(root).test.labels.tolist() == [0]
+
+
+def test_hidden_folders_are_passed_over(root):
+    write(root / "test" / "dog" / ".ipynb_checkpoints" / "a-checkpoint.png", picture(9))
+    assert len(load(root).test.labels) == 2
+
+
+def test_links_to_folders_are_followed_once(root, tmp_path):
+    write(tmp_path / "elsewhere" / "f.png", picture(9))
+    (root / "test" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "test" / "dog" / "same").symlink_to(tmp_path / "elsewhere")
+    (root / "test" / "dog" / "loop").symlink_to(root / "test" / "dog")
+    (root / "test" / "dog" / "up").symlink_to(root)  # would make dogs of cats
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "test")
+    (root / "test" / "cat").rename(tmp_path / "cats")
+    (root / "test" / "cat").symlink_to(tmp_path / "cats")
+    (tmp_path / "cats" / "up").symlink_to(root / "test")
+    assert load(root).test.labels.tolist() == [0, 1, 1]
+    table = next((root.parent / "cache" / "images").glob("*/test.csv"))
+    assert table.read_text().splitlines()[3] == "test/dog/more/f.png,dog"
+
+
+@pytest.mark.parametrize("name", ["dog", "dog/deep"])
+def test_a_folder_that_cannot_be_read_is_named(root, name, monkeypatch):
+    """Not by its mode: root may read any folder."""
+    scandir = os.scandir
+
+    def refusing(path: str):
+        if Path(path) == root / "train" / name:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert f"train/{name}' cannot be read (Permission denied)" in refusal(root).problem
+
+
+@pytest.mark.parametrize(("target", "reason"), [("gone", "No such file"), ("ant", "Too many levels of symbolic links")])
+def test_a_link_of_a_class_that_leads_nowhere_is_named(root, target, reason):
+    (root / "train" / "ant").symlink_to(root / "train" / target)
+    assert f"train/ant' cannot be read ({reason}" in refusal(root).problem
 
 
 def test_csv_files_keep_their_order_and_numbers(root):
@@ -83,6 +153,24 @@ def test_csv_files_keep_their_order_and_numbers(root):
 def test_a_csv_file_without_the_columns_is_refused(root, content):
     (root / "all.csv").write_bytes(content)
     assert re.search("is not a CSV file|holds no train images", refusal(root / "all.csv", test_fraction=0.5).problem)
+
+
+def test_csv_files_of_another_layout_beside_the_folders_are_named(root):
+    for split in ("train", "test"):
+        (root / f"{split}.csv").write_text("id,label\n1,cat\n")  # as Kaggle's
+    error = refusal(root)
+    assert "train.csv and test.csv are read before the folders train and test" in error.problem
+    subprocess.run(["sh", "-c", re.search("mv .*?(?=;)", error.remedy)[0]], check=True)
+    assert len(load(root).train.labels) == 3
+    assert "begin it with" in refusal(root / "test.csv", test_fraction=0.5).remedy[:13]
+
+
+def test_remedies_quote_the_path(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "my [own] images" / "train" / "class (1)" / f"{name}.png", picture(0))
+    error = refusal(tmp_path / "my [own] images")
+    data = compose(*shlex.split(error.remedy)[2:]).data
+    assert len(load_dataset(data, tmp_path).test.labels) == 1
 
 
 def test_a_split_is_stratified_and_decided_by_its_seed(tmp_path):
@@ -141,12 +229,34 @@ def test_modes_of_png_and_jpeg(tmp_path):
     assert np.abs(images.astype(int) - pixels).max() <= 4
 
 
+def test_a_name_that_is_not_utf_8(root):
+    name = b"caf\xe9.png"
+    os.rename(root / "test" / "cat" / "e.png", os.fsencode(root / "test" / "cat") + b"/" + name)
+    assert load(root).test.labels.tolist() == [0, 1]
+    (table,) = (root.parent / "cache" / "images").glob("*/test.csv")
+    assert b"test/cat/" + name + b",cat\n" in table.read_bytes()
+    Image.new("RGB", (3, 3)).save(root / "test" / "cat" / "f.png")
+    os.rename(root / "test" / "cat" / "f.png", os.fsencode(root / "test" / "cat") + b"/" + name)
+    refusal(root).problem.encode()  # names it, and can be printed
+
+
 def test_images_of_other_sizes_need_a_size(root):
     write(root / "test" / "dog" / "large.png", picture(9, 20, 30))
     error = refusal(root)
-    assert "test/dog/large.png is 30x20 and others are 8x6" in error.problem
+    assert "'test/dog/large.png' is 30x20 and others are 8x6" in error.problem
     assert load(root, size=[6, 8]).test.images.shape == (3, 6, 8, 3)
     assert "data.size=[6,8]" in error.remedy
+
+
+def png_of_16_bits(color: int) -> bytes:
+    """A PNG file of 6 rows of 8 pixels of the PNG specification's colour type."""
+    channels = {0: 1, 2: 3, 6: 4}[color]
+    rows = b"".join(b"\0" + picture(row, 1, 16)[..., 0].tobytes() * channels for row in range(6))
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 8, 6, 16, color, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 def break_(path: Path, how: str) -> None:
@@ -154,15 +264,17 @@ def break_(path: Path, how: str) -> None:
     path.unlink()
     if how == "pipe":
         os.mkfifo(path)
-    elif how == "16 bits":
-        Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(path)
+    elif how.endswith("16 bits"):
+        path.write_bytes(png_of_16_bits({"gray 16 bits": 0, "RGB 16 bits": 2, "RGBA 16 bits": 6}[how]))
     elif how == "many pixels":
         Image.new("1", (9000, 9000)).save(path)
     elif how != "missing":
         path.write_bytes({"cut": content[:60], "empty": b"", "text": b"no image", "gif": b"GIF89a" + bytes(30)}[how])
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "text", "gif", "pipe", "16 bits", "many pixels"])
+@pytest.mark.parametrize(
+    "how", ["cut", "empty", "text", "gif", "pipe", "gray 16 bits", "RGB 16 bits", "RGBA 16 bits", "many pixels"]
+)
 def test_a_broken_image_is_named_and_left_out(root, how, caplog):
     break_(root / "train" / "cat" / "a.png", how)
     error = refusal(root)
@@ -197,6 +309,11 @@ def test_files_are_decoded_once_and_changes_are_seen(root, monkeypatch):
     assert len(load(root).train.labels) == 2
 
 
+def test_the_limit_of_bytes_holds_for_decoded_images(root):
+    assert load(root, max_bytes=720)
+    assert "decoded, the images take 720 bytes" in refusal(root, max_bytes=719).problem
+
+
 def test_a_damaged_entry_is_made_anew(root, caplog):
     first = load(root)
     (array,) = (root.parent / "cache" / "images").glob("*/train_images.npy")
@@ -221,7 +338,8 @@ def test_a_damaged_entry_is_made_anew(root, caplog):
         (["train/a/a.png", "test/a/a.txt"], {}, "holds no test images"),
         (["train/a/a.png", "test/a/a.png"], {"test_fraction": 0.2}, "is divided into train and test"),
         (["train/a/a.png", "test/b/a.png"], {}, "images of class 'b', of which there are no training images"),
-        (["train/\x1b[31m/a.png", "test/\x1b[31m/a.png"], {}, "must be printable"),
+        (["train/\x1b[31m/a.png", "test/\x1b[31m/a.png"], {}, "named '\\x1b[31m'; names of classes must be"),
+        (["train/a/a.png", "test/a/a.png", "test/\x1b/a.txt"], {}, "named '\\x1b'; names of classes must be"),
         (["train/a/a.png", "test/a/a.png"], {"max_bytes": 287}, "decoded, the images take 288 bytes, more than"),
     ],
 )
@@ -231,7 +349,9 @@ def test_refusals(tmp_path, names, settings, message):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(0)).save(path, format="PNG")
     (tmp_path / "images").mkdir(exist_ok=True)
-    assert message in refusal(tmp_path / "images", **settings).problem
+    error = refusal(tmp_path / "images", **settings)
+    assert message in error.problem
+    assert str(error).replace("\n", "").isprintable()
 
 
 def test_a_missing_path_is_named(tmp_path):

@@ -122,7 +122,9 @@ def test_models_that_do_not_fit_the_data(classifier, tmp_path, shape, options, m
     [
         ([8, 6, 3], "data.size=[8,6]"),
         ([3, 8, 6], "data.size=[8,6]"),
-        ([8, 6, 1], "data=arrays"),
+        ([8, 6, 1], "(data=folder data.gray=true data.size=[8,6])"),
+        ([1, 4, 4], "(data=folder data.gray=true)"),
+        ([8, 6, 2], "data=arrays"),
         ([3, 8], "data=arrays"),
     ],
 )
@@ -130,6 +132,12 @@ def test_images_of_another_size_can_be_resized(classifier, tmp_path, shape, reme
     with pytest.raises(ExperimentError) as caught:
         load(classifier(["batch", *shape]), tmp_path)
     assert remedy in caught.value.remedy
+
+
+def test_gray_images_can_be_read_in_colour(classifier, tmp_path):
+    with pytest.raises(ExperimentError) as caught:
+        load(classifier(["batch", 3, 8, 6]), tmp_path, (4, 4, 1))
+    assert "(data=folder data.gray=false data.size=[8,6])" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

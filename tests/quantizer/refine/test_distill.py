@@ -266,6 +266,22 @@ def test_a_budget_is_that_of_the_distilled_file_and_layers_may_stay_in_float(com
     assert all(any(np.array_equal(weights[floats[name]], array) for array in stored) for name in done.float_layers)
 
 
+def test_a_distilled_model_that_loses_more_than_allowed_is_not_kept(caplog):
+    allocate = AllocateConfig("accuracy", max_accuracy_drop=0.1, choices=[2, 4], validation_images=4)
+    tried = set()
+
+    def quantized(drop, **refine):
+        quant = replace(W4A4, keep_first_last=None)
+        config = Config(quant, refine=replace(DISTILL, **refine), allocate=allocate)
+        return quantize(branching(), pictures(12), config, training=POOL, accuracy_drop=drop)
+
+    before = quantized(lambda serialized: tried.add(serialized) or 0.0, distill=False)
+    assert quantized(lambda serialized: 0.0).distillation is not None
+    kept = quantized(lambda serialized: 0.0 if serialized in tried else 0.2)
+    assert (kept.serialized, kept.distillation) == (before.serialized, None)
+    assert "the distilled model loses 20.00 points" in caplog.text
+
+
 def test_a_time_limit_ends_it():
     refine = replace(DISTILL, distill_steps=10_000_000, minutes=0.05)
     done = quantize(branching(), pictures(12), Config(W4A4, refine=refine), training=POOL)
