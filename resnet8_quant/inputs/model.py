@@ -19,7 +19,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
-from resnet8_quant.errors import ExperimentError
+from resnet8_quant.errors import ExperimentError, typed_setting
 from resnet8_quant.files import expanded, open_regular, sha256_bytes
 from resnet8_quant.graphs import runtime
 from resnet8_quant.graphs.graph import attributes
@@ -114,11 +114,11 @@ def load_model_for(data: Dataset, config: ModelConfig, cache: Path) -> FloatMode
         except ExperimentError:
             pass  # it is not that, or not that alone
         else:
-            numbers = ",".join(data.class_names[1:])
+            classes = typed_setting("data.classes", data.class_names[1:])
             raise ExperimentError(
                 f"`data`: its labels are 1 to {data.classes - 1}, the model has {data.classes - 1} outputs, 0 to "
                 f"{data.classes - 2}",
-                f"'data.classes=[{numbers}]'" if data.name == "folder" else "data.first_label=1",
+                classes if data.name == "folder" else "data.first_label=1",
             ) from None
         raise
 

@@ -34,6 +34,7 @@ from resnet8_quant.errors import (
     missing_extra,
     own_folders,
     similar_word,
+    typed_setting,
 )
 from resnet8_quant.files import unwritable
 from resnet8_quant.options import CONF, GROUPS, NAMED, derive_name, options
@@ -299,8 +300,8 @@ def explain(
         if "=" not in error.override:
             return _no_setting(error.override, overrides)
         key, _, value = error.override.partition("=")
-        is_path = key.rpartition(".")[2] in _PATHS and '"' not in value
-        remedy = shlex.quote(f'{key}="{value}"') if is_path else HELP
+        is_path = key.rpartition(".")[2] in _PATHS and not {"'", '"'} & set(value)
+        remedy = typed_setting(key, value) if is_path else HELP
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", remedy)
     if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:
         return ExperimentError(
