@@ -32,6 +32,8 @@ from resnet8_quant.evaluator.kernels import RuntimeCheck
 from resnet8_quant.evaluator.sensitivity import Sensitivity
 from resnet8_quant.evaluator.statistics import ClassRow, Comparison, mcnemar_p
 from resnet8_quant.files import replacing, sha256_bytes
+from resnet8_quant.graphs.partly_quantized import WEIGHT_SUFFIX
+from resnet8_quant.graphs.quantization_summary import WEIGHTED
 from resnet8_quant.inputs.dataset import Dataset
 from resnet8_quant.inputs.input_spec import InputSpec
 from resnet8_quant.inputs.model import FloatModel
@@ -202,7 +204,7 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
         "runtime_operators": run.runtime.kernels.ops,
         "files": {name: (folder / name).stat().st_size for name in results.FILES if (folder / name).exists()},
         "operators": run.final.summary.operators,
-        "layers": [dataclasses.asdict(layer) for layer in run.final.layers],
+        "layers": _layers(run),
         "float_layers": list(_float_layers(run)),
         "saturating_layers": list(run.runtime.saturating_layers),
     }
@@ -211,6 +213,22 @@ def _record(folder: Path, run: FinishedRun, result: RunResult) -> dict[str, Any]
     if run.prepared.images is not None:
         record["calibration_indices_sha256"] = sha256_bytes(run.prepared.images.chosen.astype("<i8").tobytes())
     return record
+
+
+def _layers(run: FinishedRun) -> list[dict[str, Any]]:
+    """The layers with integer weights, each with its name in the float graph, as quant.layers has it.
+
+    Which tensor a quantized layer computes depends on what was fused into it; its weight keeps the name.
+    """
+    names: dict[str, list[str]] = {}  # several where layers share a weight
+    for node in run.prepared.model.proto().graph.node:
+        if node.op_type in WEIGHTED:
+            for read in node.input[:2]:
+                names.setdefault(f"{read}{WEIGHT_SUFFIX}", []).append(node.output[0])
+    return [
+        {"name": names[layer.weight].pop(0) if names.get(layer.weight) else layer.output} | dataclasses.asdict(layer)
+        for layer in run.final.layers
+    ]
 
 
 def _request_columns(config: Config, overrides: str, started: datetime) -> dict[str, Any]:
@@ -299,10 +317,12 @@ def _memory_columns(run: FinishedRun) -> dict[str, Any]:
     columns = {"macs": run.memory.macs}
     if not kept:  # else they depend on where the runtime goes over to float
         columns["peak_activation_bytes"] = (1 if layers else 4) * run.memory.peak_activation_bytes
-    # Both list the layers in the graph's order; another layer that stayed in float leaves it open which one it is.
-    if len(layers) in (0, len(names) - len(kept)):
-        widths = iter(layer.weight_bits for layer in layers)
-        bits = [FLOAT_BITS if name in kept else next(widths) for name in names] if layers else None
+    if run.quantized is None or not layers:  # of a model that was quantized before, the order is the same
+        bits = [layer.weight_bits for layer in layers] or None
+    else:
+        widths = {layer["name"]: layer["weight_bits"] for layer in _layers(run)} | dict.fromkeys(kept, FLOAT_BITS)
+        bits = [widths[name] for name in names if name in widths]
+    if bits is None or len(bits) == len(names):  # else a layer stayed in float that nobody asked to
         per_channel = any(layer.per_channel for layer in layers)
         columns["weights_bytes"] = flash_bytes(run.memory.layers, bits, per_channel)
     return columns

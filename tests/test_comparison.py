@@ -1,6 +1,8 @@
 """``python run.py compare``: two runs side by side, refused where they saw different images."""
 
 import csv
+import json
+import re
 import shutil
 
 import numpy as np
@@ -49,13 +51,23 @@ def test_tables_hold_settings_figures_classes_and_bits(runs, tmp_path, capsys):
     with (tmp_path / "pair.csv").open() as file:
         rows = {(row["table"], row["name"]): row for row in csv.DictReader(file)}
     assert rows["setting", "config.calibration.method"]["b"] == "percentile"
-    assert (rows["layer", "stack1.relu1"]["a"], rows["layer", "stack1.relu1"]["b"]) == ("8, 8 bits", "4, 8 bits")
+    numbers = {
+        key: tuple(float(row[column] or "nan") for column in ("a", "b", "difference"))
+        for key, row in rows.items()
+        if key[0] != "setting" and key[1] not in ("quant_type", "kernels")
+    }
+    assert numbers["weight_bits", "stack1.conv1"] == (8, 4, -4)
     sizes = [(folder / "model.onnx").stat().st_size for folder in runs]
-    assert rows["figure", "File"]["difference"] == f"{sizes[1] - sizes[0]:+,} B"
-    net = sum(int(row["difference"]) for (table, _), row in rows.items() if table == "class")
-    labels = load_sample().test.labels
-    correct = [int((np.load(folder / "predictions.npy") == labels).sum()) for folder in runs]
-    assert net == correct[1] - correct[0]
+    assert numbers["figure", "model_bytes"] == (*sizes, sizes[1] - sizes[0])
+    labels, predictions = load_sample().test.labels, [np.load(folder / "predictions.npy") for folder in runs]
+    right = [found == labels for found in predictions]
+    lost, gained = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    assert numbers["test", "right_alone"] == (lost, gained, gained - lost)
+    assert numbers["test", "mcnemar_p"][2] == pytest.approx(binomtest(lost, lost + gained).pvalue)
+    assert numbers["test", "changed_predictions"][2] == (predictions[0] != predictions[1]).sum()
+    assert numbers["figure", "accuracy"] == pytest.approx((right[0].mean(), right[1].mean(), (gained - lost) / 1000))
+    classes = np.array([row for (table, _), row in numbers.items() if table == "class"])
+    assert classes.sum(axis=0).tolist() == [lost, gained, gained - lost]
 
 
 def test_a_run_with_itself_differs_in_nothing(runs, capsys):
@@ -64,6 +76,49 @@ def test_a_run_with_itself_differs_in_nothing(runs, capsys):
     assert "B predicts 0 otherwise than A" in " ".join(shown.split())
     assert "Setting" not in shown
     assert "Layer" not in shown
+
+
+def test_layers_have_the_names_of_quant_layers_whatever_is_fused_into_them(runs, model, tmp_path, capsys):
+    """A Relu stays apart with symmetric activations, and in the format QOperator."""
+    first, *middle, last = [node.output[0] for node in model.proto().graph.node if node.op_type in ("Conv", "Gemm")]
+    keep = f"quant.layers={{{last}: {{float: true}}}}"
+    symmetric, qoperator = tmp_path / "symmetric", tmp_path / "qoperator"
+    rq.run(rq.compose("quant=int8", "quant.activation_symmetric=true", keep, *SMALL), symmetric)
+    rq.run(rq.compose("quant=u8s8", "quant.format=QOperator", *SMALL), qoperator)
+    narrower = dict.fromkeys(middle, ("8", "4")) | dict.fromkeys((first, last), ("8", "7"))
+    of_float = dict.fromkeys((first, *middle), ("8", "8")) | {last: ("32", "8")}
+    for folders, expected in (
+        ((qoperator, runs[0]), {}),
+        ((qoperator, runs[1]), narrower),
+        ((symmetric, runs[0]), of_float),
+    ):
+        code, shown, _ = compare(capsys, *folders, "--csv", tmp_path / "pair.csv")
+        with (tmp_path / "pair.csv").open() as file:
+            bits = {row["name"]: (row["a"], row["b"]) for row in csv.DictReader(file) if row["table"] == "weight_bits"}
+        assert (code, bits) == (0, expected)
+        assert bool(re.search(rf"{last} +\| +float ", shown)) == (expected == of_float)
+
+
+def test_layers_without_names_of_the_float_model_are_not_said_to_be_float(runs, tmp_path, capsys):
+    shutil.copytree(runs[1], tmp_path / "old")
+    record = json.loads((tmp_path / "old" / "run.json").read_text())
+    for layer in record["layers"]:
+        del layer["name"]
+    (tmp_path / "old" / "run.json").write_text(json.dumps(record))
+    code, shown, _ = compare(capsys, runs[0], tmp_path / "old")
+    bits = {row[1]: row[2:4] for line in shown.splitlines() if len(row := re.split(r" *\| *", line)) > 4}
+    assert (code, bits["stack1.relu1"], bits["stack1.conv1"]) == (0, ["-", "4, 8 bits"], ["8, 8 bits", "-"])
+    assert "B: its run.json is of an earlier version" in " ".join(shown.split())
+
+
+def test_a_run_json_may_say_anything_about_layers(runs, tmp_path, capsys):
+    shutil.copytree(runs[1], tmp_path / "copy")
+    hostile = [{"name": "\ud800|", "weight_bits": [8], "activation_bits": 4}, {"weight_bits": 1e999}, 7, {"name": {}}]
+    (tmp_path / "copy" / "run.json").write_text(json.dumps({"layers": hostile}))
+    code, shown, _ = compare(capsys, runs[0], tmp_path / "copy", "--csv", tmp_path / "pair.csv")
+    assert code == 0
+    assert re.search(r"\?\? +\| +- \| +None, 4 bits ", shown)
+    assert "activation_bits,\\ud800|,,4,\n" in (tmp_path / "pair.csv").read_text()
 
 
 def test_without_predictions_there_is_no_paired_test(runs, tmp_path, capsys):

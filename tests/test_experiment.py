@@ -20,6 +20,8 @@ from resnet8_quant.config import (
     DType,
     LatencyConfig,
     Method,
+    ModelConfig,
+    ModelKind,
     QuantConfig,
     Sampling,
 )
@@ -183,6 +185,23 @@ def test_seven_bits_are_portable(config: Config, tmp_path: Path, monkeypatch) ->
     row = run_experiment(replace(config, quant=u8s7), tmp_path)
     assert (row.portable, row.default_session_accuracy, row.default_session_changed) == (True, None, None)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["saturating_layers"] == []
+
+
+def test_bytes_of_weights_are_those_of_the_layers_that_have_fewer_bits(config: Config, tmp_path: Path) -> None:
+    """onnxruntime lists the branches of a residual block in another order than the float model."""
+    u8s8 = QuantConfig("u8s8", DType.uint8, DType.int8, True)
+    plain = run_experiment(replace(config, quant=u8s8), tmp_path / "plain").weights_bytes
+    assert plain is not None
+    for name, weights in {"stack2.skip": 16 * 32, "stack2.conv2": 9 * 32 * 32}.items():
+        quant = replace(u8s8, layers={name: {"weight_bits": 4}})
+        row = run_experiment(replace(config, quant=quant), tmp_path / name)
+        assert row.weights_bytes == plain - weights // 2
+    given = ModelConfig(ModelKind.onnx, path=str(tmp_path / "stack2.skip" / "model.onnx"))
+    row = run_experiment(
+        replace(config, model=given, quant=QuantConfig("float", DType.float32, DType.float32)), tmp_path / "given"
+    )
+    assert row.weights_bytes == plain - 16 * 32 // 2
+    assert (row.model_bytes or 0) <= (tmp_path / "stack2.skip" / "model.onnx").stat().st_size  # 4-bit integers stay
 
 
 @pytest.mark.parametrize("outputs", [2, 3])

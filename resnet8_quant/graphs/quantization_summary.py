@@ -37,6 +37,7 @@ class LayerSummary:
         activation_type: of its input; "float32" where that is not quantized.
         activation_bits: for the levels that can occur; fewer than the type's where a Clip leaves fewer.
         per_channel: whether the weight has a scale per channel.
+        weight: the initializer that holds its integers.
     """
 
     output: str
@@ -46,6 +47,7 @@ class LayerSummary:
     activation_type: str
     activation_bits: int
     per_channel: bool
+    weight: str
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class _Reader:
             activation, activation_bits = self._activation(node.input[1 - position])
         output = node.output[0].removesuffix("_QuantizeLinear_Input").removesuffix("_quantized")
         per_channel = self.is_per_channel(scale)
-        return LayerSummary(output, node.op_type, weight_type, weight_bits, activation, activation_bits, per_channel)
+        bits = weight_type, weight_bits, activation, activation_bits
+        return LayerSummary(output, node.op_type, *bits, per_channel, weight)
 
     def _dequantized_weight(self, node: NodeProto) -> tuple[int, NodeProto | None]:
         """Position of a node's weight among its inputs, and its DequantizeLinear; None if it has no integer one."""

@@ -32,10 +32,12 @@ def needs_folding(model: onnx.ModelProto) -> bool:
     """Whether the graph holds what quantization should not see: BatchNorm, what is constant, affine ops after Conv."""
     conv_outputs = {node.output[0] for node in model.graph.node if node.op_type == "Conv"}
     constants = {tensor.name for tensor in model.graph.initializer}
+    # In a quantized model these are Casts of its stored integers, which would take more bytes afterwards.
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
     for node in model.graph.node:
         if node.op_type in ("BatchNormalization", "Constant", "Identity", "Dropout"):
             return True
-        if node.input and constants >= set(node.input) and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if not quantized and node.input and constants >= set(node.input):
             return True
         affine = node.op_type in ("Mul", "Add", "Sub", "Div")
         if affine and conv_outputs & set(node.input) and constants & set(node.input):

@@ -69,7 +69,7 @@ def test_weight_bits_are_the_fewest_that_hold_the_values(weight, cast):
     bits = next(bits for bits in range(width // 2 + 1, width + 1) if holds(bits))
     inner = ("INT8" if signed else "UINT8") if cast and width < 8 else ""
     summary = summarize(layer_model(dtype, values, zero_point, cast=inner))
-    assert summary.layers == (LayerSummary("scores", "Conv", dtype.lower(), bits, "uint8", 8, False),)
+    assert summary.layers == (LayerSummary("scores", "Conv", dtype.lower(), bits, "uint8", 8, False, "w"),)
     assert summary.weight_type == dtype.lower()
     assert summary.operators == {"Conv": [1, 0]}
     assert (summary.quantized_ops, summary.float_ops) == (1, 0)
@@ -91,7 +91,7 @@ def test_a_scale_per_channel_and_a_missing_zero_point():
     model = layer_model("INT8", [-100, 100], scales=[1.0, 2.0], zeros=False)
     summary = summarize(model)
     assert summary.per_channel
-    assert summary.layers == (LayerSummary("scores", "Conv", "int8", 8, "uint8", 8, True),)
+    assert summary.layers == (LayerSummary("scores", "Conv", "int8", 8, "uint8", 8, True, "w"),)
     model.graph.node[0].attribute.append(helper.make_attribute("output_dtype", TensorProto.INT8))
     assert summarize(model).layers[0].activation_type == "int8"
 
@@ -105,7 +105,7 @@ def test_a_clip_of_floats_is_an_operator_and_a_float_activation_is_said_to_be_on
                 y = MatMul (v, clipped)
             }""")
     )
-    assert summary.layers == (LayerSummary("y", "MatMul", "int8", 5, "float32", 32, False),)
+    assert summary.layers == (LayerSummary("y", "MatMul", "int8", 5, "float32", 32, False, "w"),)
     assert summary.operators == {"Clip": [0, 1], "MatMul": [0, 1]}
 
 
@@ -119,7 +119,7 @@ def test_integer_operators():
                 y = DequantizeLinear (y_quantized, s, z)
             }""")
     )
-    assert summary.layers == (LayerSummary("y", "QLinearConv", "int8", 8, "uint8", 8, True),)
+    assert summary.layers == (LayerSummary("y", "QLinearConv", "int8", 8, "uint8", 8, True, "w"),)
 
 
 def test_a_float_model_has_no_layers(model):

@@ -10,18 +10,19 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet8_quant.config import DataConfig, DataKind, ModelConfig
+from resnet8_quant.config import Config, DataConfig, DataKind, ModelConfig
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.files import read_json, read_regular
 from resnet8_quant.inputs.arrays import UNREADABLE, read_npy
 from resnet8_quant.sweep.collect import Job
+from resnet8_quant.validation import validate
 
 if TYPE_CHECKING:
     from resnet8_quant.inputs.dataset import Dataset
@@ -31,6 +32,7 @@ MAX_HEADER_BYTES = 4096  # more than that of any .npy file that a run writes
 MAX_TABLE_BYTES = 4_000_000
 Labels = NDArray[np.int64]
 Predictions = NDArray[np.int16]
+T = TypeVar("T", DataConfig, ModelConfig)
 
 
 @dataclass
@@ -138,32 +140,26 @@ def _load(job: Job, digest: str) -> Dataset:
     from resnet8_quant.inputs.cifar10 import is_cached
     from resnet8_quant.inputs.dataset import load_dataset
 
-    config = read_json(job.path / "run.json").get("config")
-    config = config if isinstance(config, dict) else {}
-    data = config["data"] if isinstance(config.get("data"), dict) else {"kind": job.row.data}
-    if data.get("kind") not in [kind.value for kind in DataKind]:
-        raise ExperimentError(f"`data` is {data.get('kind')!r}", "")
-    kind, folder = DataKind(data["kind"]), config.get("cache_dir")
+    written = read_json(job.path / "run.json").get("config")
+    written = written if isinstance(written, dict) else {"data": {"kind": job.row.data}}
+    data, model = _known(DataConfig, written.get("data")), _known(ModelConfig, written.get("model"))
+    # What the images are; of the model only what float images are read by. CIFAR-10 is in the cache or nowhere.
+    config = Config(data=replace(data, root=None), model=ModelConfig(mean=model.mean, std=model.std))
+    validate(config)
+    folder = written.get("cache_dir")
     cache = cache_folder(folder if isinstance(folder, str) and Path(folder).is_dir() else None)
-    if kind is DataKind.cifar10 and not is_cached(cache):
+    if config.data.kind is DataKind.cifar10 and not is_cached(cache):
         raise ExperimentError(f"CIFAR-10 is not in the cache {cache}", "")
-    path = data.get("path") if kind is DataKind.arrays else None
-    described = DataConfig(kind=kind, path=path if isinstance(path, str) else None)
-    described.first_label = int(kind is DataKind.arrays and data.get("first_label") == 1)
-    loaded = load_dataset(described, cache, _normalization(config.get("model")))
+    loaded = load_dataset(config.data, cache, config.model)
     if loaded.digest != digest:
         raise ExperimentError(f"the data has the digest {loaded.digest[:12]}, the runs' had {digest[:12]}", "")
     return loaded
 
 
-def _normalization(model: object) -> ModelConfig:
-    """Mean and std of a run's model, by which float images are read."""
-    config = ModelConfig()
-    for key in ("mean", "std"):
-        values = model.get(key) if isinstance(model, dict) else None
-        if isinstance(values, list) and all(type(value) in (int, float) and abs(value) < 1e9 for value in values):
-            setattr(config, key, values)
-    return config
+def _known(group: type[T], written: object) -> T:
+    """The settings in a run.json that this version has too; those that the run's version lacked have their defaults."""
+    values = written if isinstance(written, dict) else {}
+    return group(**{each.name: values[each.name] for each in fields(group) if each.name in values})
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

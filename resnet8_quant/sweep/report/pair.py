@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet8_quant import terminal
+from resnet8_quant.deploy.memory import FLOAT_BITS
 from resnet8_quant.errors import COMMAND
 from resnet8_quant.evaluator.statistics import mcnemar_p
 from resnet8_quant.files import read_json
@@ -42,7 +43,12 @@ SENTENCES = {
     + COMPARE
     + "` has it",
     "no_layers": "{name}: its run.json cannot be read, so that the bits of its layers are not known.",
+    "old_layers": "{name}: its run.json is of an earlier version, which names a layer after a Relu that is part of it; "
+    "this version names it as quant.layers does, so run that again.",
 }
+Bits = tuple[int | None, int | None]  # of weight and input
+IN_FLOAT: Bits = (FLOAT_BITS, None)
+ABSENT: Bits = (None, None)
 HEADINGS = {
     "setting": ("Setting", "A", "B"),
     "figure": ("", "A", "B", "B less A"),
@@ -70,6 +76,38 @@ class Figure(NamedTuple):
     text: str
     value: float | None
     kind: str
+
+
+class Flips(NamedTuple):
+    """The images that two runs predict otherwise.
+
+    Attributes:
+        images: on which both were evaluated.
+        changed: of them, those with two predictions.
+        lost: those that A alone gets right.
+        gained: those that B alone gets right.
+        p: of the exact McNemar test.
+        classes: (name, lost, gained) of each class with any, the worst for B first.
+    """
+
+    images: int
+    changed: int
+    lost: int
+    gained: int
+    p: float
+    classes: list[tuple[str, int, int]]
+
+
+class Layers(NamedTuple):
+    """The quantized layers of a run.
+
+    Attributes:
+        bits: {its name in the float model: bits of weight and input}.
+        model: digest of that model; "" in a run.json of an earlier version, which has names of the quantized model.
+    """
+
+    bits: dict[str, Bits]
+    model: str
 
 
 def images_of(row: RunResult) -> tuple[Any, ...]:
@@ -140,50 +178,83 @@ def _difference(first: Figure, second: Figure, same_cpu: bool) -> str:
 
 def flips(evidence: Evidence) -> tuple[str, Table | None]:
     """McNemar's test on the images that only one of the two gets right, in a sentence, and these images by class."""
-    a, b = evidence.predictions
-    if evidence.labels is None or a is None or b is None:
+    found = count_flips(evidence)
+    if found is None:
         reasons = [evidence.no_labels, *evidence.notes] if evidence.labels is None else evidence.notes
         return SENTENCES["no_test"].format(reason="; ".join(filter(None, reasons))), None
-    labels, right_a, right_b = evidence.labels, a == evidence.labels, b == evidence.labels
-    lost, gained = right_a & ~right_b, right_b & ~right_a
-    p = mcnemar_p(int(lost.sum()), int(gained.sum()))
     sentence = SENTENCES["test"].format(
-        images=f"{len(labels):,}",
-        changed=f"{int((a != b).sum()):,}",
-        lost=f"{int(lost.sum()):,}",
-        gained=f"{int(gained.sum()):,}",
-        p=f"{p:.3g}",
-        verdict=SENTENCES["real" if p < LEVEL else "noise"],
+        images=f"{found.images:,}",
+        changed=f"{found.changed:,}",
+        lost=f"{found.lost:,}",
+        gained=f"{found.gained:,}",
+        p=f"{found.p:.3g}",
+        verdict=SENTENCES["real" if found.p < LEVEL else "noise"],
     )
-    rows = []
-    for number in np.unique(labels[lost | gained]):
-        of_class = labels == number
-        counts = int((lost & of_class).sum()), int((gained & of_class).sum())
-        name = evidence.classes[number] if number < len(evidence.classes) else str(number)
-        rows.append((name, *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}"))
-    rows.sort(key=lambda row: int(row[3].replace(",", "")))
+    rows: list[tuple[str, ...]] = [
+        (name, f"{lost:,}", f"{gained:,}", f"{gained - lost:+,}") for name, lost, gained in found.classes
+    ]
     return sentence, Table("class", rows) if rows else None
 
 
-def layers(jobs: Sequence[Job]) -> Table | None:
-    """Bits of weights and activations, layer by layer; None where both have the same, or a run.json is damaged."""
-    widths = [widths_of(job) for job in jobs]
-    if widths[0] == widths[1] or None in widths:
+def count_flips(evidence: Evidence) -> Flips | None:
+    """The images that the two predict otherwise; None without labels or predictions of both."""
+    a, b = evidence.predictions
+    labels = evidence.labels
+    if labels is None or a is None or b is None:
         return None
-    names = dict.fromkeys(name for width in widths for name in width or {})
-    return Table("layer", [(name, *((width or {}).get(name, "float") for width in widths)) for name in names])
+    lost, gained = (a == labels) & (b != labels), (b == labels) & (a != labels)
+    classes = []
+    for number in np.unique(labels[lost | gained]):
+        name = evidence.classes[number] if number < len(evidence.classes) else str(number)
+        classes.append((name, int((lost & (labels == number)).sum()), int((gained & (labels == number)).sum())))
+    classes.sort(key=lambda row: row[2] - row[1])
+    counts = int(lost.sum()), int(gained.sum())
+    return Flips(len(labels), int((a != b).sum()), *counts, mcnemar_p(*counts), classes)
 
 
-def widths_of(job: Job) -> dict[str, str] | None:
-    """{output of a layer: its bits in words}; None where the run.json cannot be read."""
+def layers(jobs: Sequence[Job]) -> tuple[list[str], Table | None]:
+    """What stands in the way, in sentences, and the bits of weights and activations by layer; None: both the same."""
+    both = [layers_of(job) for job in jobs]
+    bits = differing_bits(jobs)
+    said = [
+        SENTENCES["no_layers" if own is None else "old_layers"].format(name=name)
+        for name, own in zip("AB", both, strict=True)
+        if own is None or (bits and not own.model)
+    ]
+    return said, Table("layer", [(name, *map(bits_in_words, pair)) for name, pair in bits.items()]) if bits else None
+
+
+def differing_bits(jobs: Sequence[Job]) -> dict[str, tuple[Bits, Bits]]:
+    """{layer: its bits in A and in B}; empty where all layers have the same, or a run.json cannot be read."""
+    a, b = (layers_of(job) for job in jobs)
+    if a is None or b is None or a.bits == b.bits:
+        return {}
+    absent = IN_FLOAT if a.model and a.model == b.model else ABSENT
+    return {name: (a.bits.get(name, absent), b.bits.get(name, absent)) for name in a.bits | b.bits}
+
+
+def bits_in_words(bits: Bits) -> str:
+    """``8, 4 bits`` of weight and input."""
+    return "float" if bits == IN_FLOAT else "-" if bits == ABSENT else "{}, {} bits".format(*bits)
+
+
+def layers_of(job: Job) -> Layers | None:
+    """The quantized layers of a run; None where its run.json cannot be read."""
     entries = read_json(job.path / "run.json").get("layers")
     if not isinstance(entries, list):
         return None
-    widths: dict[str, str] = {}
-    for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry.get("output"), str):
-            widths[entry["output"]] = f"{entry.get('weight_bits')}, {entry.get('activation_bits')} bits"
-    return widths
+    found = [entry for entry in entries if isinstance(entry, dict)]
+    named = all("name" in entry for entry in found)
+    bits = {
+        str(entry.get("name", entry.get("output"))): (_bits(entry, "weight"), _bits(entry, "activation"))
+        for entry in found
+    }
+    return Layers(bits, str(job.row.float_model_sha256) if named else "")
+
+
+def _bits(entry: dict[str, Any], part: str) -> int | None:
+    bits = entry.get(f"{part}_bits")
+    return bits if isinstance(bits, int) else None
 
 
 # ---- any two runs of a page
@@ -208,8 +279,8 @@ def page_data(jobs: Sequence[Job], evidence: Evidence) -> tuple[dict[str, Any], 
     images = _places(groups)
     packed, note = _packed_predictions(finished, sets)
     predictions, cpus = _places(packed.values()), _places(job.row.cpu for job in finished)
-    widths = {id(job): _short_widths(job) for job in finished}
-    layers = _places(widths.values())
+    layered = {id(job): _short_layers(job) for job in finished}
+    layers = _places(layered.values())
     every = [settings_of(job.row) for job in finished]
     keys = {key for key in {key for setting in every for key in setting} if len({own.get(key) for own in every}) > 1}
 
@@ -221,7 +292,7 @@ def page_data(jobs: Sequence[Job], evidence: Evidence) -> tuple[dict[str, Any], 
             "figures": [(shortened(figure.text), figure.value) for figure in figures_of(job.row)],
             "cpu": cpus[job.row.cpu],
             "images": images[images_of(job.row)],
-            "layers": layers[widths[id(job)]],
+            "layers": layers[layered[id(job)]],
             "predictions": None if text is None else predictions[text] if text else -1,
         }
 
@@ -281,9 +352,13 @@ def _packed_predictions(jobs: Sequence[Job], sets: Sequence[Evidence]) -> tuple[
     return packed, ""
 
 
-def _short_widths(job: Job) -> tuple[tuple[str, str], ...] | None:
-    widths = widths_of(job)
-    return None if widths is None else tuple((shortened(name), shortened(text)) for name, text in widths.items())
+def _short_layers(job: Job) -> tuple[str, tuple[tuple[str, str], ...]] | None:
+    own = layers_of(job)
+    if own is None:
+        return None
+    return shortened(own.model, 13), tuple(
+        (shortened(name), shortened(bits_in_words(bits))) for name, bits in own.bits.items()
+    )
 
 
 def _places(values: Iterable[Hashable]) -> dict[Any, int]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from resnet8_quant.config import DataConfig, DataKind, Resize
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.arrays import load_arrays
+from resnet8_quant.inputs.dataset import load_dataset
 from resnet8_quant.sweep.collect import Job
 from resnet8_quant.sweep.report.evidence import _load, gather
 
@@ -100,5 +104,35 @@ def test_arrays_are_read_as_the_run_read_them(tmp_path: Path) -> None:
     assert _load(job, digest).test.labels.tolist() == [0, 1, 1, 0]
     record["config"]["model"] = {"std": ["255"] * 3, "mean": 1}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ExperimentError, match="without `model"):
+    with pytest.raises(ExperimentError, match=r"`model\.mean` is 1, of type int"):
         _load(job, digest)
+
+
+@pytest.mark.parametrize("folders", [True, False])
+def test_images_of_folders_are_read_as_the_run_read_them(folders: bool, tmp_path: Path) -> None:
+    """Divided, resized, gray, with classes in the model's order; settings that the run.json lacks are default."""
+    draw = np.random.default_rng(0)
+    for name in ("dog", "cat"):
+        for number in range(10):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(path)
+    table = tmp_path / "images" / "all.csv"
+    lines = [f"{name}/{number}.png,{name}" for name in ("dog", "cat") for number in range(10)]
+    table.write_text("\n".join(["path,label", *lines]))
+    config = DataConfig(DataKind.folder, path=str(tmp_path / "images" if folders else table), test_fraction=0.3)
+    if folders:
+        config = replace(config, split_seed=3, size=[5, 4], resize=Resize.crop, gray=True, classes=["dog", "cat"])
+    data = load_dataset(config, tmp_path)
+    written = {"kind": "folder", "path": config.path, "test_fraction": 0.3, "later": "version"}
+    if folders:
+        written |= {"split_seed": 3, "size": [5, 4], "resize": "crop", "gray": True, "classes": ["dog", "cat"]}
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"data": written, "cache_dir": str(tmp_path)}}))
+    job: Any = SimpleNamespace(path=tmp_path, row=SimpleNamespace(data="folder"))
+    loaded = _load(job, data.digest)
+    np.testing.assert_array_equal(loaded.test.labels, data.test.labels)
+    np.testing.assert_array_equal(loaded.test.images, data.test.images)
+    for changes in ({"size": "huge"}, {"size": [10**9, 1]}, {"resize": "x"}, {"split_seed": -1}, {"kind": ["folder"]}):
+        (tmp_path / "run.json").write_text(json.dumps({"config": {"data": written | changes}}))
+        with pytest.raises(ExperimentError, match=f"`data.{next(iter(changes))}`"):
+            _load(job, data.digest)

@@ -44,13 +44,13 @@ def test_classes_are_packed(classes: list[int]) -> None:
 def test_equal_predictions_and_layers_are_there_once(
     make_run: Callable[..., Path], jobs_of: Callable[[], list[Job]]
 ) -> None:
-    layers = [{"output": "relu", "weight_bits": 4, "activation_bits": 8}]
+    layers = [{"name": "conv", "output": "relu", "weight_bits": 4, "activation_bits": 8}]
     for number in range(3):
         folder = make_run(number, f"quant=int8 deploy=x{number}", 5)
         (folder / "run.json").write_text(json.dumps({"layers": layers, "config": {"data": {"kind": "sample"}}}))
     page, _ = page_data(jobs_of(), gather(jobs_of()))
     assert len(page["predictions"]) == 1
-    assert page["layers"] == [(("relu", "4, 8 bits"),)]
+    assert page["layers"] == [("f" * 12 + "…", (("conv", "4, 8 bits"),))]
 
 
 def test_a_page_that_is_full_says_so(grid: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:

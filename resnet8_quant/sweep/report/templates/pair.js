@@ -93,12 +93,16 @@ async function pairFlips(a, b) {
   return [sentence, rows];
 }
 
-function pairLayers(a, b) {
-  const widths = [pair.layers[a.layers], pair.layers[b.layers]];
-  if (a.layers === b.layers || widths.includes(null)) return [];
-  const of = widths.map((own) => new Map(own));
-  return [...new Set(of.flatMap((own) => [...own.keys()]))]
-    .map((name) => [name, ...of.map((own) => own.get(name) ?? "float")]);
+function pairLayers(...runs) {
+  const both = runs.map((run) => pair.layers[run.layers]);
+  const said = (sentence, holds) => ["A", "B"].filter((_, at) => holds(both[at]))
+    .map((name) => fill(pair.sentences[sentence], { name }));
+  if (both.includes(null)) return [said("no_layers", (own) => own === null), []];
+  const [a, b] = both.map(([, bits]) => new Map(bits));
+  if (a.size === b.size && [...a].every(([name, bits]) => b.get(name) === bits)) return [[], []];
+  const absent = both[0][0] && both[0][0] === both[1][0] ? "float" : "-";
+  const rows = [...new Set([...a.keys(), ...b.keys()])].map((name) => [name, a.get(name) ?? absent, b.get(name) ?? absent]);
+  return [said("old_layers", ([model]) => !model), rows];
 }
 
 // The tables by name, each a list of rows, and the sentences: of the runs at two places of pair.runs.
@@ -111,11 +115,10 @@ async function compared(first, second) {
       a: "A", b: "B", name: pair.same_images[at], value_a: values[0][at], value_b: values[1][at] }) + "."] };
   }
   const [sentence, moved] = await pairFlips(a, b);
-  const unread = [["A", a], ["B", b]].filter(([, run]) => pair.layers[run.layers] === null)
-    .map(([name]) => fill(pair.sentences.no_layers, { name }));
+  const [unnamed, layers] = pairLayers(a, b);
   return {
-    tables: { setting: differingSettings(a, b), figure: pairFigures(a, b), class: moved, layer: pairLayers(a, b) },
-    sentences: [sentence, ...unread],
+    tables: { setting: differingSettings(a, b), figure: pairFigures(a, b), class: moved, layer: layers },
+    sentences: [sentence, ...unnamed],
   };
 }
 
