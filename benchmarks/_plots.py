@@ -151,7 +151,10 @@ def draw_smallest(
 def draw_distillation(
     name: str, curves: dict[str, list[tuple[int, float, float]]], baseline: float, folder: Path
 ) -> str:
-    """A panel for each {title: (steps or images, top-1, seconds)}; the last word of the title names the axis."""
+    """A panel for each {title: (steps or images, top-1, seconds)}; the last word of the title names the axis.
+
+    Seconds are shown for steps: another number of images takes as long.
+    """
     plt = plotting("distillation")
     figure, axes = plt.subplots(
         1, len(curves), figsize=(3.6 * len(curves), 2.8), sharey=True, squeeze=False, layout="constrained"
@@ -163,9 +166,10 @@ def draw_distillation(
         for at, top1, _ in points:
             axis.annotate(f"{top1:.2f}", (at, top1), (0, -12), textcoords="offset points", ha="center", color=BLUE)
         axis.set_xscale("log")
-        axis.set_xticks(places, [f"{at:,}\n{seconds:.0f} s" for at, _, seconds in points])
+        what = title.rpartition(" ")[2]
+        axis.set_xticks(places, [f"{at:,}" + f"\n{seconds:.0f} s" * (what == "steps") for at, _, seconds in points])
         axis.minorticks_off()
-        axis.set(xlabel=f"{title.rpartition(' ')[2].capitalize()}, and how long it took", title=title.partition(":")[0])
+        axis.set(xlabel=what.capitalize(), title=title.partition(":")[0])
         axis.margins(0.12, 0.2)
         axis.grid(color="#E8E8E8", linewidth=0.6)
         axis.set_axisbelow(True)
