@@ -132,4 +132,6 @@ def _typed(value: Any) -> str:
     """A value as Hydra reads it: keys without quotes, texts in them where need be."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_typed(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_typed, value)) + "]"
     return hydra_value(value) if isinstance(value, str) else word(value)

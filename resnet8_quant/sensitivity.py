@@ -21,7 +21,7 @@ from resnet8_quant.config import Analysis, Config, DType, Runtime
 from resnet8_quant.errors import COMMAND as PROGRAM
 from resnet8_quant.errors import ExperimentError, as_typed_here, completed, own_folders
 from resnet8_quant.files import read_json, read_regular, sha256_bytes
-from resnet8_quant.options import CONF, overrides_of
+from resnet8_quant.options import CONF, GROUPS, options, overrides_of
 from resnet8_quant.profile import shortened
 from resnet8_quant.results import ANALYSIS_FILES, RECORD, qdq_file
 from resnet8_quant.validation import FLOAT, allocates
@@ -63,13 +63,14 @@ def read_record(folder: Path) -> tuple[Config, dict[str, Any]]:
     again = f"{PROGRAM} {result.get('overrides') or 'quant=w4a8'} analyze=layers"  # the config may not be readable
     values: dict[str, Any] = {}
     try:
+        shlex.split(result.get("overrides") or "")
         for field in dataclasses.fields(Config):
             default = getattr(Config(), field.name)
             value = written.get(field.name, default)
             values[field.name] = type(default)(**value) if isinstance(value, dict) else value
         values["analyze"] = Analysis.layers
         config = Config(**values)
-    except (TypeError, ExperimentError) as error:
+    except (TypeError, ValueError, AttributeError, ExperimentError) as error:
         raise ExperimentError(f"{folder}: another version wrote {RECORD} ({error})", again) from error
     if config.quant.activation_type is DType.float32:
         raise ExperimentError(
@@ -111,16 +112,20 @@ def analyze_run(folder: Path, config: Config, record: dict[str, Any]) -> None:
     try:
         named = read_regular(path, LARGEST_MODEL)
     except OSError as error:
-        raise ExperimentError(f"{path} cannot be read ({error.strerror})", again) from error
+        earlier = "; versions before this one did not write it" if isinstance(error, FileNotFoundError) else ""
+        raise ExperimentError(f"{path} cannot be read ({error.strerror}{earlier})", again) from error
     check(path.name, record.get("qdq_sha256") or result.get("model_sha256"), sha256_bytes(named))
     write(analyze_layers(config, prepared, named), folder)
 
 
 def words_of(config: Config, overrides: str) -> list[str]:
     """Overrides that repeat a run: as typed, or from its config where an experiment file or Python set some of it."""
-    words = shlex.split(overrides)
-    if not words or any(word.lstrip("+").startswith("experiment=") for word in words):
-        words = overrides_of(config, (CONF, *own_folders()))
+    words, folders = shlex.split(overrides), (CONF, *own_folders())
+    chosen = [word.lstrip("+").partition("=")[::2] for word in words]
+    if not words or any(
+        group == "experiment" or (group in GROUPS and option not in options(group, folders)) for group, option in chosen
+    ):
+        words = overrides_of(config, folders)
     return [word for word in words if not re.match(r"\+*(analyze|resume|hydra)\b", word)]
 
 
@@ -228,7 +233,9 @@ def pasted(
     merged: dict[str, dict[str, Any]] = dict(config.quant.layers)
     for name, settings in (*(allocated or {}).items(), *layers.items()):
         # what Hydra or the shell's patterns would read in a name is matched by any character
-        pattern = re.sub(r"[^\w./+$%@-]", "?", name)
+        pattern = re.sub(r"[^\w./+$%@-]", "?", name, flags=re.ASCII)
+        if not re.match("[A-Za-z_/?]", pattern) or pattern.lower() in ("true", "false", "null", "inf", "nan"):
+            pattern = f"?{pattern[1:]}"  # Hydra would read a number, not a name
         old = merged.pop(pattern, {})
         merged[pattern] = settings if "float" in settings else old | settings
     changed = dataclasses.replace(config, quant=dataclasses.replace(config.quant, layers=merged))

@@ -39,6 +39,7 @@ def test_option_composes_and_passes_validation(group: str, option: str) -> None:
         *(f"{group}={option}" for group, option in OPTIONS if group == "experiment"),
         "seed=3 data.root='/a folder' quant=w2a8 quant.compact=true evaluation.threads=7 refine=distill refine.shift=0",
         "allocate.choices=[2,float] allocate.max_accuracy_drop=0.5 calibration=lp calibration.norm=3 analyze=layers",
+        """data=folder data.path=/x 'data.classes=["New York","\u00e9 \u00fc",c,"true","a\\b"]'""",
         "'quant.layers={stack1.*: {float: true}, c: {float: true}}' 'model.path=\"a=(b), {c}\\\"\\${d}\"' model=keras",
     ],
 )

@@ -149,6 +149,9 @@ def test_what_is_pasted_is_float_where_there_are_no_more_bits_and_survives_names
     worst = worst_layers([row | {"layer": "/features/0:[a, b]={x} (y)"}], config)
     words = shlex.split(pasted(worst, config, ""))
     assert rq.compose(*words[2:]).quant.layers == {"/features/0??a??b???x???y?": {"float": True}}
+    for name, pattern in {"191": "?91", "1e5": "?e5", "true": "?rue", "caf\u00e9": "caf?"}.items():
+        words = shlex.split(pasted({name: {"float": True}}, config, ""))
+        assert rq.compose(*words[2:]).quant.layers == {pattern: {"float": True}}
     assert worst_layers([row | {"layer": "a"}], rq.compose("quant=tflite_int8", "deploy=tflite")) == {}
     inputs = row | {"layer": "a", "activation_bits": "4", "activations_kl": "2"}
     assert worst_layers([inputs], config) == {"a": {"activation_bits": 8}}

@@ -180,11 +180,21 @@ def list_files(config: DataConfig) -> Listing:
 def _walked(folder: Path, root: Path, listing: Listing) -> list[ImageFile]:
     """The images in the folders of classes below ``folder``, in turns; what else is there is noted in ``listing``."""
     found: list[tuple[int, ImageFile]] = []
+    classes: dict[Path, Path] = {}  # {where it really is: the folder of a class}
     for place in sorted(folder.iterdir()):
         if place.name.startswith(".") or not (place.is_dir() or (place.is_symlink() and not place.exists())):
             continue  # a link that leads nowhere is walked, which raises: it may be a class
+        real = Path(os.path.realpath(place))
+        if real in classes:
+            raise ExperimentError(
+                f"`data.path`: {classes[real].name!r} and {place.name!r} in {folder} are one folder, not two classes",
+                f"remove the link: rm {shlex.quote(str(place if place.is_symlink() else classes[real]))}",
+            )
+        classes[real] = place
+    for place in classes.values():
         paths: list[list[str]] = []
-        seen = {*_with_parents(folder), *_with_parents(place)}  # links to these have no end, or lead to other classes
+        # links to these have no end, or lead to other classes
+        seen = {*_with_parents(folder), *_with_parents(place), *classes}
         for parent, folders, names in os.walk(place, onerror=_raise, followlinks=True):
             folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _first(parent, name, seen)]
             parts = Path(parent).relative_to(root).parts
@@ -265,8 +275,9 @@ def _class_names(listing: Listing, config: DataConfig) -> list[str]:
         names = sorted(train | test | listing.empty)
         raise ExperimentError(
             f"`data.path`: class {empty[0]!r} has a folder, but no training images{passed_over and f'; {passed_over}'}",
-            f"{typed_setting('data.classes', names)} in the model's order; or convert its images to PNG or JPEG, or "
-            "remove its folder",
+            f"{typed_setting('data.classes', names)} in the model's order; "
+            f"{typed_setting('data.classes', sorted(train | test))} if it is no class; or convert its images to PNG or "
+            "JPEG, or remove its folder",
         )
     if order is not None:
         names, reason = list(order), "which `data.classes` does not list"

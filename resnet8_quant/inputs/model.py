@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 
 from resnet8_quant.config import Layout, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError, typed_setting
@@ -230,9 +230,13 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Refuse weights in files of their own that are too large, before they are read."""
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    places = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
-    size = sum(place.stat().st_size for place in places if place.is_file())
+    size = 0
+    for tensor in _get_all_tensors(model):
+        if uses_external_data(tensor):
+            part = ExternalDataInfo(tensor)
+            place = path.parent / part.location
+            if place.is_file():
+                size += part.length or place.stat().st_size - (part.offset or 0)
     if size > LARGEST_FILE:
         raise ExperimentError(
             f"`model.path`: the weights of {path} are in files of {size:,} bytes, more than {LARGEST_FILE:,}",
@@ -247,7 +251,10 @@ def _refuse_training_mode(model: onnx.ModelProto, path: Path) -> None:
         if node.op_type == "Constant" and (value := attributes(node).get("value")) is not None:
             constants[node.output[0]] = value
     for node in model.graph.node:
-        training = node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0)
+        # Before opset 14 the other outputs say so.
+        training = node.op_type == "BatchNormalization" and (
+            attributes(node).get("training_mode", 0) or any(node.output[1:])
+        )
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] in constants:
             training = bool(np.any(onnx.numpy_helper.to_array(constants[node.input[2]])))
         if training:

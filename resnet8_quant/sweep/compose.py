@@ -300,7 +300,7 @@ def explain(
         if "=" not in error.override:
             return _no_setting(error.override, overrides)
         key, _, value = error.override.partition("=")
-        is_path = key.rpartition(".")[2] in _PATHS and not {"'", '"'} & set(value)
+        is_path = key.rpartition(".")[2] in _PATHS and not {"'", '"', ","} & set(value)
         remedy = typed_setting(key, value) if is_path else HELP
         return ExperimentError(f"the override {error.override!r} cannot be read: {error}", remedy)
     if (ambiguous := re.match(r"Ambiguous value for argument '(.*)'", str(error))) is not None:

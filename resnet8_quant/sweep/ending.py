@@ -49,7 +49,11 @@ def run() -> int:
 def _call_hydra() -> None:
     """Hydra's command line; its parser takes the overrides in one piece only, so that the flags go first."""
     # A shell expands the ~ of NAME=~/FILE only where NAME has no dot, and Hydra's grammar has no ~ in a value.
-    words = [re.sub(r"^([\w.]+=)~(?=/)", lambda name: f"{name[1]}{Path.home()}", word) for word in sys.argv[1:]]
+    home = str(Path.home())
+    words = [
+        re.sub("(?<=[=,])~(?=/)", lambda _: home, word) if re.match(r"[\w.]+=~/", word) else word
+        for word in sys.argv[1:]
+    ]
     overrides = parsed(get_args_parser(), words, COMMAND).overrides
     sys.argv[1:] = [*(word for word in words if word not in overrides), *overrides]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

@@ -118,6 +118,15 @@ def test_links_to_folders_are_followed_once(root, tmp_path):
     assert table.read_text().splitlines()[3] == "test/dog/more/f.png,dog"
 
 
+def test_a_link_to_another_class_gives_its_images_no_second_label(root):
+    (root / "test" / "cat" / "like").symlink_to(root / "test" / "dog")
+    assert load(root).test.labels.tolist() == [0, 1]
+    (root / "train" / "lion").symlink_to(root / "train" / "cat")
+    error = refusal(root)
+    assert "'cat' and 'lion' in" in error.problem
+    assert error.remedy == f"remove the link: rm {root / 'train' / 'lion'}"
+
+
 @pytest.mark.parametrize("name", ["dog", "dog/deep"])
 def test_a_folder_that_cannot_be_read_is_named(root, name, monkeypatch):
     """Not by its mode: root may read any folder."""

@@ -335,19 +335,43 @@ def test_what_is_computed_from_constants_is_folded(tmp_path):
     assert_same_outputs(model, folded)
 
 
-@pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout"])
+def test_weights_of_constant_nodes_count_among_those_in_files_of_their_own(classifier, tmp_path, monkeypatch):
+    """And a file counts as often as it is read."""
+    model = onnx.load(classifier(["batch", *SHAPE]))
+    (weight,) = model.graph.initializer
+    onnx.external_data_helper.set_external_data(weight, "w.data", length=len(weight.raw_data))
+    (tmp_path / "w.data").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    for name in ("a", "b"):
+        node = helper.make_node("Constant", [], [name])
+        node.attribute.append(helper.make_attribute("value", weight))
+        model.graph.node.append(node)
+    onnx.save(model, tmp_path / "net.onnx")
+    monkeypatch.setattr("resnet8_quant.inputs.model.LARGEST_FILE", 2 * 48 * CLASSES * 4)
+    with pytest.raises(ExperimentError, match=f"in files of {3 * 48 * CLASSES * 4:,} bytes"):
+        load(tmp_path / "net.onnx", tmp_path)
+
+
+@pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout", "BatchNormalization of opset 9"])
 def test_a_model_in_training_mode_is_refused(tmp_path, op_type):
     """As torch.onnx.export writes it of a network without model.eval()."""
+    op_type, *old = op_type.split(" of opset ")
+    opset = int(old[0]) if old else 21
     nodes = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["x"])]
     if op_type == "Dropout":
         nodes.append(helper.make_node("Dropout", ["x", "ratio", "training"], ["scores"], "drop"))
         weights = {"ratio": np.float32(0.5), "training": np.bool_(True)}
     else:
         names = ["scale", "bias", "mean", "var"]
-        nodes.append(helper.make_node(op_type, ["x", *names], ["scores", "m", "v"], "norm", training_mode=1))
+        outputs = ["scores", "m", "v", *(["sm", "sv"] if old else [])]
+        mode = {} if old else {"training_mode": 1}
+        nodes.append(helper.make_node(op_type, ["x", *names], outputs, "norm", **mode))
         weights = {name: array(5) for name in names}
     image, scores = ("image", TensorProto.FLOAT, ["batch", *SHAPE]), ("scores", TensorProto.FLOAT, ["batch", 5])
-    save(tmp_path / "net.onnx", nodes, [image], [scores], weights | {"w": array(48, 5)})
+    weights |= {"w": array(48, 5)} | ({"c": array(5)} if old else {})
+    if old:  # whose Gemm has a bias
+        nodes[1].input.append("c")
+    save(tmp_path / "net.onnx", nodes, [image], [scores], weights, (("", opset),))
     with pytest.raises(ExperimentError, match=f"exported in training mode: {op_type}") as caught:
         load(tmp_path / "net.onnx", tmp_path)
     assert "model.eval()" in caught.value.remedy

@@ -236,13 +236,14 @@ class Distiller:
             return steps if longest is None else max(steps, state.elapsed / longest)
 
         done, shown = share(), state.shown(state.best)
-        if done >= 1 and not state.step:
-            log.warning("distillation: refine.minutes was over when the teacher had spoken; the start is kept")
+        begin = 0.0 if state.step else done  # what the teacher took of the time limit is no part of the cosine
+        if begin > 0.5:
+            log.warning("distillation: the teacher took %.0f %% of refine.minutes", 100 * min(1, begin))
         with progress(shown, refine.distill_steps, "steps", longest) as advance:
             advance(state.step)
             while done < 1:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * done))
+                    group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * (done - begin) / (1 - begin)))
                 chosen, views = next(batches)
                 loss = _loss(student.forward(self.teacher.inputs(self.rows[chosen], views)), targets[chosen])
                 if not torch.isfinite(loss):
