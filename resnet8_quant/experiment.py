@@ -233,8 +233,8 @@ def analyze_layers(config: Config, prepared: Prepared, named: bytes, count: int 
     model = equalize(prepared.model) if config.refine.equalize else prepared.model
     train, images = prepared.data.train, prepared.images
     if (training := training_images(train, images, config, prepared.data.digest)) is not None:
-        _, held_out = split(training, images, config)
-        train = Split(train.images[held_out], train.labels[held_out])
+        _, validation = split(training, images, config)
+        train = Split(train.images[validation], train.labels[validation])
     return analyze(
         model.proto(),
         onnx.load_from_string(named),

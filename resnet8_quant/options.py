@@ -92,12 +92,17 @@ def quant_name(quant: Any) -> str:
 
 def _changes(group: str, part: Any, preset: Any) -> list[str]:
     """Settings of ``part`` that differ from ``preset``, as on the command line; a dict by its field's name alone."""
-    changes = []
-    for each in dataclasses.fields(preset):
-        value = getattr(part, each.name)
-        if each.name not in ("name", *_UNNAMED.get(group, ())) and value != getattr(preset, each.name):
-            changes.append(each.name if isinstance(value, dict) and value else f"{each.name}={word(value)}")
-    return changes
+    return [
+        name if isinstance(value, dict) and value else f"{name}={word(value)}"
+        for name, value in _differing(part, preset)
+        if name not in _UNNAMED.get(group, ())
+    ]
+
+
+def _differing(part: Any, preset: Any) -> list[tuple[str, Any]]:
+    """(field, its value in ``part``) where ``preset`` has another; names are no settings."""
+    names = [each.name for each in dataclasses.fields(preset) if each.name != "name"]
+    return [(name, value) for name in names if (value := getattr(part, name)) != getattr(preset, name)]
 
 
 def overrides_of(config: Config, folders: tuple[Path, ...] = (CONF,)) -> list[str]:
@@ -122,10 +127,7 @@ def overrides_of(config: Config, folders: tuple[Path, ...] = (CONF,)) -> list[st
 
 def _differences(group: str, part: Any, preset: Any) -> list[str]:
     """Overrides that make ``preset`` the same as ``part``."""
-    names = [each.name for each in dataclasses.fields(preset) if each.name != "name"]
-    return [
-        f"{group}.{name}={_typed(value)}" for name in names if (value := getattr(part, name)) != getattr(preset, name)
-    ]
+    return [f"{group}.{name}={_typed(value)}" for name, value in _differing(part, preset)]
 
 
 def _typed(value: Any) -> str:

@@ -35,8 +35,9 @@ from resnet8_quant.config import DataConfig, ModelConfig, ModelKind
 from resnet8_quant.errors import ExperimentError
 from resnet8_quant.inputs.arrays import load_arrays
 from resnet8_quant.inputs.cifar10_files import decode_batch, read_archive
-from resnet8_quant.inputs.folder import decode, list_files
+from resnet8_quant.inputs.folder import decode
 from resnet8_quant.inputs.keras_import import convert_h5
+from resnet8_quant.inputs.listing import list_files
 from resnet8_quant.inputs.model import load_model
 from resnet8_quant.results import RunResult
 from resnet8_quant.sweep.collect import collect
