@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from resnet8_quant.sweep.report.evidence import Evidence, gather
 from resnet8_quant.sweep.report.pair import (
     SAME_IMAGES,
     SENTENCES,
+    Layers,
     count_flips,
     differing_bits,
     figures,
@@ -33,6 +34,7 @@ from resnet8_quant.sweep.report.pair import (
     images_in_words,
     images_of,
     layers,
+    layers_of,
     settings,
 )
 from resnet8_quant.sweep.report.recommendation import flash, ram
@@ -64,14 +66,15 @@ def run(arguments: Sequence[str]) -> None:
     check_images(jobs, (options.first, options.second))
     evidence = gather(jobs)
     sentence, moved = flips(evidence)
-    unnamed, bits = layers(jobs)
+    layered = [layers_of(job) for job in jobs]
+    unnamed, bits = layers(layered)
     tables = [table for table in (settings(jobs), figures(jobs), moved, bits) if table is not None]
     sentences = [sentence, *unnamed]
     names = [f"A: {terminal.shown(options.first)}", f"B: {terminal.shown(options.second)}"]
     texts = [terminal.markdown(table.heading, [[_cut(cell) for cell in row] for row in table.rows]) for table in tables]
     terminal.show("\n\n".join(["\n".join(names), *texts, "\n".join(map(terminal.wrapped, sentences))]))
     if options.csv is not None:
-        write_output("--csv", options.csv, lambda path: _write(path, jobs, evidence))
+        write_output("--csv", options.csv, lambda path: _write(path, values(jobs, evidence, layered)))
 
 
 def read_run(folder: Path) -> Job:
@@ -111,17 +114,17 @@ def _cut(text: str) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 10]}..{text[-8:]}"
 
 
-def _write(path: Path, jobs: Sequence[Job], evidence: Evidence) -> None:
+def _write(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("table", "name", "a", "b", "difference"))
-        writer.writerows(values(jobs, evidence))
+        writer.writerows(rows)
 
 
-def values(jobs: Sequence[Job], evidence: Evidence) -> Iterator[tuple[Any, ...]]:
+def values(jobs: Sequence[Job], evidence: Evidence, both: Sequence[Layers | None]) -> Iterator[tuple[Any, ...]]:
     """Table, name, value of A, of B, and B less A where both are numbers: what the tables and the sentence say."""
     a, b = (job.row for job in jobs)
     table = settings(jobs)
@@ -137,8 +140,8 @@ def values(jobs: Sequence[Job], evidence: Evidence) -> Iterator[tuple[Any, ...]]
         yield "test", "mcnemar_p", None, None, found.p
         for name, lost, gained in found.classes:
             yield "class", name, lost, gained, gained - lost
-    for name, both in differing_bits(jobs).items():
-        for column, of_a, of_b in zip(("weight_bits", "activation_bits"), *both, strict=True):
+    for name, bits in differing_bits(both).items():
+        for column, of_a, of_b in zip(("weight_bits", "activation_bits"), *bits, strict=True):
             yield column, name, of_a, of_b, _difference(of_a, of_b)
 
 

@@ -212,10 +212,9 @@ def count_flips(evidence: Evidence) -> Flips | None:
     return Flips(len(labels), int((a != b).sum()), *counts, mcnemar_p(*counts), classes)
 
 
-def layers(jobs: Sequence[Job]) -> tuple[list[str], Table | None]:
+def layers(both: Sequence[Layers | None]) -> tuple[list[str], Table | None]:
     """What stands in the way, in sentences, and the bits of weights and activations by layer; None: both the same."""
-    both = [layers_of(job) for job in jobs]
-    bits = differing_bits(jobs)
+    bits = differing_bits(both)
     said = [
         SENTENCES["no_layers" if own is None else "old_layers"].format(name=name)
         for name, own in zip("AB", both, strict=True)
@@ -224,9 +223,9 @@ def layers(jobs: Sequence[Job]) -> tuple[list[str], Table | None]:
     return said, Table("layer", [(name, *map(bits_in_words, pair)) for name, pair in bits.items()]) if bits else None
 
 
-def differing_bits(jobs: Sequence[Job]) -> dict[str, tuple[Bits, Bits]]:
+def differing_bits(both: Sequence[Layers | None]) -> dict[str, tuple[Bits, Bits]]:
     """{layer: its bits in A and in B}; empty where all layers have the same, or a run.json cannot be read."""
-    a, b = (layers_of(job) for job in jobs)
+    a, b = both
     if a is None or b is None or a.bits == b.bits:
         return {}
     absent = IN_FLOAT if a.model and a.model == b.model else ABSENT

@@ -378,7 +378,7 @@ def test_page_compares_any_two_as_the_command_does(browser: Any, pairs: list[Job
             assert "were evaluated on different images: `data_sha256` is " in on_page["sentences"][0]
             continue
         sentence, moved = pair.flips(gather(two))
-        unnamed, bits = pair.layers(two)
+        unnamed, bits = pair.layers([pair.layers_of(job) for job in two])
         tables = {"setting": pair.settings(two), "figure": pair.figures(two), "class": moved, "layer": bits}
         expected = {name: [list(row) for row in table.rows] if table else [] for name, table in tables.items()}
         assert on_page["tables"] == expected
